@@ -1,0 +1,1 @@
+//! Pure replicated core: state machine, contemplation, placement, raft node.

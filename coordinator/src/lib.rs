@@ -1,0 +1,1 @@
+//! Coordinator shell: sockets, disk, clock.

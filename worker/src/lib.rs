@@ -1,0 +1,1 @@
+//! Worker shell: device, model, tokenizer, session.
