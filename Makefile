@@ -1,0 +1,32 @@
+# `make test` needs a Rust toolchain, a C compiler and Python with pip; it fetches the rest.
+CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
+export CARGO_TARGET_DIR
+CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
+
+.PHONY: help test model binary tests fmt lint doc bench
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+test: binary model tests ## everything that must hold: builds, fetches the model, runs all tests
+
+binary:
+	cargo build --locked -p conclave
+
+model: binary
+	$(CONCLAVE) model pull smollm2-135m
+
+tests: binary
+	cargo test --workspace --locked
+
+fmt: ## format
+	cargo fmt --all
+
+lint: ## clippy, warnings are errors
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+doc: ## API documentation, warnings are errors
+	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --locked
+
+bench: ## the figures of README.md
+	cargo run --release --locked -p conclave-benches --bin numbers
