@@ -1,0 +1,36 @@
+//! Who is about to compute which block, so that nobody computes it twice.
+
+use std::collections::BTreeMap;
+
+use crate::chain::BlockHash;
+use crate::sequence::SeqId;
+
+/// Blocks that running sequences have yet to compute. Only a running sequence claims, and it drops its
+/// claims when it is preempted or ends: whoever waits for a claim waits for someone who moves.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    by_hash: BTreeMap<BlockHash, SeqId>,
+}
+
+impl Claims {
+    /// `seq` will compute `hashes`, but for those that another computes already.
+    pub fn add(&mut self, seq: SeqId, hashes: &[BlockHash]) {
+        for hash in hashes {
+            self.by_hash.entry(*hash).or_insert(seq);
+        }
+    }
+
+    /// `seq` has computed `hashes`, or never will.
+    pub fn drop(&mut self, seq: SeqId, hashes: &[BlockHash]) {
+        for hash in hashes {
+            if self.by_hash.get(hash) == Some(&seq) {
+                self.by_hash.remove(hash);
+            }
+        }
+    }
+
+    /// Whether someone is about to compute `hash`.
+    pub fn contains(&self, hash: BlockHash) -> bool {
+        self.by_hash.contains_key(&hash)
+    }
+}
