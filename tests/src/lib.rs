@@ -1,1 +1,15 @@
-//! Harness and process-level proof.
+//! Harness of the process-level tests: real `conclave` processes on loopback,
+//! real Raft logs, a real model, real signals.
+//!
+//! The binary is the one that cargo built beside the test (`make test` builds it
+//! first); the model is the one that `conclave model pull smollm2-135m` fetched.
+
+#![allow(clippy::missing_panics_doc)]
+
+mod client;
+mod cluster;
+mod process;
+
+pub use client::{Client, exact_job};
+pub use cluster::{Cluster, MODEL};
+pub use process::{Process, conclave_binary, free_port, model_path};

@@ -1,0 +1,229 @@
+//! Three coordinators and some workers as processes on loopback.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use conclave_proto::v1::cluster_client::ClusterClient;
+use conclave_proto::v1::{
+    InitRequest, ListWorkersRequest, StatusRequest, StatusResponse, WorkerStatus,
+};
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{Client, Process, free_port, model_path};
+
+/// The name under which the workers serve the test model.
+pub const MODEL: &str = "smollm2-135m";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Coordinator `i` listens on `ports[i]`, also after a restart.
+pub struct Cluster {
+    folder: TempDir,
+    ports: Vec<u16>,
+    /// `None` while it is down.
+    pub coordinators: Vec<Option<Process>>,
+    /// `None` while it is down; named `worker-0`, `worker-1`, ...
+    pub workers: Vec<Option<Process>>,
+}
+
+impl Cluster {
+    /// Starts, initialises and waits until every worker holds a lease.
+    pub async fn start(coordinators: usize, workers: usize) -> Cluster {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut cluster = Cluster {
+            folder,
+            ports: (0..coordinators).map(|_| free_port()).collect(),
+            coordinators: Vec::new(),
+            workers: Vec::new(),
+        };
+        for index in 0..coordinators {
+            cluster.coordinators.push(None);
+            cluster.start_coordinator(index).await;
+        }
+        cluster.init().await;
+        for index in 0..workers {
+            cluster.workers.push(None);
+            cluster.start_worker(index).await;
+        }
+        cluster.until_workers(workers).await;
+        cluster
+    }
+
+    /// `host:port` of every coordinator.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.ports
+            .iter()
+            .map(|port| format!("127.0.0.1:{port}"))
+            .collect()
+    }
+
+    /// A client of all coordinators.
+    pub fn client(&self) -> Client {
+        Client::new(self.endpoints())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    async fn run(&self, role: &str, name: &str, config: String) -> Process {
+        let file = self.path(&format!("{name}.toml"));
+        fs::write(&file, config).expect("a config file");
+        let file = file.display().to_string();
+        Process::start(
+            &[role, "--config", &file, "--json"],
+            &self.path(&format!("{name}.log")),
+        )
+        .await
+    }
+
+    /// Starts coordinator `index` on its folder and port.
+    pub async fn start_coordinator(&mut self, index: usize) {
+        let name = format!("coordinator-{index}");
+        let config = format!(
+            "data_dir = {:?}\nlisten = \"127.0.0.1:{}\"\nhttp_listen = \"127.0.0.1:0\"\nopen = true\n",
+            self.path(&name),
+            self.ports[index]
+        );
+        let process = self.run("coordinator", &name, config).await;
+        self.coordinators[index] = Some(process);
+    }
+
+    /// Starts worker `index`, a new incarnation if it ran before.
+    pub async fn start_worker(&mut self, index: usize) {
+        let name = format!("worker-{index}");
+        let coordinators: Vec<String> = self.endpoints();
+        let config = format!(
+            "worker_id = {name:?}\ndata_dir = {:?}\ncoordinators = {coordinators:?}\n\
+             http_listen = \"127.0.0.1:0\"\nthreads = 2\n\n[[models]]\nname = {MODEL:?}\npath = {:?}\n",
+            self.path(&name),
+            model_path()
+        );
+        let process = self.run("worker", &name, config).await;
+        self.workers[index] = Some(process);
+    }
+
+    async fn init(&self) {
+        let endpoints = self.endpoints();
+        let mut client = cluster_client(&endpoints[0]).await.expect("coordinator 0");
+        client
+            .init(InitRequest {
+                join: endpoints[1..].to_vec(),
+            })
+            .await
+            .unwrap_or_else(|e| panic!("cluster init: {e}\n{}", self.logs()));
+    }
+
+    /// What coordinator `index` says of itself, if it answers.
+    pub async fn status(&self, index: usize) -> Option<StatusResponse> {
+        let mut client = cluster_client(&self.endpoints()[index]).await?;
+        Some(client.status(StatusRequest {}).await.ok()?.into_inner())
+    }
+
+    /// Index of the coordinator that leads.
+    pub async fn leader(&self) -> usize {
+        let started = Instant::now();
+        loop {
+            for index in 0..self.coordinators.len() {
+                if self.coordinators[index].is_some()
+                    && let Some(status) = self.status(index).await
+                    && status.role == "leader"
+                {
+                    return index;
+                }
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "no leader in {PATIENCE:?}\n{}",
+                self.logs()
+            );
+            // Leadership is polled: a process that is down sends no event.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The registered workers, as some coordinator knows them.
+    pub async fn worker_status(&self) -> Vec<WorkerStatus> {
+        for endpoint in self.endpoints() {
+            if let Some(mut client) = cluster_client(&endpoint).await
+                && let Ok(response) = client.list_workers(ListWorkersRequest {}).await
+            {
+                return response.into_inner().workers;
+            }
+        }
+        Vec::new()
+    }
+
+    /// Waits until `count` workers hold a lease.
+    pub async fn until_workers(&self, count: usize) {
+        let started = Instant::now();
+        while self
+            .worker_status()
+            .await
+            .iter()
+            .filter(|w| w.lease_remaining_ms > 0)
+            .count()
+            < count
+        {
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{count} workers did not register in {PATIENCE:?}\n{}",
+                self.logs()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// SIGKILL to coordinator `index`.
+    pub async fn kill_coordinator(&mut self, index: usize) {
+        if let Some(mut process) = self.coordinators[index].take() {
+            process.kill().await;
+        }
+    }
+
+    /// SIGKILL to worker `index`.
+    pub async fn kill_worker(&mut self, index: usize) {
+        if let Some(mut process) = self.workers[index].take() {
+            process.kill().await;
+        }
+    }
+
+    /// The end of every log, for a failed test's message.
+    pub fn logs(&self) -> String {
+        let mut logs = String::new();
+        for entry in fs::read_dir(self.folder.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            if entry.path().extension().is_some_and(|e| e == "log") {
+                let text = fs::read_to_string(entry.path()).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().collect();
+                let tail = &lines[lines.len().saturating_sub(15)..];
+                logs.push_str(&format!(
+                    "--- {}\n{}\n",
+                    entry.path().display(),
+                    tail.join("\n")
+                ));
+            }
+        }
+        logs
+    }
+
+    /// Where the cluster keeps its files.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+async fn cluster_client(endpoint: &str) -> Option<ClusterClient<Channel>> {
+    let channel = Endpoint::from_shared(format!("http://{endpoint}"))
+        .ok()?
+        .connect_timeout(Duration::from_secs(1))
+        .timeout(Duration::from_secs(10))
+        .connect()
+        .await
+        .ok()?;
+    Some(ClusterClient::new(channel))
+}

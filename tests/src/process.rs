@@ -1,0 +1,118 @@
+//! One child process: started, signalled, ended with its owner.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+/// Longest wait for a process to say that it is ready; the model loads in it.
+const READY: Duration = Duration::from_secs(60);
+
+/// The `conclave` binary of this build.
+pub fn conclave_binary() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    let built = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/<profile>/deps")
+        .join("conclave");
+    assert!(
+        built.exists(),
+        "{} is missing: run `make test`, or `cargo build -p conclave` first",
+        built.display()
+    );
+    built
+}
+
+/// The test model's file.
+pub fn model_path() -> PathBuf {
+    if let Some(path) = std::env::var_os("CONCLAVE_TEST_MODEL") {
+        return path.into();
+    }
+    let cache = std::env::var_os("CONCLAVE_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("XDG_CACHE_HOME").map(|c| PathBuf::from(c).join("conclave")))
+        .or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache/conclave")))
+        .expect("a home folder");
+    let path = cache.join("models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(
+        path.exists(),
+        "{} is missing: run `make test`, or `conclave model pull smollm2-135m` first",
+        path.display()
+    );
+    path
+}
+
+/// A loopback port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|socket| socket.local_addr())
+        .expect("a free port")
+        .port()
+}
+
+/// A running `conclave`; killed when dropped.
+pub struct Process {
+    child: Child,
+    /// Where it serves `/metrics`, as it said when it was ready.
+    pub http: String,
+}
+
+impl Process {
+    /// Starts `conclave <args>` and waits for its ready line, a JSON document.
+    /// Standard error goes to `log`.
+    pub async fn start(args: &[&str], log: &Path) -> Process {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("a log file");
+        let mut child = Command::new(conclave_binary())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .expect("conclave starts");
+        let stdout = child.stdout.take().expect("a pipe");
+        let mut line = String::new();
+        timeout(READY, BufReader::new(stdout).read_line(&mut line))
+            .await
+            .unwrap_or_else(|_| panic!("conclave {args:?} was not ready in {READY:?}"))
+            .expect("its output");
+        let ready: serde_json::Value = serde_json::from_str(&line)
+            .unwrap_or_else(|e| panic!("conclave {args:?} said {line:?} ({e}); see its log"));
+        Process {
+            child,
+            http: ready["http"].as_str().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// Sends a signal, without waiting.
+    pub fn signal(&self, signal: i32) {
+        let pid = self.child.id().expect("still running");
+        // SAFETY: `kill` takes two integers; the child has not been reaped, so the id is its own.
+        let sent = unsafe { libc::kill(pid.cast_signed(), signal) };
+        assert_eq!(sent, 0, "signal {signal} to {pid}");
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("killed");
+    }
+
+    /// SIGTERM, and waits for a graceful end; returns whether it exited with 0.
+    pub async fn terminate(&mut self, within: Duration) -> bool {
+        self.signal(libc::SIGTERM);
+        timeout(within, self.child.wait())
+            .await
+            .unwrap_or_else(|_| panic!("still running {within:?} after SIGTERM"))
+            .expect("its status")
+            .success()
+    }
+}
