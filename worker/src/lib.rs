@@ -1,1 +1,2 @@
 //! Worker shell: device, model, tokenizer, session.
+pub mod model;

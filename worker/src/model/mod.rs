@@ -1,0 +1,116 @@
+//! Models: weights, tokenizer and chat template from a file, and the forward pass over a [`Batch`].
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`gguf`] | GGUF files, mapped and checked |
+//! | [`safetensors`] | Hugging Face folders |
+//! | [`llama`] | the architecture: settings, weights, forward pass |
+//! | [`ops`] | the only bridge to the kernels: scratch and KV cache of one worker |
+//! | [`tokenizer`], [`template`] | text to tokens and back; messages to text |
+//! | [`pull`] | the cache of models and what fills it |
+//! | [`check`] | agreement with a reference implementation |
+//!
+//! [`Batch`]: conclave_worker_core::Batch
+
+mod error;
+mod forward;
+pub mod template;
+pub mod tokenizer;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use conclave_kernels::{Activation, Isa};
+
+pub use error::{ModelError, TemplateError, TokenizerError};
+pub use forward::{Forward, Logits};
+pub use template::{ChatMessage, ChatTemplate};
+pub use tokenizer::Tokenizer;
+
+/// How a model is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// How activations meet quantized weights.
+    pub activation: Activation,
+    /// The instruction set that weights are packed for.
+    pub isa: Isa,
+    /// The name it goes by; by default the one in the file, or the file's.
+    pub name: Option<String>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> LoadOptions {
+        LoadOptions {
+            activation: Activation::Int8,
+            isa: conclave_kernels::detect(),
+            name: None,
+        }
+    }
+}
+
+/// What others need to know of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// The name it goes by.
+    pub name: String,
+    /// blake3 of the file, or of a folder's files.
+    pub digest: [u8; 32],
+    /// All that decides the bits of a logit but the KV dtype, which [`Forward::numeric_class`] adds.
+    pub numeric_class: String,
+    /// The longest sequence it was trained for, in tokens.
+    pub context_tokens: usize,
+    /// Logits a row.
+    pub vocab_size: usize,
+    /// Tokens that end a generation, ascending.
+    pub end_of_generation: Vec<u32>,
+}
+
+/// A model's weights, tokenizer and template; shared by the workers of a process.
+#[derive(Debug)]
+pub struct Model {
+    info: ModelInfo,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    thought: Option<(Vec<u32>, Vec<u32>)>,
+}
+
+impl Model {
+    /// Loads a GGUF file or a Hugging Face folder.
+    ///
+    /// # Errors
+    /// What [`ModelError`] names; a hostile file ends here too, never in a panic.
+    pub fn load(path: &Path, opts: &LoadOptions) -> Result<Arc<Model>, ModelError> {
+        let _ = (path, opts);
+        Err(ModelError::Architecture {
+            found: "none yet".to_owned(),
+        })
+    }
+
+    /// As [`Model::load`], but a model that this process holds already is not loaded again.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn shared(path: &Path, opts: &LoadOptions) -> Result<Arc<Model>, ModelError> {
+        Model::load(path, opts)
+    }
+
+    /// What others need to know.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// Text to tokens and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Messages to text.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// The tokens that begin and end a thought, if the vocabulary has them.
+    pub fn thought_delimiters(&self) -> Option<(Vec<u32>, Vec<u32>)> {
+        self.thought.clone()
+    }
+}
