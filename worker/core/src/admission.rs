@@ -58,37 +58,34 @@ impl Scheduler {
         waiting.waits_on = None;
         waiting.seq.extend_hashes();
         let seq = &self.waiting.get(&order)?.seq;
-        let hits = self.pool.find_prefix(&seq.hashes).count();
-        if let Some(next) = seq
-            .hashes
-            .get(hits)
-            .filter(|hash| self.claims.contains(**hash))
-        {
+        let (mut hits, mut revived) = (0, 0);
+        for block in self.pool.find_prefix(&seq.hashes) {
+            hits += 1;
+            revived += usize::from(self.pool.refs(block) == 0);
+        }
+        let next = seq.hashes.get(hits);
+        if let Some(next) = next.filter(|hash| self.claims.contains(**hash)) {
             return Some(Verdict::Defer(*next));
+        }
+        if !self.has_room(seq, hits, revived) {
+            return Some(Verdict::Wait);
         }
         // The last token is always computed, or there would be nothing to sample from.
         let cached = (hits * BLOCK).min(seq.tokens.len() - 1);
-        Some(if self.has_room(seq, hits) {
-            Verdict::Start { hits, cached }
-        } else {
-            Verdict::Wait
-        })
+        Some(Verdict::Start { hits, cached })
     }
 
     /// Whether all tokens of `seq` so far find room beside what the running sequences still need for
-    /// theirs, with a block to spare for each running one. Alone, a sequence always finds room.
-    fn has_room(&self, seq: &Sequence, hits: usize) -> bool {
+    /// theirs, with a block to spare for each running one. Of the blocks it needs, `hits` are cached, of
+    /// which `revived` are held by nobody yet. Alone, a sequence always finds room.
+    fn has_room(&self, seq: &Sequence, hits: usize, revived: usize) -> bool {
         if self.running.is_empty() {
             return true;
         }
         let promised: usize = self.running.iter().map(|r| self.still_needs(r)).sum();
-        let revived = self
-            .pool
-            .find_prefix(&seq.hashes)
-            .filter(|b| self.pool.refs(*b) == 0);
         // If the whole of the sequence is cached its last block is copied to compute the last token.
         let copied = usize::from(hits * BLOCK == seq.tokens.len());
-        let need = blocks_for(seq.tokens.len()) - hits + copied + revived.count();
+        let need = blocks_for(seq.tokens.len()) - hits + copied + revived;
         need + promised + self.running.len() <= self.pool.available()
     }
 
@@ -104,17 +101,13 @@ impl Scheduler {
             return;
         };
         self.preempted -= usize::from(waiting.preempted);
-        let full = waiting.seq.hashes.len();
-        let table: Vec<_> = self
-            .pool
-            .find_prefix(&waiting.seq.hashes)
-            .take(hits)
-            .collect();
+        let hashes = &waiting.seq.hashes;
+        let table: Vec<_> = self.pool.find_prefix(hashes).take(hits).collect();
+        self.counters.prefix_hits += hits as u64;
+        self.counters.prefix_misses += (hashes.len() - hits) as u64;
         for block in &table {
             self.pool.retain(*block);
         }
-        self.counters.prefix_hits += hits as u64;
-        self.counters.prefix_misses += (full - hits) as u64;
         step.events.push(Event::Started {
             seq: waiting.seq.id,
             cached_tokens: cached,

@@ -184,3 +184,68 @@ impl Batch {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(tables: &[&[u32]]) -> Batch {
+        let mut batch = Batch::default();
+        for (seq, table) in (0..).zip(tables) {
+            let block_table: Vec<_> = table.iter().copied().map(BlockId).collect();
+            batch.push(BatchEntry {
+                seq: SeqId(seq),
+                tokens: &[seq as u32, 7],
+                start_pos: 3,
+                block_table: &block_table,
+                sample: seq % 2 == 0,
+            });
+        }
+        batch.find_groups();
+        batch
+    }
+
+    #[test]
+    fn an_entry_comes_out_as_it_went_in() {
+        let batch = batch(&[&[4, 5], &[6]]);
+        let expected = BatchEntry {
+            seq: SeqId(1),
+            tokens: &[1, 7],
+            start_pos: 3,
+            block_table: &[BlockId(6)],
+            sample: false,
+        };
+        assert_eq!(batch.entries().nth(1), Some(expected));
+        assert_eq!(expected.end_pos(), 5);
+        assert_eq!((batch.len(), batch.total_tokens()), (2, 4));
+    }
+
+    #[test]
+    fn entries_with_common_leading_blocks_form_a_group() {
+        let batch = batch(&[&[1, 2, 3], &[9, 2], &[1, 2, 4], &[8], &[1, 2, 3, 5]]);
+        let groups: Vec<_> = batch.groups().collect();
+        let expected = Group {
+            shared_blocks: 2,
+            members: &[0, 2, 4],
+        };
+        assert_eq!(groups, [expected]);
+    }
+
+    #[test]
+    fn a_cleared_batch_keeps_its_memory() {
+        let mut batch = batch(&[&[1, 2], &[1, 3]]);
+        let before = (
+            batch.tables.capacity(),
+            batch.members.capacity(),
+            batch.groups.capacity(),
+        );
+        batch.clear();
+        assert!(batch.is_empty() && batch.groups().len() == 0 && batch.total_tokens() == 0);
+        let after = (
+            batch.tables.capacity(),
+            batch.members.capacity(),
+            batch.groups.capacity(),
+        );
+        assert_eq!(before, after);
+    }
+}

@@ -167,6 +167,8 @@ impl BlockPool {
             Some(known) => {
                 self.retain(known);
                 self.release(block);
+                let meta = &mut self.blocks[known.0 as usize];
+                meta.retention = meta.retention.max(retention);
                 known
             }
             None => {
@@ -186,6 +188,192 @@ impl BlockPool {
         debug_assert!(meta.refs == 1, "{block:?} is shared or unheld");
         if let Some(hash) = meta.hash.take() {
             self.index.remove(&hash);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hash(n: u128) -> BlockHash {
+        BlockHash(n)
+    }
+
+    /// Allocates, names and releases a block for each of `named`, in order.
+    fn cache(pool: &mut BlockPool, named: &[(u128, Retention)]) {
+        let blocks: Vec<_> = named.iter().map(|_| pool.alloc().unwrap()).collect();
+        for (block, (name, retention)) in blocks.iter().zip(named) {
+            pool.publish(*block, hash(*name), *retention);
+        }
+        for block in blocks {
+            pool.release(block);
+        }
+    }
+
+    #[test]
+    fn the_least_recently_used_is_evicted_first() {
+        let mut pool = BlockPool::new(3);
+        let context = Retention::Context;
+        cache(&mut pool, &[(1, context), (2, context), (3, context)]);
+        let used = pool.find(hash(1)).unwrap();
+        pool.retain(used);
+        pool.release(used);
+        for gone in [2, 3, 1] {
+            assert!(pool.find(hash(gone)).is_some());
+            pool.alloc().unwrap();
+            assert!(pool.find(hash(gone)).is_none(), "{gone} should have gone");
+        }
+        assert_eq!(pool.alloc(), None);
+        assert_eq!(pool.evictions(), 3);
+    }
+
+    #[test]
+    fn thoughts_are_evicted_before_older_context() {
+        let mut pool = BlockPool::new(3);
+        let (context, thought) = (Retention::Context, Retention::Thought);
+        cache(&mut pool, &[(1, context), (2, thought), (3, thought)]);
+        for gone in [2, 3, 1] {
+            pool.alloc().unwrap();
+            assert!(pool.find(hash(gone)).is_none(), "{gone} should have gone");
+        }
+    }
+
+    #[test]
+    fn free_blocks_are_taken_before_any_is_evicted() {
+        let mut pool = BlockPool::new(2);
+        cache(&mut pool, &[(1, Retention::Thought)]);
+        pool.alloc().unwrap();
+        assert!(pool.find(hash(1)).is_some());
+        assert_eq!(pool.evictions(), 0);
+    }
+
+    #[test]
+    fn the_end_of_a_released_table_is_evicted_before_its_beginning() {
+        let mut pool = BlockPool::new(3);
+        let table: Vec<_> = (0..3).map(|_| pool.alloc().unwrap()).collect();
+        for (name, block) in table.iter().enumerate() {
+            pool.publish(*block, hash(name as u128), Retention::Context);
+        }
+        pool.release_table(&table);
+        pool.alloc().unwrap();
+        assert_eq!(pool.find_prefix(&[hash(0), hash(1), hash(2)]).count(), 2);
+    }
+
+    #[test]
+    fn equal_blocks_become_one() {
+        let mut pool = BlockPool::new(2);
+        let (a, b) = (pool.alloc().unwrap(), pool.alloc().unwrap());
+        assert_eq!(pool.publish(a, hash(1), Retention::Thought), a);
+        assert_eq!(pool.publish(b, hash(1), Retention::Context), a);
+        assert_eq!((pool.refs(a), pool.refs(b), pool.free()), (2, 0, 1));
+        // It is as dear as to whom it is dearest.
+        pool.release(a);
+        pool.release(a);
+        cache(&mut pool, &[(2, Retention::Thought)]);
+        pool.alloc().unwrap();
+        assert_eq!(pool.find(hash(1)), Some(a));
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Op {
+        Alloc,
+        Retain(usize),
+        Release(usize),
+        Adopt(u128),
+        Publish(usize, u128, Retention),
+        Unpublish(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let retention = prop_oneof![Just(Retention::Thought), Just(Retention::Context)];
+        prop_oneof![
+            3 => Just(Op::Alloc),
+            1 => (0..64usize).prop_map(Op::Retain),
+            3 => (0..64usize).prop_map(Op::Release),
+            2 => (0..12u128).prop_map(Op::Adopt),
+            3 => (0..64usize, 0..12u128, retention).prop_map(|(at, name, r)| Op::Publish(at, name, r)),
+            1 => (0..64usize).prop_map(Op::Unpublish),
+        ]
+    }
+
+    /// A pool and one entry for each reference that somebody has.
+    struct Model {
+        pool: BlockPool,
+        held: Vec<BlockId>,
+    }
+
+    impl Model {
+        fn apply(&mut self, op: Op) {
+            let Self { pool, held } = self;
+            let pick = |at: usize| (!held.is_empty()).then(|| at % held.len());
+            match op {
+                Op::Alloc => match pool.alloc() {
+                    Some(block) => {
+                        assert!(!held.contains(&block), "{block:?} was given away twice");
+                        held.push(block);
+                    }
+                    None => assert_eq!(pool.available(), 0),
+                },
+                Op::Adopt(name) => {
+                    if let Some(block) = pool.find(hash(name)) {
+                        pool.retain(block);
+                        held.push(block);
+                    }
+                }
+                Op::Retain(at) => {
+                    if let Some(at) = pick(at) {
+                        pool.retain(held[at]);
+                        held.push(held[at]);
+                    }
+                }
+                Op::Release(at) => {
+                    if let Some(at) = pick(at) {
+                        pool.release(held.swap_remove(at));
+                    }
+                }
+                Op::Publish(at, name, retention) => {
+                    if let Some(at) = pick(at).filter(|at| pool.name(held[*at]).is_none()) {
+                        held[at] = pool.publish(held[at], hash(name), retention);
+                        assert_eq!(pool.find(hash(name)), Some(held[at]));
+                    }
+                }
+                Op::Unpublish(at) => {
+                    if let Some(at) = pick(at).filter(|at| pool.refs(held[*at]) == 1) {
+                        pool.unpublish(held[at]);
+                        assert_eq!(pool.name(held[at]), None);
+                    }
+                }
+            }
+        }
+
+        fn check(&self) {
+            let mut distinct = self.held.clone();
+            distinct.sort_unstable();
+            distinct.dedup();
+            assert_eq!(distinct.len() + self.pool.available(), self.pool.total());
+            for block in (0..8).map(BlockId) {
+                let holders = self.held.iter().filter(|other| **other == block).count();
+                assert_eq!(self.pool.refs(block) as usize, holders, "{block:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reference_counts_equal_the_holders_and_no_block_is_lost(
+            ops in prop::collection::vec(op(), 0..300),
+        ) {
+            let mut model = Model {
+                pool: BlockPool::new(8),
+                held: Vec::new(),
+            };
+            for op in ops {
+                model.apply(op);
+                model.check();
+            }
         }
     }
 }

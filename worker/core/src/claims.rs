@@ -33,4 +33,9 @@ impl Claims {
     pub fn contains(&self, hash: BlockHash) -> bool {
         self.by_hash.contains_key(&hash)
     }
+
+    /// Who holds claims; with repetitions.
+    pub fn holders(&self) -> impl Iterator<Item = SeqId> {
+        self.by_hash.values().copied()
+    }
 }

@@ -35,10 +35,12 @@
 //! | [`runner`] | the trait that computes a plan |
 //! | [`engine`] | the four statements |
 //! | [`report`] | what a step did |
+//! | [`audit`] | the invariants, as a function |
 //! | [`mock`] | a fake model for tests, benches and the simulator |
 //!
 //! Not here: sliding-window groups with pools of their own, spliced segments, KV tiers.
 
+pub mod audit;
 pub mod batch;
 pub mod block_pool;
 pub mod chain;
@@ -56,6 +58,7 @@ mod claims;
 mod lru;
 mod plan;
 
+pub use audit::Fault;
 pub use batch::{Batch, BatchEntry, CopyBlock, Group};
 pub use block_pool::{BLOCK, BlockId, BlockPool};
 pub use chain::{BlockHash, Chain};

@@ -84,3 +84,36 @@ impl<const LISTS: usize> Lists<LISTS> {
         Some(item)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn lists_behave_like_queues(ops in prop::collection::vec((0..3u8, 0..2usize, 0..8u32), 0..200)) {
+            let mut lists = Lists::<2>::new(8);
+            let mut model = [VecDeque::new(), VecDeque::new()];
+            for (op, list, item) in ops {
+                let held = model.iter().position(|queue| queue.contains(&item));
+                match (op, held) {
+                    (0, None) => {
+                        lists.push_back(list, item);
+                        model[list].push_back(item);
+                    }
+                    (1, Some(list)) => {
+                        lists.remove(list, item);
+                        model[list].retain(|other| *other != item);
+                    }
+                    _ => prop_assert_eq!(lists.pop_front(list), model[list].pop_front()),
+                }
+                prop_assert_eq!(lists.len(0), model[0].len());
+                prop_assert_eq!(lists.len(1), model[1].len());
+            }
+        }
+    }
+}

@@ -60,19 +60,17 @@ pub struct MockRunner {
     scripts: BTreeMap<SeqId, Script>,
     /// Blocks written in the current batch, and by which entry.
     writers: BTreeMap<BlockId, SeqId>,
-    vocab: u32,
     fail_next: bool,
     computed: u64,
 }
 
 impl MockRunner {
-    /// With memory for `blocks` blocks and a vocabulary of 32,000.
+    /// With memory for `blocks` blocks.
     pub fn new(blocks: u32) -> Self {
         Self {
             kv: vec![[Slot::default(); BLOCK]; blocks as usize],
             scripts: BTreeMap::new(),
             writers: BTreeMap::new(),
-            vocab: 32_000,
             fail_next: false,
             computed: 0,
         }
@@ -135,29 +133,53 @@ impl MockRunner {
     }
 
     fn sample(&self, entry: &BatchEntry<'_>) -> Result<Outcome, MockError> {
-        let script = self.scripts.get(&entry.seq);
+        let idle = Script::default();
+        let script = self.scripts.get(&entry.seq).unwrap_or(&idle);
         let end = entry.end_pos();
-        let mut state = script.map_or(0, |script| script.seed);
+        let mut state = script.seed;
         for pos in 0..end {
             state = mix(state, self.read(entry, pos)?);
         }
-        let next = match script {
-            Some(Script {
-                stop_at: Some((pos, reason)),
-                ..
-            }) if *pos == end => Next::Stop(*reason),
-            Some(Script {
-                inject_at: Some((pos, tokens)),
-                ..
-            }) if *pos == end => Next::Inject(tokens.clone()),
-            _ => Next::Continue,
-        };
+        let (token, logprob) = draw(state);
         Ok(Outcome {
             seq: entry.seq,
-            token: (state % u64::from(self.vocab)) as u32,
-            logprob: -((state >> 40) as f32) / (1 << 20) as f32,
-            next,
+            token,
+            logprob,
+            next: script.next(end),
         })
+    }
+}
+
+impl Script {
+    /// What follows the token sampled at position `pos`.
+    fn next(&self, pos: usize) -> Next {
+        match (&self.stop_at, &self.inject_at) {
+            (Some((at, reason)), _) if *at == pos => Next::Stop(*reason),
+            (_, Some((at, tokens))) if *at == pos => Next::Inject(tokens.clone()),
+            _ => Next::Continue,
+        }
+    }
+
+    /// What a faultless engine generates from `prompt`: sampled and injected tokens.
+    pub fn expected(&self, prompt: &[u32], max_tokens: usize) -> Vec<u32> {
+        let mut tokens = prompt.to_vec();
+        let full = prompt.len() + max_tokens;
+        while tokens.len() < full {
+            let (mut state, mut value) = (self.seed, 0);
+            for token in &tokens {
+                value = mix(value, u64::from(*token));
+                state = mix(state, value);
+            }
+            let next = self.next(tokens.len());
+            tokens.push(draw(state).0);
+            match next {
+                Next::Stop(_) => break,
+                Next::Inject(injected) => tokens.extend(injected),
+                Next::Continue => {}
+            }
+        }
+        tokens.truncate(full);
+        tokens.split_off(prompt.len())
     }
 }
 
@@ -184,6 +206,12 @@ impl Runner for MockRunner {
     fn release(&mut self, seq: SeqId) {
         self.scripts.remove(&seq);
     }
+}
+
+/// A token of a vocabulary of 32,000 and its log-probability.
+fn draw(state: u64) -> (u32, f32) {
+    let logprob = -((state >> 40) as f32) / (1 << 20) as f32;
+    ((state % 32_000) as u32, logprob)
 }
 
 /// One round of SplitMix64 over both.

@@ -28,7 +28,7 @@ pub struct Scheduler {
     pub(crate) pool: BlockPool,
     pub(crate) claims: Claims,
     /// Every live sequence's place in line.
-    live: BTreeMap<SeqId, Order>,
+    pub(crate) live: BTreeMap<SeqId, Order>,
     pub(crate) waiting: BTreeMap<Order, Waiting>,
     /// In order.
     pub(crate) running: Vec<Running>,

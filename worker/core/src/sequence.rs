@@ -5,7 +5,7 @@
 
 use std::cmp::Reverse;
 
-use crate::block_pool::{BLOCK, BlockId};
+use crate::block_pool::{BLOCK, BlockId, blocks_for};
 use crate::chain::{BlockHash, Chain};
 
 /// Names a sequence; chosen by the caller, unique among the engine's live sequences.
@@ -132,6 +132,8 @@ pub(crate) struct Sequence {
     pub retention: Retention,
     pub tokens: Vec<u32>,
     pub prompt_len: usize,
+    /// Blocks of the first so many tokens are kept as context, later ones as `retention` says.
+    pub context_len: usize,
     pub max_tokens: usize,
     /// Names of the full blocks of `tokens`, as far as they were needed.
     pub hashes: Vec<BlockHash>,
@@ -152,9 +154,11 @@ impl Sequence {
             chain: Chain {
                 domain: request.chain_domain,
                 salt: request.salt,
-                public_tokens: request.public_tokens,
+                // What is generated, or put behind a fork, is never public.
+                public_tokens: request.public_tokens.min(request.tokens.len()),
             },
             retention: request.retention,
+            context_len: request.tokens.len(),
             prompt_len: request.tokens.len(),
             max_tokens: request.max_tokens,
             hashes: Vec::new(),
@@ -163,21 +167,27 @@ impl Sequence {
         }
     }
 
-    /// The sequence that `fork` makes of this one.
+    /// The sequence that `fork`, which keeps no more than there is, makes of this one.
     pub fn forked(&self, fork: Fork) -> Self {
         let mut tokens = self.tokens[..fork.keep].to_vec();
         tokens.extend_from_slice(&fork.suffix);
-        Self::new(Request {
+        let mut child = Self::new(Request {
             id: fork.id,
             tokens,
             max_tokens: fork.max_tokens,
             salt: self.chain.salt,
-            public_tokens: self.chain.public_tokens,
+            public_tokens: self.chain.public_tokens.min(fork.keep),
             chain_domain: self.chain.domain,
             arrival: fork.arrival,
             priority: self.priority,
             retention: fork.retention,
-        })
+        });
+        // Whatever follows a part of the parent's thought is of no use without it.
+        if fork.keep > self.context_len {
+            child.context_len = self.context_len;
+            child.retention = child.retention.min(self.retention);
+        }
+        child
     }
 
     pub fn generated(&self) -> usize {
@@ -191,7 +201,7 @@ impl Sequence {
 
     /// A block is as dear as the last token in it.
     pub fn retention_of(&self, block: usize) -> Retention {
-        if (block + 1) * BLOCK <= self.prompt_len {
+        if (block + 1) * BLOCK <= self.context_len {
             Retention::Context
         } else {
             self.retention
@@ -225,8 +235,10 @@ impl Waiting {
     }
 
     /// Starts with `table` holding the KV of the first `computed` tokens.
-    pub fn start(mut self, table: Vec<BlockId>, computed: usize) -> Running {
+    pub fn start(mut self, mut table: Vec<BlockId>, computed: usize) -> Running {
         self.seq.reserve_all();
+        let blocks = blocks_for(self.seq.prompt_len + self.seq.max_tokens);
+        table.reserve(blocks.saturating_sub(table.len()));
         let hit = computed.min(self.seq.prompt_len);
         self.seq.cached_prompt_tokens.get_or_insert(hit);
         Running {
