@@ -1,0 +1,617 @@
+//! raft-rs as a sync machine: inputs in, [`Output`]s out; the shell persists and sends.
+//!
+//! The order that a shell must keep for each [`Output`]:
+//! 1. send `messages`;
+//! 2. write `persist` (fsync if `must_sync`); a failed write ends the process;
+//! 3. send `after_persist`, call [`Node::persisted`];
+//! 4. apply `committed` in order ([`Node::apply_conf`] for changes of configuration), then call
+//!    [`Node::applied`].
+//!
+//! An incoming snapshot (`persist.snapshot`) carries a manifest; the shell fetches the state behind
+//! it before it calls [`Node::persisted`].
+
+mod storage;
+
+use conclave_proto::v1::SnapshotManifest;
+use prost::Message as _;
+use raft::{
+    GetEntriesContext, RawNode, SnapshotStatus, StateRole, Storage as _,
+    eraftpb::{
+        ConfChange, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message,
+        Snapshot,
+    },
+};
+
+use storage::Log;
+
+/// How a node behaves. Ticks are the shell's timer periods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Minted per data folder, never 0.
+    pub id: u64,
+    /// Election timeouts are derived from it (law 11).
+    pub seed: u64,
+    /// A follower campaigns after this to twice this many ticks of silence.
+    pub election_ticks: usize,
+    /// A leader beats every so many ticks.
+    pub heartbeat_ticks: usize,
+    /// Most bytes of entries in one message.
+    pub max_message_bytes: u64,
+    /// Most append messages in flight to one member.
+    pub max_inflight: usize,
+    /// Most bytes of entries that are proposed but not committed; further proposals are dropped.
+    pub max_uncommitted_bytes: u64,
+}
+
+impl NodeConfig {
+    /// The defaults for a node.
+    pub fn new(id: u64, seed: u64) -> NodeConfig {
+        NodeConfig {
+            id,
+            seed,
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            max_message_bytes: 1 << 20,
+            max_inflight: 128,
+            max_uncommitted_bytes: 64 << 20,
+        }
+    }
+}
+
+/// What a node finds on its disk.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Restored {
+    /// The last one written.
+    pub hard_state: HardState,
+    /// The members as of the last applied entry (the snapshot's, if none was applied since).
+    pub conf_state: ConfState,
+    /// The last snapshot, its data the manifest; `None` on a blank node.
+    pub snapshot: Option<Snapshot>,
+    /// The log behind it (older entries that are still there are fine).
+    pub entries: Vec<Entry>,
+    /// Last index that the restored [`crate::State`] has applied.
+    pub applied: u64,
+}
+
+impl Restored {
+    /// The beginning of a cluster, with this node as its only voter. The state behind `manifest` is
+    /// [`crate::snapshot::genesis`]'s. Persist it before [`Node::new`].
+    pub fn genesis(id: u64, manifest: &SnapshotManifest) -> Restored {
+        let conf_state = ConfState {
+            voters: vec![id],
+            ..ConfState::default()
+        };
+        let snapshot = snapshot_of(manifest, conf_state.clone());
+        let hard_state = HardState {
+            term: manifest.term,
+            commit: manifest.index,
+            ..HardState::default()
+        };
+        Restored {
+            hard_state,
+            conf_state,
+            snapshot: Some(snapshot),
+            entries: Vec::new(),
+            applied: manifest.index,
+        }
+    }
+
+    /// The node has never been a member: it waits to be added.
+    pub fn is_blank(&self) -> bool {
+        self.snapshot.is_none() && self.entries.is_empty()
+    }
+}
+
+/// A raft snapshot that carries this manifest.
+pub fn snapshot_of(manifest: &SnapshotManifest, conf_state: ConfState) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    snapshot.set_data(manifest.encode_to_vec().into());
+    let metadata = snapshot.mut_metadata();
+    metadata.index = manifest.index;
+    metadata.term = manifest.term;
+    metadata.set_conf_state(conf_state);
+    snapshot
+}
+
+/// Why the node refused an input.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// It does not lead, hands leadership over, or too much is uncommitted: try the leader, later.
+    #[error("the proposal was dropped: no leader, a transfer of leadership, or too much in flight")]
+    Dropped,
+    /// What was read from disk, or the configuration, cannot be run.
+    #[error("the node cannot start: {0}")]
+    Unusable(String),
+    /// raft-rs refused.
+    #[error("raft: {0}")]
+    Raft(#[from] raft::Error),
+}
+
+/// The node's part in its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Follows, or waits to be added.
+    Follower,
+    /// Votes are being asked for.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// Follows without a vote.
+    Learner,
+    /// Not (or no longer) in the configuration.
+    Outside,
+}
+
+/// Who leads, as far as this node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leadership {
+    /// This node's part.
+    pub role: Role,
+    /// The term.
+    pub term: u64,
+    /// 0: none known.
+    pub leader_id: u64,
+}
+
+/// What must reach the disk before the rest may go on.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Persist {
+    /// Replaces the last one.
+    pub hard_state: Option<HardState>,
+    /// Appended; entries at and above the first one's index are replaced.
+    pub entries: Vec<Entry>,
+    /// Replaces state and log. Its data is a `SnapshotManifest`.
+    pub snapshot: Option<Snapshot>,
+    /// Fsync before [`Node::persisted`].
+    pub must_sync: bool,
+}
+
+impl Persist {
+    /// There is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.hard_state.is_none() && self.entries.is_empty() && self.snapshot.is_none()
+    }
+}
+
+/// What a committed entry holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Payload {
+    /// A new leader's empty entry: [`crate::State::skip`].
+    Empty,
+    /// An encoded command, with the proposer's context.
+    Command {
+        /// As given to [`Node::propose`].
+        context: Vec<u8>,
+        /// For [`crate::codec::decode`].
+        data: Vec<u8>,
+    },
+    /// A change of configuration, with the proposer's context: [`Node::apply_conf`] and
+    /// [`crate::State::skip`].
+    Conf {
+        /// As given to [`Node::propose_conf_change`].
+        context: Vec<u8>,
+        /// The change.
+        change: ConfChangeV2,
+    },
+}
+
+/// A committed entry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Committed {
+    /// Its index.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// What it holds.
+    pub payload: Payload,
+}
+
+/// A confirmed read: once `index` is applied, the read that `context` names may be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadState {
+    /// As given to [`Node::read_index`].
+    pub context: Vec<u8>,
+    /// What must be applied first.
+    pub index: u64,
+}
+
+/// What the shell must carry out now, in the order that the module's words give.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Output {
+    /// For [`Node::persisted`].
+    pub number: u64,
+    /// Send now.
+    pub messages: Vec<Message>,
+    /// Write.
+    pub persist: Persist,
+    /// Send after the write.
+    pub after_persist: Vec<Message>,
+    /// Apply, in order.
+    pub committed: Vec<Committed>,
+    /// Confirmed reads.
+    pub reads: Vec<ReadState>,
+    /// Set when role, term or leader changed.
+    pub leadership: Option<Leadership>,
+}
+
+/// How far a member is, as the leader knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemberProgress {
+    /// The member.
+    pub id: u64,
+    /// Its log agrees with the leader's up to here.
+    pub matched: u64,
+    /// Heard of within the last election timeout.
+    pub active: bool,
+    /// Without a vote.
+    pub learner: bool,
+}
+
+/// A raft node without disk, network or clock.
+pub struct Node {
+    raw: RawNode<Log>,
+    seed: u64,
+    leadership: Leadership,
+}
+
+impl Node {
+    /// A node as its disk left it.
+    ///
+    /// # Errors
+    /// A configuration that raft-rs refuses, or a log with gaps.
+    pub fn new(config: &NodeConfig, restored: Restored) -> Result<Node, NodeError> {
+        let raft = raft::Config {
+            id: config.id,
+            election_tick: config.election_ticks,
+            heartbeat_tick: config.heartbeat_ticks,
+            applied: restored.applied,
+            max_size_per_msg: config.max_message_bytes,
+            max_inflight_msgs: config.max_inflight,
+            max_uncommitted_size: config.max_uncommitted_bytes,
+            max_committed_size_per_ready: config.max_message_bytes,
+            check_quorum: true,
+            pre_vote: true,
+            batch_append: true,
+            ..raft::Config::default()
+        };
+        raft.validate()?;
+        let log = Log::new(restored).map_err(NodeError::Unusable)?;
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = RawNode::new(&raft, log, &logger)?;
+        let leadership = Leadership {
+            role: Role::Outside,
+            term: 0,
+            leader_id: 0,
+        };
+        let mut node = Node {
+            raw,
+            seed: config.seed,
+            leadership,
+        };
+        node.pin_timeout();
+        Ok(node)
+    }
+
+    /// One period of the shell's timer passed.
+    pub fn tick(&mut self) {
+        self.raw.tick();
+        self.pin_timeout();
+    }
+
+    /// A message of another member. Messages of strangers and stale ones are ignored.
+    ///
+    /// # Errors
+    /// A local message came over the network.
+    pub fn step(&mut self, message: Message) -> Result<(), NodeError> {
+        let done = self.raw.step(message);
+        self.pin_timeout();
+        match done {
+            Err(raft::Error::StepPeerNotFound) | Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Proposes a command; `context` comes back with it when it commits.
+    ///
+    /// # Errors
+    /// [`NodeError::Dropped`] if this node does not lead now. Without an error the proposal may
+    /// commit, or be lost with the leader.
+    pub fn propose(&mut self, context: Vec<u8>, data: Vec<u8>) -> Result<(), NodeError> {
+        if self.raw.raft.state != StateRole::Leader {
+            return Err(NodeError::Dropped);
+        }
+        dropped(self.raw.propose(context, data))
+    }
+
+    /// Proposes to add, promote or remove one member.
+    ///
+    /// # Errors
+    /// As [`Node::propose`]; raft-rs also turns a change into an empty entry while another one is
+    /// not applied.
+    pub fn propose_conf_change(
+        &mut self,
+        context: Vec<u8>,
+        kind: ConfChangeType,
+        node_id: u64,
+    ) -> Result<(), NodeError> {
+        if self.raw.raft.state != StateRole::Leader || self.raw.raft.has_pending_conf() {
+            return Err(NodeError::Dropped);
+        }
+        let mut change = ConfChange {
+            node_id,
+            ..ConfChange::default()
+        };
+        change.set_change_type(kind);
+        dropped(self.raw.propose_conf_change(context, change))
+    }
+
+    /// Asks for a linearizable read point; answered in [`Output::reads`], or never (no leader, a
+    /// change of leader): the shell gives it a deadline.
+    pub fn read_index(&mut self, context: Vec<u8>) {
+        self.raw.read_index(context);
+    }
+
+    /// Hands leadership to a member; given up after an election timeout.
+    pub fn transfer(&mut self, to: u64) {
+        self.raw.transfer_leader(to);
+    }
+
+    /// Campaigns now: the only voter of a new cluster need not wait.
+    ///
+    /// # Errors
+    /// raft-rs refused.
+    pub fn campaign(&mut self) -> Result<(), NodeError> {
+        let done = self.raw.campaign();
+        self.pin_timeout();
+        Ok(done?)
+    }
+
+    /// The last send to this member failed.
+    pub fn report_unreachable(&mut self, id: u64) {
+        self.raw.report_unreachable(id);
+    }
+
+    /// A snapshot reached the member, or did not.
+    pub fn report_snapshot(&mut self, id: u64, arrived: bool) {
+        let status = if arrived {
+            SnapshotStatus::Finish
+        } else {
+            SnapshotStatus::Failure
+        };
+        self.raw.report_snapshot(id, status);
+    }
+
+    /// Takes a snapshot of applied state as the one that members too far behind get, and drops
+    /// entries below `keep_from` (at most the snapshot's index + 1).
+    pub fn compact(&mut self, snapshot: Snapshot, keep_from: u64) {
+        self.raw.mut_store().compact(snapshot, keep_from);
+    }
+
+    /// What must be carried out now; `None` if nothing.
+    pub fn ready(&mut self) -> Option<Output> {
+        if !self.raw.has_ready() {
+            return None;
+        }
+        let mut ready = self.raw.ready();
+        let snapshot = (!ready.snapshot().is_empty()).then(|| ready.snapshot().clone());
+        let persist = Persist {
+            hard_state: ready.hs().cloned(),
+            entries: ready.take_entries(),
+            snapshot,
+            must_sync: ready.must_sync(),
+        };
+        let output = Output {
+            number: ready.number(),
+            messages: ready.take_messages(),
+            after_persist: ready.take_persisted_messages(),
+            committed: ready
+                .take_committed_entries()
+                .into_iter()
+                .filter_map(committed)
+                .collect(),
+            reads: ready
+                .take_read_states()
+                .into_iter()
+                .map(|r| ReadState {
+                    context: r.request_ctx,
+                    index: r.index,
+                })
+                .collect(),
+            leadership: self.leadership_change(),
+            persist,
+        };
+        self.raw.mut_store().take(&output.persist);
+        self.raw.advance_append_async(ready);
+        Some(output)
+    }
+
+    /// Everything up to this output has been written.
+    pub fn persisted(&mut self, number: u64) {
+        self.raw.on_persist_ready(number);
+    }
+
+    /// Applies a committed change of configuration; returns the members from now on.
+    ///
+    /// # Errors
+    /// raft-rs refuses the change: it changes nothing then.
+    pub fn apply_conf(&mut self, change: &ConfChangeV2) -> Result<ConfState, NodeError> {
+        let conf_state = self.raw.apply_conf_change(change)?;
+        self.raw.mut_store().set_conf_state(conf_state.clone());
+        self.pin_timeout();
+        Ok(conf_state)
+    }
+
+    /// Entries up to here have been applied.
+    pub fn applied(&mut self, index: u64) {
+        self.raw.advance_apply_to(index);
+    }
+
+    /// This node's id.
+    pub fn id(&self) -> u64 {
+        self.raw.raft.id
+    }
+
+    /// Who leads now.
+    pub fn leadership(&self) -> Leadership {
+        let raft = &self.raw.raft;
+        let conf = raft.prs().conf();
+        let role = match raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+            StateRole::Follower if conf.learners().contains(&raft.id) => Role::Learner,
+            StateRole::Follower if raft.promotable() => Role::Follower,
+            StateRole::Follower => Role::Outside,
+        };
+        Leadership {
+            role,
+            term: raft.term,
+            leader_id: raft.leader_id,
+        }
+    }
+
+    /// Highest committed index.
+    pub fn commit_index(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    /// Index of the log's first entry.
+    pub fn first_index(&self) -> u64 {
+        self.raw.store().first()
+    }
+
+    /// Index of the log's last entry, written or not.
+    pub fn last_index(&self) -> u64 {
+        self.raw.raft.raft_log.last_index()
+    }
+
+    /// An entry of this leader's own term is committed: its reads and `outstanding()` are current.
+    pub fn leads_with_commit(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader && self.raw.raft.commit_to_current_term()
+    }
+
+    /// The configuration as of the last applied change.
+    pub fn conf_state(&self) -> ConfState {
+        self.raw.raft.prs().conf().to_conf_state()
+    }
+
+    /// Every member's progress, by id; empty unless this node leads.
+    pub fn progress(&self) -> Vec<MemberProgress> {
+        if self.raw.raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let prs = self.raw.raft.prs();
+        let learners = prs.conf().learners();
+        let mut members: Vec<_> = prs
+            .iter()
+            .map(|(&id, p)| MemberProgress {
+                id,
+                matched: p.matched,
+                active: p.recent_active || id == self.id(),
+                learner: learners.contains(&id),
+            })
+            .collect();
+        members.sort_unstable_by_key(|m| m.id);
+        members
+    }
+
+    /// Learners that have caught up to within `slack` entries of the commit index and answer: the
+    /// shell promotes those that also hold all live blobs (law 9).
+    pub fn caught_up_learners(&self, slack: u64) -> Vec<u64> {
+        let commit = self.commit_index();
+        self.progress()
+            .into_iter()
+            .filter(|m| m.learner && m.active && m.matched > 0 && m.matched + slack >= commit)
+            .map(|m| m.id)
+            .collect()
+    }
+
+    /// Entries of the log from `low`, at most up to the last written one.
+    pub fn entries_from(&self, low: u64) -> Vec<Entry> {
+        let store = self.raw.store();
+        let (first, last) = (store.first(), store.last());
+        let low = low.max(first);
+        if low > last {
+            return Vec::new();
+        }
+        store
+            .entries(low, last + 1, None, GetEntriesContext::empty(false))
+            .unwrap_or_default()
+    }
+
+    fn leadership_change(&mut self) -> Option<Leadership> {
+        let now = self.leadership();
+        if now == self.leadership {
+            return None;
+        }
+        self.leadership = now;
+        Some(now)
+    }
+
+    /// Replaces the timeout that raft-rs drew at random by one derived from seed, term and role
+    /// (law 11). The draw lasts until term or role change, as in raft-rs.
+    fn pin_timeout(&mut self) {
+        let raft = &mut self.raw.raft;
+        let spread = raft.election_timeout() as u64;
+        let draw = mix(self.seed ^ mix(raft.term ^ mix(raft.state as u64 + 1)));
+        let timeout = spread + draw % spread.max(1);
+        if raft.randomized_election_timeout() as u64 != timeout {
+            raft.set_randomized_election_timeout(timeout as usize);
+        }
+    }
+}
+
+fn dropped(done: raft::Result<()>) -> Result<(), NodeError> {
+    match done {
+        Err(raft::Error::ProposalDropped) => Err(NodeError::Dropped),
+        other => Ok(other?),
+    }
+}
+
+/// splitmix64's finalizer: spreads near inputs over all bits.
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// The entry by what it holds; `None` for a change of configuration that does not decode, which
+/// raft-rs never writes.
+fn committed(mut entry: Entry) -> Option<Committed> {
+    let context = entry.take_context().to_vec();
+    let data = entry.take_data().to_vec();
+    let payload = match entry.get_entry_type() {
+        EntryType::EntryNormal if data.is_empty() => Payload::Empty,
+        EntryType::EntryNormal => Payload::Command { context, data },
+        EntryType::EntryConfChange => {
+            let change: ConfChange = protobuf::Message::parse_from_bytes(&data).ok()?;
+            use raft::eraftpb::ConfChangeV2;
+            let v2: ConfChangeV2 = raft_proto_v2(&change);
+            Payload::Conf {
+                context,
+                change: v2,
+            }
+        }
+        EntryType::EntryConfChangeV2 => Payload::Conf {
+            context,
+            change: protobuf::Message::parse_from_bytes(&data).ok()?,
+        },
+    };
+    Some(Committed {
+        index: entry.index,
+        term: entry.term,
+        payload,
+    })
+}
+
+fn raft_proto_v2(change: &ConfChange) -> ConfChangeV2 {
+    use raft::prelude::ConfChangeSingle;
+    let mut single = ConfChangeSingle {
+        node_id: change.node_id,
+        ..ConfChangeSingle::default()
+    };
+    single.set_change_type(change.get_change_type());
+    let mut v2 = ConfChangeV2::default();
+    v2.mut_changes().push(single);
+    v2
+}

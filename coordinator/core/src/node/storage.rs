@@ -1,0 +1,173 @@
+//! The log in memory, as raft-rs reads it; the shell keeps it on disk.
+
+use raft::{
+    Error, GetEntriesContext, RaftState, Result, Storage, StorageError,
+    eraftpb::{ConfState, Entry, HardState, Snapshot},
+    util::limit_size,
+};
+
+use super::{Persist, Restored};
+
+/// Entries since the last compaction, and the snapshot that stands for what came before.
+pub(super) struct Log {
+    hard_state: HardState,
+    conf_state: ConfState,
+    /// What a member too far behind gets.
+    snapshot: Snapshot,
+    /// Index and term of the entry before the first one held.
+    before: (u64, u64),
+    entries: Vec<Entry>,
+}
+
+impl Log {
+    /// The log as it was read from disk.
+    pub(super) fn new(restored: Restored) -> std::result::Result<Log, String> {
+        let snapshot = restored.snapshot.unwrap_or_default();
+        let meta = snapshot.get_metadata();
+        let mut before = (meta.index, meta.term);
+        let mut entries = restored.entries;
+        // Entries kept for members that lag: the log then begins before the snapshot.
+        match entries.first() {
+            Some(first) if first.index > before.0 + 1 => {
+                return Err(format!(
+                    "entries {} to {} are missing",
+                    before.0 + 1,
+                    first.index - 1
+                ));
+            }
+            Some(first) if first.index <= before.0 => {
+                let at = (before.0 - first.index) as usize;
+                match entries.get(at) {
+                    Some(entry) if entry.term == before.1 => {
+                        before = (first.index, first.term);
+                        entries.remove(0);
+                    }
+                    _ => entries.retain(|e| e.index > before.0),
+                }
+            }
+            _ => {}
+        }
+        if entries.windows(2).any(|w| w[1].index != w[0].index + 1) {
+            return Err("the log has a gap".into());
+        }
+        let last = entries.last().map_or(before.0, |e| e.index);
+        if restored.hard_state.commit > last {
+            return Err(format!(
+                "{} was committed, but the log ends at {last}",
+                restored.hard_state.commit
+            ));
+        }
+        Ok(Log {
+            hard_state: restored.hard_state,
+            conf_state: restored.conf_state,
+            snapshot,
+            before,
+            entries,
+        })
+    }
+
+    pub(super) fn first(&self) -> u64 {
+        self.before.0 + 1
+    }
+
+    pub(super) fn last(&self) -> u64 {
+        self.entries.last().map_or(self.before.0, |e| e.index)
+    }
+
+    pub(super) fn set_conf_state(&mut self, conf_state: ConfState) {
+        self.conf_state = conf_state;
+    }
+
+    /// Takes what raft wants written; readable at once, durable when the shell says so.
+    pub(super) fn take(&mut self, persist: &Persist) {
+        if let Some(snapshot) = &persist.snapshot {
+            let meta = snapshot.get_metadata();
+            self.before = (meta.index, meta.term);
+            self.conf_state = meta.get_conf_state().clone();
+            self.snapshot = snapshot.clone();
+            self.entries.clear();
+        }
+        if let Some(first) = persist.entries.first() {
+            let kept = first.index.saturating_sub(self.first()) as usize;
+            self.entries.truncate(kept);
+            self.entries.extend_from_slice(&persist.entries);
+        }
+        if let Some(hard_state) = &persist.hard_state {
+            self.hard_state = hard_state.clone();
+        }
+    }
+
+    /// Replaces the snapshot by a newer one and drops entries below `keep_from`.
+    pub(super) fn compact(&mut self, snapshot: Snapshot, keep_from: u64) {
+        let index = snapshot.get_metadata().index;
+        if index < self.snapshot.get_metadata().index || index > self.last() {
+            return;
+        }
+        self.snapshot = snapshot;
+        let keep_from = keep_from.min(index + 1);
+        let Some(drop) = keep_from.checked_sub(self.first()).filter(|n| *n > 0) else {
+            return;
+        };
+        let last = &self.entries[drop as usize - 1];
+        self.before = (last.index, last.term);
+        self.entries.drain(..drop as usize);
+    }
+}
+
+impl Storage for Log {
+    fn initial_state(&self) -> Result<RaftState> {
+        Ok(RaftState::new(
+            self.hard_state.clone(),
+            self.conf_state.clone(),
+        ))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> Result<Vec<Entry>> {
+        if low < self.first() {
+            return Err(Error::Store(StorageError::Compacted));
+        }
+        if high > self.last() + 1 || low > high {
+            return Err(Error::Store(StorageError::Unavailable));
+        }
+        let from = (low - self.first()) as usize;
+        let to = (high - self.first()) as usize;
+        let mut entries = self.entries[from..to].to_vec();
+        limit_size(&mut entries, max_size.into());
+        Ok(entries)
+    }
+
+    fn term(&self, index: u64) -> Result<u64> {
+        if index == self.before.0 {
+            return Ok(self.before.1);
+        }
+        if index < self.before.0 {
+            return Err(Error::Store(StorageError::Compacted));
+        }
+        self.entries
+            .get((index - self.first()) as usize)
+            .map(|e| e.term)
+            .ok_or(Error::Store(StorageError::Unavailable))
+    }
+
+    fn first_index(&self) -> Result<u64> {
+        Ok(self.first())
+    }
+
+    fn last_index(&self) -> Result<u64> {
+        Ok(self.last())
+    }
+
+    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
+        let index = self.snapshot.get_metadata().index;
+        if index == 0 || index < request_index {
+            return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        }
+        Ok(self.snapshot.clone())
+    }
+}

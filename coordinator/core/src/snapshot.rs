@@ -1,0 +1,139 @@
+//! State to bytes and back: a manifest that travels in the raft snapshot, and the state itself,
+//! which streams apart (law 9).
+
+use conclave_proto::{
+    LOG_VERSION,
+    v1::{KeyRecord, MemberRecord, SnapshotManifest, SnapshotState},
+};
+use prost::Message;
+
+use crate::{job::Job, state::State, worker::Worker};
+
+/// Why a snapshot was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    /// A newer program wrote it.
+    #[error("the snapshot needs log version {needs}, this program knows up to {LOG_VERSION}")]
+    TooNew {
+        /// The version that it asks for.
+        needs: u32,
+    },
+    /// The bytes are not those of the manifest.
+    #[error("the snapshot's bytes do not match its manifest")]
+    Mismatch,
+    /// The bytes do not decode.
+    #[error("the snapshot does not decode: {why}")]
+    Broken {
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// Encodes the state. Replicas at equal index give equal bytes.
+pub fn encode(state: &State) -> (SnapshotManifest, Vec<u8>) {
+    let bytes = to_proto(state).encode_to_vec();
+    let manifest = SnapshotManifest {
+        log_version: state.log_version,
+        cluster_id: state.cluster_id.clone(),
+        index: state.applied_index,
+        term: state.applied_term,
+        digest: blake3::hash(&bytes).as_bytes().to_vec(),
+        length: bytes.len() as u64,
+    };
+    (manifest, bytes)
+}
+
+/// The snapshot that a new cluster starts from (index 1, term 1): members that join later find no
+/// entry before it, so that each begins with a snapshot that names the first voter.
+pub fn genesis() -> (SnapshotManifest, Vec<u8>) {
+    let mut state = State::new();
+    state.skip(1, 1);
+    encode(&state)
+}
+
+/// The manifest inside a raft snapshot's data.
+///
+/// # Errors
+/// The bytes do not decode, or need a newer program.
+pub fn manifest(data: &[u8]) -> Result<SnapshotManifest, SnapshotError> {
+    let manifest =
+        SnapshotManifest::decode(data).map_err(|e| SnapshotError::Broken { why: e.to_string() })?;
+    if manifest.log_version > LOG_VERSION {
+        return Err(SnapshotError::TooNew {
+            needs: manifest.log_version,
+        });
+    }
+    Ok(manifest)
+}
+
+/// Checks the bytes against their manifest and decodes them.
+///
+/// # Errors
+/// Other bytes than the manifest names, or bytes that do not decode.
+pub fn decode(manifest: &SnapshotManifest, bytes: &[u8]) -> Result<State, SnapshotError> {
+    if manifest.log_version > LOG_VERSION {
+        return Err(SnapshotError::TooNew {
+            needs: manifest.log_version,
+        });
+    }
+    let digest = blake3::hash(bytes);
+    if manifest.length != bytes.len() as u64 || manifest.digest != digest.as_bytes() {
+        return Err(SnapshotError::Mismatch);
+    }
+    let state =
+        SnapshotState::decode(bytes).map_err(|e| SnapshotError::Broken { why: e.to_string() })?;
+    from_proto(state, manifest.term)
+}
+
+fn to_proto(state: &State) -> SnapshotState {
+    let member = |(node_id, address): (&u64, &String)| MemberRecord {
+        node_id: *node_id,
+        address: address.clone(),
+    };
+    SnapshotState {
+        log_version: state.log_version,
+        cluster_id: state.cluster_id.clone(),
+        signing_seed: state.signing_seed.clone(),
+        salt_key: state.salt_key.clone(),
+        applied_index: state.applied_index,
+        lease_clock_ms: state.lease_clock_ms,
+        unix_ms: state.unix_ms,
+        jobs: state.jobs.values().map(Job::to_record).collect(),
+        workers: state.workers.values().map(Worker::to_record).collect(),
+        keys: state.keys.values().cloned().collect(),
+        members: state.members.iter().map(member).collect(),
+    }
+}
+
+fn from_proto(snapshot: SnapshotState, term: u64) -> Result<State, SnapshotError> {
+    let mut state = State {
+        log_version: snapshot.log_version,
+        cluster_id: snapshot.cluster_id,
+        signing_seed: snapshot.signing_seed,
+        salt_key: snapshot.salt_key,
+        applied_index: snapshot.applied_index,
+        applied_term: term,
+        lease_clock_ms: snapshot.lease_clock_ms,
+        unix_ms: snapshot.unix_ms,
+        ..State::default()
+    };
+    for record in snapshot.jobs {
+        let id = record.job_id.clone();
+        let broken = || SnapshotError::Broken {
+            why: format!("job {id} is incomplete"),
+        };
+        let job = Job::from_record(record).ok_or_else(broken)?;
+        state.jobs.insert(id.clone(), job);
+        state.reindex(&id);
+    }
+    let workers = snapshot.workers.into_iter().map(Worker::from_record);
+    state.workers = workers.map(|w| (w.worker_id.clone(), w)).collect();
+    let by_key = |k: KeyRecord| ((k.tenant.clone(), k.key.clone()), k);
+    state.keys = snapshot.keys.into_iter().map(by_key).collect();
+    state.members = snapshot
+        .members
+        .into_iter()
+        .map(|m| (m.node_id, m.address))
+        .collect();
+    Ok(state)
+}

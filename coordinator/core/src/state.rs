@@ -1,0 +1,326 @@
+//! The replicated state and `apply`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use conclave_proto::v1::{AttemptKey, Command, KeyRecord, command::Command as Body};
+
+use crate::{
+    agent::Agent,
+    commands::{self, At},
+    effect::{Applied, Effect, Reply},
+    job::Job,
+    payload,
+    worker::Worker,
+};
+
+/// Everything that is replicated. Equal on every replica at equal index.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct State {
+    pub(crate) log_version: u32,
+    pub(crate) cluster_id: String,
+    pub(crate) signing_seed: Vec<u8>,
+    pub(crate) salt_key: Vec<u8>,
+    pub(crate) applied_index: u64,
+    pub(crate) applied_term: u64,
+    pub(crate) lease_clock_ms: u64,
+    pub(crate) unix_ms: i64,
+    pub(crate) jobs: BTreeMap<String, Job>,
+    pub(crate) workers: BTreeMap<String, Worker>,
+    /// By (tenant, key).
+    pub(crate) keys: BTreeMap<(String, String), KeyRecord>,
+    pub(crate) members: BTreeMap<u64, String>,
+    /// Derived: jobs that something may still happen to.
+    pub(crate) active: BTreeSet<String>,
+    /// Derived: job ids by tenant.
+    pub(crate) by_tenant: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl State {
+    /// The state before the first entry.
+    pub fn new() -> State {
+        State {
+            log_version: 1,
+            ..State::default()
+        }
+    }
+
+    /// Applies one committed command. Deterministic; checks and records, decides nothing.
+    /// `index` and `term` are those of its log entry.
+    pub fn apply(&mut self, index: u64, term: u64, command: &Command) -> Applied {
+        debug_assert!(index > self.applied_index, "entries apply once, in order");
+        self.applied_index = index;
+        self.applied_term = term;
+        let at = At { index };
+        match &command.command {
+            Some(Body::CreateCluster(c)) => commands::cluster::create(self, c),
+            Some(Body::SetMemberAddress(c)) => commands::cluster::set_member(self, c),
+            Some(Body::SetLogVersion(c)) => commands::cluster::set_log_version(self, c),
+            Some(Body::SubmitJob(c)) => commands::submit::apply(self, at, c),
+            Some(Body::PrepareDone(c)) => commands::prepare::apply(self, at, c),
+            Some(Body::Decide(c)) => commands::decide::apply(self, at, c),
+            Some(Body::Assign(c)) => commands::assign::apply(self, at, c),
+            Some(Body::AttemptFinished(c)) => commands::attempt::apply(self, at, c),
+            Some(Body::CancelJob(c)) => commands::cancel::apply(self, at, c),
+            Some(Body::ReviewJob(c)) => commands::review::apply(self, at, c),
+            Some(Body::RegisterWorker(c)) => commands::register::apply(self, at, c),
+            Some(Body::RenewLeases(c)) => commands::lease::renew(self, c),
+            Some(Body::DrainWorker(c)) => commands::lease::drain(self, c),
+            Some(Body::Tick(c)) => commands::tick::apply(self, at, c),
+            Some(Body::ExpireJobs(c)) => commands::expire::apply(self, c),
+            None => Applied::only(Reply::Rejected {
+                why: "an empty command".into(),
+            }),
+        }
+    }
+
+    /// Passes over an entry without a command: the empty one of a new leader, or a change of
+    /// configuration.
+    pub fn skip(&mut self, index: u64, term: u64) {
+        debug_assert!(index > self.applied_index, "entries apply once, in order");
+        self.applied_index = index;
+        self.applied_term = term;
+    }
+
+    /// Everything that a new leader must carry out, derived from the state (law 2). Call it after
+    /// the first entry of its own term has been applied.
+    pub fn outstanding(&self) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let mut place = false;
+        for job in self.active_jobs() {
+            if job.needs_prepare() {
+                effects.push(Effect::Prepare {
+                    job_id: job.id.clone(),
+                });
+            }
+            for agent in &job.agents {
+                place |= agent.state == conclave_proto::v1::AgentState::Queued;
+                effects.extend(undelivered(job, agent));
+            }
+            if job.needs_decision() {
+                effects.push(Effect::JobChanged {
+                    job_id: job.id.clone(),
+                });
+            }
+        }
+        if place {
+            effects.push(Effect::Place);
+        }
+        effects
+    }
+
+    /// The job of this id.
+    pub fn job(&self, id: &str) -> Option<&Job> {
+        self.jobs.get(id)
+    }
+
+    /// The tenant's jobs, oldest first; reversible for newest first.
+    pub fn jobs(&self, tenant: &str) -> impl DoubleEndedIterator<Item = &Job> {
+        self.by_tenant
+            .get(tenant)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.jobs.get(id))
+    }
+
+    /// Every job, in the order of ids.
+    pub fn all_jobs(&self) -> impl DoubleEndedIterator<Item = &Job> {
+        self.jobs.values()
+    }
+
+    /// Jobs that something may still happen to; as many as are running, not as many as there are.
+    pub fn active_jobs(&self) -> impl Iterator<Item = &Job> {
+        self.active.iter().filter_map(|id| self.jobs.get(id))
+    }
+
+    /// Ids of jobs that the leader should ask [`crate::contemplate::next`] about.
+    pub fn needs_decision(&self) -> impl Iterator<Item = &str> {
+        self.active_jobs()
+            .filter(|job| job.needs_decision())
+            .map(|job| job.id.as_str())
+    }
+
+    /// Jobs whose prompt no worker has looked at.
+    pub fn unprepared(&self) -> impl Iterator<Item = &Job> {
+        self.active_jobs().filter(|job| job.needs_prepare())
+    }
+
+    /// Agents that wait for a worker, by job and number.
+    pub fn unplaced(&self) -> impl Iterator<Item = (&Job, &Agent)> {
+        self.active_jobs().flat_map(|job| {
+            let queued = |a: &&Agent| a.state == conclave_proto::v1::AgentState::Queued;
+            job.agents
+                .iter()
+                .filter(queued)
+                .map(move |agent| (job, agent))
+        })
+    }
+
+    /// Agents whose current attempt is placed on this process and has not reported.
+    pub fn placed_on<'a>(
+        &'a self,
+        worker_id: &'a str,
+        incarnation: &'a str,
+    ) -> impl Iterator<Item = (&'a Job, &'a Agent)> {
+        self.active_jobs()
+            .flat_map(|job| job.agents.iter().map(move |a| (job, a)))
+            .filter(move |(_, agent)| {
+                agent.holds_worker()
+                    && agent
+                        .placement
+                        .as_ref()
+                        .is_some_and(|p| p.worker_id == worker_id && p.incarnation == incarnation)
+            })
+    }
+
+    /// Workers that hold a lease, by id.
+    pub fn workers(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.values()
+    }
+
+    /// The worker of this id, if it holds a lease.
+    pub fn worker(&self, id: &str) -> Option<&Worker> {
+        self.workers.get(id)
+    }
+
+    /// What an idempotency key stands for.
+    pub fn key(&self, tenant: &str, key: &str) -> Option<&KeyRecord> {
+        self.keys.get(&(tenant.to_owned(), key.to_owned()))
+    }
+
+    /// Node ids and addresses.
+    pub fn members(&self) -> &BTreeMap<u64, String> {
+        &self.members
+    }
+
+    /// Empty before `CreateCluster`.
+    pub fn cluster_id(&self) -> &str {
+        &self.cluster_id
+    }
+
+    /// Ed25519 seed of the key that signs audit heads; empty before `CreateCluster`.
+    pub fn signing_seed(&self) -> &[u8] {
+        &self.signing_seed
+    }
+
+    /// The newest log version that may be proposed.
+    pub fn log_version(&self) -> u32 {
+        self.log_version
+    }
+
+    /// Index of the last applied entry.
+    pub fn applied_index(&self) -> u64 {
+        self.applied_index
+    }
+
+    /// Term of the last applied entry.
+    pub fn applied_term(&self) -> u64 {
+        self.applied_term
+    }
+
+    /// Replicated wall clock: the maximum that any command brought, Unix ms.
+    pub fn unix_ms(&self) -> i64 {
+        self.unix_ms
+    }
+
+    /// Replicated monotone clock of the leases, ms.
+    pub fn lease_clock_ms(&self) -> u64 {
+        self.lease_clock_ms
+    }
+
+    /// The leader should propose ticks: something runs that leases or deadlines matter to. An idle
+    /// cluster proposes none.
+    pub fn needs_ticks(&self) -> bool {
+        !self.active.is_empty()
+    }
+
+    /// The earliest deadline of a running job, Unix ms.
+    pub fn next_deadline(&self) -> Option<i64> {
+        self.active_jobs()
+            .filter(|job| job.needs_decision() && job.deadline_unix_ms > 0)
+            .map(|job| job.deadline_unix_ms)
+            .min()
+    }
+
+    /// Ended and sealed jobs older than `retention_ms`, oldest first, to propose in `ExpireJobs`.
+    pub fn expirable(&self, retention_ms: i64, limit: usize) -> Vec<String> {
+        let due = self.unix_ms.saturating_sub(retention_ms);
+        let mut old: Vec<_> = self
+            .jobs
+            .values()
+            .filter(|job| !job.is_active() && job.ended_unix_ms <= due)
+            .map(|job| (job.ended_unix_ms, job.id.as_str()))
+            .collect();
+        old.sort_unstable();
+        old.into_iter()
+            .take(limit)
+            .map(|(_, id)| id.to_owned())
+            .collect()
+    }
+
+    /// Hash and length of every blob that the state refers to.
+    pub fn live_blobs(&self) -> BTreeMap<[u8; 32], u64> {
+        let mut blobs = BTreeMap::new();
+        for job in self.jobs.values() {
+            let drafts = job.agents.iter().filter_map(|a| a.draft.as_ref());
+            let contexts = job.rounds.iter().filter_map(|r| r.context.as_ref());
+            let payloads = drafts.chain(contexts).chain([&job.spec]);
+            blobs.extend(payloads.filter_map(payload::blob_ref));
+        }
+        blobs
+    }
+
+    /// The trust region's salt for a tenant, 32 bytes; decided here, never by the caller.
+    pub fn salt(&self, tenant: &str) -> Vec<u8> {
+        let key: [u8; 32] = *blake3::hash(&self.salt_key).as_bytes();
+        blake3::keyed_hash(&key, tenant.as_bytes())
+            .as_bytes()
+            .to_vec()
+    }
+
+    /// Moves replicated wall time forward, never back.
+    pub(crate) fn advance_unix(&mut self, unix_ms: i64) -> i64 {
+        self.unix_ms = self.unix_ms.max(unix_ms);
+        self.unix_ms
+    }
+
+    /// Keeps the derived indices true after a job changed.
+    pub(crate) fn reindex(&mut self, job_id: &str) {
+        match self.jobs.get(job_id) {
+            Some(job) => {
+                if job.is_active() {
+                    self.active.insert(job.id.clone());
+                } else {
+                    self.active.remove(job_id);
+                }
+                if let Some(ids) = self.by_tenant.get_mut(&job.tenant) {
+                    ids.insert(job.id.clone());
+                } else {
+                    self.by_tenant
+                        .insert(job.tenant.clone(), [job.id.clone()].into());
+                }
+            }
+            None => {
+                self.active.remove(job_id);
+            }
+        }
+    }
+}
+
+/// The start or cancel that the agent's worker may not have got.
+pub(crate) fn undelivered(job: &Job, agent: &Agent) -> Option<Effect> {
+    let placement = agent.placement.clone()?;
+    let key: AttemptKey = agent.key(&job.id);
+    if agent.stopping {
+        return Some(Effect::Cancel {
+            worker_id: placement.worker_id,
+            incarnation: placement.incarnation,
+            key,
+            reason: "no longer needed".into(),
+        });
+    }
+    (agent.state == conclave_proto::v1::AgentState::Running).then_some(Effect::Start {
+        worker_id: placement.worker_id,
+        incarnation: placement.incarnation,
+        key,
+    })
+}

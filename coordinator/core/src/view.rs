@@ -1,0 +1,187 @@
+//! The state as the API and the workers see it.
+
+use std::collections::BTreeMap;
+
+use conclave_proto::v1::{
+    self as proto, AgentState, AgentStatus, AttemptKey, Draft, JobEvent, JobSpec, Prepare, Role,
+    Start, Usage, WorkerStatus, job_event,
+};
+
+use crate::{
+    agent::Agent,
+    job::Job,
+    payload::{self, MissingBlob, Payloads},
+    state::State,
+};
+
+/// The job as `GetJob` returns it. The audit head is not signed here: the shell holds the key
+/// ([`crate::audit::signed_bytes`]). Without `drafts`, agents come without what they wrote.
+///
+/// # Errors
+/// A payload is a blob that is not here.
+pub fn job(job: &Job, blobs: &dyn Payloads, drafts: bool) -> Result<proto::Job, MissingBlob> {
+    let mut usage = Usage::default();
+    let mut tokens_by_role = BTreeMap::new();
+    let mut agents = Vec::with_capacity(job.agents.len());
+    for agent in &job.agents {
+        let draft = draft(agent, blobs)?;
+        if let Some(used) = draft.as_ref().and_then(|d| d.usage.as_ref()) {
+            add(&mut usage, used);
+            let generated = used.thought_tokens + used.answer_tokens;
+            *tokens_by_role
+                .entry(role_name(agent.spec.role()).to_owned())
+                .or_insert(0) += generated;
+        }
+        agents.push(AgentStatus {
+            draft: draft.filter(|_| drafts),
+            ..agent.status()
+        });
+    }
+    Ok(proto::Job {
+        job_id: job.id.clone(),
+        tenant: job.tenant.clone(),
+        spec: Some(spec(job, blobs)?),
+        state: job.state as i32,
+        round: job.round,
+        agents,
+        answer: job.answer.clone(),
+        usage: Some(usage),
+        message: job.message.clone(),
+        submitted_unix_ms: job.submitted_unix_ms,
+        ended_unix_ms: job.ended_unix_ms,
+        audit: Some(job.audit.head()),
+        replay: job.replay as i32,
+        tokens_by_role,
+    })
+}
+
+/// The job's effective spec.
+///
+/// # Errors
+/// It is a blob that is not here.
+pub fn spec(job: &Job, blobs: &dyn Payloads) -> Result<JobSpec, MissingBlob> {
+    payload::decode(&job.spec, blobs)
+}
+
+/// What the agent handed in, if it did.
+///
+/// # Errors
+/// It is a blob that is not here.
+pub fn draft(agent: &Agent, blobs: &dyn Payloads) -> Result<Option<Draft>, MissingBlob> {
+    agent
+        .draft
+        .as_ref()
+        .map(|draft| payload::decode(draft, blobs))
+        .transpose()
+}
+
+/// A state event for watchers: an agent that is done comes with its draft, without the ids.
+///
+/// # Errors
+/// The draft is a blob that is not here.
+pub fn event(job: &Job, event: &JobEvent, blobs: &dyn Payloads) -> Result<JobEvent, MissingBlob> {
+    let mut event = event.clone();
+    if let Some(job_event::Event::Agent(status)) = &mut event.event {
+        let current = job.agent(status.agent).filter(|agent| {
+            agent.attempt == status.attempt
+                && matches!(status.state(), AgentState::Done | AgentState::Cancelled)
+        });
+        if let Some(agent) = current {
+            status.draft = draft(agent, blobs)?.map(|d| Draft {
+                token_ids: Vec::new(),
+                ..d
+            });
+        }
+    }
+    Ok(event)
+}
+
+/// The `Prepare` message of a job.
+///
+/// # Errors
+/// Its spec is a blob that is not here.
+pub fn prepare(state: &State, job: &Job, blobs: &dyn Payloads) -> Result<Prepare, MissingBlob> {
+    Ok(Prepare {
+        job_id: job.id.clone(),
+        spec: Some(spec(job, blobs)?),
+        salt: state.salt(&job.tenant),
+    })
+}
+
+/// The `Start` message of an attempt; `None` if it is no longer the agent's current one.
+///
+/// # Errors
+/// A payload is a blob that is not here.
+pub fn start(
+    state: &State,
+    key: &AttemptKey,
+    blobs: &dyn Payloads,
+) -> Result<Option<Start>, MissingBlob> {
+    let Some(job) = state.job(&key.job_id) else {
+        return Ok(None);
+    };
+    let running = |a: &&Agent| a.attempt == key.attempt && a.state == AgentState::Running;
+    let Some(agent) = job.agent(key.agent).filter(running) else {
+        return Ok(None);
+    };
+    let context = match job
+        .round_record(agent.spec.round)
+        .and_then(|r| r.context.as_ref())
+    {
+        Some(context) => String::from_utf8_lossy(&payload::read(context, blobs)?).into_owned(),
+        None => String::new(),
+    };
+    Ok(Some(Start {
+        key: Some(key.clone()),
+        spec: Some(agent.spec.clone()),
+        model: job.model().to_owned(),
+        messages: spec(job, blobs)?.messages,
+        context,
+        salt: state.salt(&job.tenant),
+        tenant: job.tenant.clone(),
+        incarnation: agent
+            .placement
+            .as_ref()
+            .map_or_else(String::new, |p| p.incarnation.clone()),
+    }))
+}
+
+/// Workers that hold a lease, as `ListWorkers` returns them.
+pub fn workers(state: &State) -> Vec<WorkerStatus> {
+    state
+        .workers()
+        .map(|worker| WorkerStatus {
+            worker_id: worker.worker_id.clone(),
+            incarnation: worker.incarnation.clone(),
+            models: worker.models.iter().map(|m| m.name.clone()).collect(),
+            max_sequences: worker.max_sequences,
+            agents: state
+                .placed_on(&worker.worker_id, &worker.incarnation)
+                .count() as u32,
+            draining: worker.draining,
+            lease_remaining_ms: worker.expires_ms.saturating_sub(state.lease_clock_ms()) as i64,
+            numeric_class: worker
+                .models
+                .first()
+                .map_or_else(String::new, |m| m.numeric_class.clone()),
+        })
+        .collect()
+}
+
+/// The role's name in metrics and in `tokens_by_role`.
+pub fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Proposer => "proposer",
+        Role::Refiner => "refiner",
+        Role::Distiller => "distiller",
+        Role::Chair => "chair",
+        Role::Unspecified => "unspecified",
+    }
+}
+
+fn add(sum: &mut Usage, one: &Usage) {
+    sum.prompt_tokens += one.prompt_tokens;
+    sum.cached_tokens += one.cached_tokens;
+    sum.thought_tokens += one.thought_tokens;
+    sum.answer_tokens += one.answer_tokens;
+}
