@@ -1,0 +1,175 @@
+//! The command line.
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    client::{Client, DEFAULT_ENDPOINTS},
+    commands::{cancel, cluster, jobs, review, submit, watch},
+    duration,
+    error::CliError,
+};
+
+/// Contemplating mode, served: many short thinkers work on one question, a
+/// chair answers, and the answer can be replayed token for token.
+#[derive(Debug, Parser)]
+#[command(name = "conclave", version, propagate_version = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  conclave ask \"What is 17 * 23?\"                 a temporary cluster of its own, then the answer
+  conclave up                                     a local cluster that stays, on 127.0.0.1:7400..7402
+  conclave submit --watch \"Is 221 prime?\" --choices yes,no
+  conclave audit export JOB -o job.audit && conclave audit verify job.audit
+  conclave audit replay job.audit                 run every agent again and compare token for token
+
+Exit status:
+  0 answered or done   1 the job failed, or a check found differences
+  2 the command or the request is wrong   3 nobody could serve it in time   130 interrupted
+
+Every command explains itself: conclave COMMAND --help";
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Connection and logs")]
+pub struct Global {
+    /// Coordinator to talk to, HOST:PORT; repeat to name more, all are tried
+    /// [default: 127.0.0.1:7400, :7401 and :7402, where `up` listens]
+    #[arg(
+        long = "endpoint",
+        global = true,
+        value_name = "HOST:PORT",
+        env = "CONCLAVE_ENDPOINT",
+        value_delimiter = ','
+    )]
+    pub endpoints: Vec<String>,
+    /// File that holds the bearer token [default: the variable CONCLAVE_TOKEN]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Longest time a call may take, its retries included
+    #[arg(long, global = true, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
+    pub timeout: Duration,
+    /// What to log to standard error, e.g. `info` or `warn,conclave_worker=debug`
+    /// [default: info for coordinator and worker, warn otherwise]
+    #[arg(long, global = true, value_name = "FILTER", env = "CONCLAVE_LOG")]
+    pub log: Option<String>,
+    /// Shape of a log line
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Hand a job to a cluster; prints its id
+    Submit(submit::SubmitArgs),
+    /// Follow a job to its end
+    Watch(watch::WatchArgs),
+    /// List jobs, or show one
+    Jobs(jobs::JobsArgs),
+    /// Cancel a job; its agents stop within one decode step
+    Cancel(cancel::CancelArgs),
+    /// Approve, edit or reject an answer that awaits review
+    Review(review::ReviewArgs),
+    /// Create a cluster, change its members, see its health
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+}
+
+impl Global {
+    /// The client of the endpoints given, or of those where `up` listens.
+    pub fn client(&self) -> Result<Client, CliError> {
+        if self.endpoints.is_empty() {
+            return self.client_of(&DEFAULT_ENDPOINTS.map(str::to_owned));
+        }
+        self.client_of(&self.endpoints)
+    }
+
+    /// A client of `endpoints` with this user's token and timeout.
+    pub fn client_of(&self, endpoints: &[String]) -> Result<Client, CliError> {
+        Client::new(endpoints, self.token()?.as_deref(), self.timeout)
+    }
+
+    /// The bearer token: from the file, or the variable CONCLAVE_TOKEN. It is
+    /// no flag, because every user of the machine can read a command line.
+    pub fn token(&self) -> Result<Option<String>, CliError> {
+        let text = match &self.token_file {
+            Some(path) => {
+                Some(std::fs::read_to_string(path).map_err(|source| CliError::file(path, source))?)
+            }
+            None => std::env::var("CONCLAVE_TOKEN").ok(),
+        };
+        Ok(text
+            .map(|text| text.trim().to_owned())
+            .filter(|token| !token.is_empty()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn endpoints_repeat_and_split_and_may_follow_the_command() {
+        let cli = Cli::try_parse_from([
+            "conclave",
+            "jobs",
+            "--endpoint",
+            "a:1,b:2",
+            "--endpoint",
+            "c:3",
+        ])
+        .unwrap();
+        assert_eq!(cli.global.endpoints, ["a:1", "b:2", "c:3"]);
+        assert_eq!(cli.global.timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn every_command_explains_itself() {
+        for command in Cli::command().get_subcommands() {
+            assert!(
+                command.get_about().is_some(),
+                "{} says nothing",
+                command.get_name()
+            );
+            let has_examples = command.get_after_help().is_some()
+                || command
+                    .get_subcommands()
+                    .any(|inner| inner.get_about().is_some());
+            assert!(has_examples, "{} shows no example", command.get_name());
+        }
+    }
+
+    #[test]
+    fn the_token_is_read_trimmed_from_its_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "secret-token\n").unwrap();
+        let path = file.path().display().to_string();
+        let cli = Cli::try_parse_from(["conclave", "jobs", "--token-file", &path]).unwrap();
+        assert_eq!(cli.global.token().unwrap().as_deref(), Some("secret-token"));
+    }
+}

@@ -1,0 +1,393 @@
+//! The cluster as a client sees it: several endpoints, one service.
+//!
+//! Every coordinator serves every call, so a call goes to any endpoint that
+//! answers; one that does not is passed over at once. Every call has a
+//! deadline, and every retry is one that the API calls safe (reads, calls with
+//! an idempotency key, calls whose repetition changes nothing).
+use std::{
+    error::Error as _,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use conclave_proto::v1::{
+    audit_client::AuditClient, cluster_client::ClusterClient,
+    contemplation_client::ContemplationClient,
+};
+use tokio::time::Instant;
+use tonic::{
+    Code, Request, Response, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+use crate::error::CliError;
+
+/// Where `conclave up` listens unless told otherwise.
+pub const DEFAULT_ENDPOINTS: [&str; 3] = ["127.0.0.1:7400", "127.0.0.1:7401", "127.0.0.1:7402"];
+
+/// Longest message accepted: a finished job carries all of its drafts.
+const MESSAGE_LIMIT: usize = 64 << 20;
+/// Longest wait for one endpoint's answer before another is tried.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(15);
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Puts the caller's token on every request.
+#[derive(Clone)]
+pub struct Auth(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Auth {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+type Transport = InterceptedService<Channel, Auth>;
+
+/// One endpoint, ready for calls. Cheap to clone; connects on first use.
+#[derive(Clone)]
+pub struct Link {
+    address: String,
+    channel: Channel,
+    auth: Auth,
+}
+
+impl Link {
+    /// The address as the user gave it.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn transport(&self) -> Transport {
+        InterceptedService::new(self.channel.clone(), self.auth.clone())
+    }
+
+    /// Jobs.
+    pub fn contemplation(&self) -> ContemplationClient<Transport> {
+        ContemplationClient::new(self.transport()).max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// Membership and health.
+    pub fn cluster(&self) -> ClusterClient<Transport> {
+        ClusterClient::new(self.transport()).max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// Audit chains.
+    pub fn audit(&self) -> AuditClient<Transport> {
+        AuditClient::new(self.transport()).max_decoding_message_size(MESSAGE_LIMIT)
+    }
+}
+
+/// Calls that fail over.
+pub struct Client {
+    links: Vec<Link>,
+    /// The endpoint that answered last.
+    preferred: AtomicUsize,
+    /// Longest time a unary call takes, all retries included.
+    timeout: Duration,
+}
+
+impl Client {
+    /// A client of these endpoints (`host:port` or `http://host:port`).
+    /// Nothing is dialled before the first call, but a malformed address or
+    /// token is refused here.
+    pub fn new(
+        endpoints: &[String],
+        token: Option<&str>,
+        timeout: Duration,
+    ) -> Result<Self, CliError> {
+        let token = token
+            .map(|token| format!("Bearer {token}").parse::<MetadataValue<Ascii>>())
+            .transpose()
+            .map_err(|_| {
+                CliError::usage(
+                    "the token holds characters that no header may carry: check --token-file",
+                )
+            })?;
+        let auth = Auth(token);
+        let links = endpoints
+            .iter()
+            .map(|address| {
+                Ok(Link {
+                    address: address.clone(),
+                    channel: dial(address)?,
+                    auth: auth.clone(),
+                })
+            })
+            .collect::<Result<Vec<_>, CliError>>()?;
+        if links.is_empty() {
+            return Err(CliError::usage(
+                "no endpoint given: use --endpoint HOST:PORT",
+            ));
+        }
+        Ok(Self {
+            links,
+            preferred: AtomicUsize::new(0),
+            timeout,
+        })
+    }
+
+    /// The endpoint to try first.
+    pub fn preferred(&self) -> &Link {
+        &self.links[self.preferred.load(Ordering::Relaxed) % self.links.len()]
+    }
+
+    /// All endpoints, in the order given.
+    pub fn links(&self) -> &[Link] {
+        &self.links
+    }
+
+    /// How long a call may take in all.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Makes the next endpoint the preferred one.
+    pub fn pass_over(&self) {
+        self.preferred.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One unary call, repeated on other endpoints while they are unavailable
+    /// and time is left. `message` must be safe to send twice.
+    pub async fn unary<M, R, F>(
+        &self,
+        call: &'static str,
+        message: M,
+        send: F,
+    ) -> Result<R, CliError>
+    where
+        M: Clone,
+        F: AsyncFn(Link, Request<M>) -> Result<Response<R>, Status>,
+    {
+        let deadline = Instant::now() + self.timeout;
+        let mut pause = Pause::new(self.links.len());
+        loop {
+            let link = self.preferred().clone();
+            let left = deadline
+                .saturating_duration_since(Instant::now())
+                .min(ATTEMPT_LIMIT);
+            let mut request = Request::new(message.clone());
+            request.set_timeout(left);
+            let status = match tokio::time::timeout(left, send(link.clone(), request)).await {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => status,
+                Err(_) => {
+                    Status::deadline_exceeded(format!("no answer within {} ms", left.as_millis()))
+                }
+            };
+            if !may_retry(&status) {
+                return Err(CliError::Refused {
+                    call,
+                    status: Box::new(status),
+                });
+            }
+            tracing::debug!(endpoint = link.address(), call, %status, "passing over");
+            self.pass_over();
+            let wait = pause.next(&status);
+            if Instant::now() + wait >= deadline {
+                return Err(self.unreachable(call, &link, &status));
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// The error for a call that no endpoint served in time.
+    pub fn unreachable(&self, call: &'static str, last: &Link, status: &Status) -> CliError {
+        let tried: Vec<&str> = self.links.iter().map(Link::address).collect();
+        let mut text = format!(
+            "{call}: no endpoint could serve it within {} s (tried {}; last, {}: {})",
+            self.timeout.as_secs(),
+            tried.join(", "),
+            last.address(),
+            reason(status),
+        );
+        text.push_str(if is_outcome_unknown(status) {
+            "\n  It may yet take effect: repeat it with the same --key."
+        } else {
+            "\n  Is a cluster running there? `conclave up` starts a local one; --endpoint names another."
+        });
+        CliError::Unavailable(text)
+    }
+}
+
+/// A lazily connected channel that notices a silent peer.
+fn dial(address: &str) -> Result<Channel, CliError> {
+    if address.starts_with("https://") {
+        return Err(CliError::usage(format!(
+            "endpoint `{address}`: TLS is not spoken here; end it in front of the cluster and use http://"
+        )));
+    }
+    let uri = if address.starts_with("http://") {
+        address.to_owned()
+    } else {
+        format!("http://{address}")
+    };
+    let endpoint = Endpoint::from_shared(uri)
+        .ok()
+        .filter(|endpoint| endpoint.uri().port().is_some())
+        .ok_or_else(|| {
+            CliError::usage(format!(
+                "endpoint `{address}` is not HOST:PORT, e.g. 127.0.0.1:7400"
+            ))
+        })?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_LIMIT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(false)
+        .connect_lazy())
+}
+
+/// How long to wait before the next attempt: not at all until each endpoint
+/// was tried once, then doubling, and never less than the server asked for.
+pub struct Pause {
+    untried: usize,
+    next: Duration,
+}
+
+impl Pause {
+    /// For a client of `endpoints` endpoints.
+    pub fn new(endpoints: usize) -> Self {
+        Self {
+            untried: endpoints.saturating_sub(1),
+            next: FIRST_PAUSE,
+        }
+    }
+
+    /// The wait after this refusal.
+    pub fn next(&mut self, status: &Status) -> Duration {
+        let asked = retry_after(status).unwrap_or(Duration::ZERO);
+        if self.untried > 0 {
+            self.untried -= 1;
+            return asked;
+        }
+        let wait = self.next.max(asked);
+        self.next = (self.next * 2).min(LONGEST_PAUSE);
+        wait
+    }
+}
+
+/// Whether another endpoint, or the same one later, may serve the call.
+pub fn may_retry(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded => true,
+        Code::ResourceExhausted => retry_after(status).is_some(),
+        // A connection that broke under the call; the peer said nothing.
+        Code::Unknown | Code::Cancelled | Code::Internal => status.source().is_some(),
+        _ => false,
+    }
+}
+
+/// The wait that the server asked for.
+fn retry_after(status: &Status) -> Option<Duration> {
+    let value = status.metadata().get("retry-after-ms")?.to_str().ok()?;
+    value.parse().ok().map(Duration::from_millis)
+}
+
+fn is_outcome_unknown(status: &Status) -> bool {
+    status
+        .metadata()
+        .get("outcome")
+        .is_some_and(|value| value == "unknown")
+}
+
+/// A status with the causes that tonic hides behind "transport error".
+fn reason(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_metadata(mut status: Status, key: &'static str, value: &str) -> Status {
+        status.metadata_mut().insert(key, value.parse().unwrap());
+        status
+    }
+
+    #[test]
+    fn refusals_are_final_and_absences_are_not() {
+        assert!(may_retry(&Status::unavailable("leader unknown")));
+        assert!(may_retry(&Status::deadline_exceeded("slow")));
+        assert!(!may_retry(&Status::invalid_argument("bad")));
+        assert!(!may_retry(&Status::already_exists("key")));
+        assert!(!may_retry(&Status::resource_exhausted("job too large")));
+        assert!(may_retry(&with_metadata(
+            Status::resource_exhausted("queue"),
+            "retry-after-ms",
+            "20"
+        )));
+    }
+
+    #[test]
+    fn every_endpoint_is_tried_before_any_waiting() {
+        let mut pause = Pause::new(3);
+        let down = Status::unavailable("down");
+        assert_eq!(pause.next(&down), Duration::ZERO);
+        assert_eq!(pause.next(&down), Duration::ZERO);
+        assert_eq!(pause.next(&down), FIRST_PAUSE);
+        assert_eq!(pause.next(&down), FIRST_PAUSE * 2);
+        for _ in 0..10 {
+            pause.next(&down);
+        }
+        assert_eq!(pause.next(&down), LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn the_servers_wait_is_honoured() {
+        let mut pause = Pause::new(1);
+        let busy = with_metadata(Status::unavailable("busy"), "retry-after-ms", "1500");
+        assert_eq!(pause.next(&busy), Duration::from_millis(1500));
+    }
+
+    #[tokio::test]
+    async fn malformed_endpoints_are_refused_before_any_call() {
+        for bad in ["https://a:1", "localhost", "http://", "a b:1"] {
+            let error = Client::new(&[bad.to_owned()], None, Duration::from_secs(1)).err();
+            assert!(matches!(error, Some(CliError::Usage(_))), "{bad}");
+        }
+        assert!(Client::new(&["localhost:1".to_owned()], None, Duration::from_secs(1)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_dead_cluster_is_unavailable_within_the_timeout() {
+        // Bound and dropped, so that nothing listens there.
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap().to_string();
+        drop(socket);
+        let client = Client::new(
+            std::slice::from_ref(&address),
+            None,
+            Duration::from_millis(300),
+        )
+        .unwrap();
+        let message = conclave_proto::v1::StatusRequest {};
+        let error = client
+            .unary("Status", message, async |link, request| {
+                link.cluster().status(request).await
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        assert!(error.to_string().contains(&address), "{error}");
+        assert!(error.to_string().contains("conclave up"), "{error}");
+    }
+}

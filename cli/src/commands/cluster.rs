@@ -1,0 +1,266 @@
+//! `conclave cluster`: create a cluster, change its members, see its health.
+use clap::{Args, Subcommand};
+use conclave_proto::v1::{
+    AddRequest, InitRequest, ListWorkersRequest, MembersRequest, MembersResponse, RemoveRequest,
+    StatusRequest, StatusResponse, TransferRequest, WorkerStatus,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    args::Global,
+    client::{Client, Link},
+    error::CliError,
+    out,
+    view::json,
+};
+
+/// What to do with the cluster.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Create a cluster of blank coordinators; only this ever creates one
+    #[command(after_help = "\
+The first --endpoint becomes the first voter; --join names the others.
+
+Example, with three coordinators started by `conclave coordinator`:
+  conclave cluster init --endpoint 127.0.0.1:7400 --join 127.0.0.1:7401,127.0.0.1:7402")]
+    Init {
+        /// Blank coordinators to add, HOST:PORT; repeat or separate by commas
+        #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+        join: Vec<String>,
+        /// How to print.
+        #[command(flatten)]
+        print: Print,
+    },
+    /// List the coordinators
+    Members(Print),
+    /// Add a blank coordinator: a learner first, a voter once it caught up
+    Add {
+        /// Where it listens, HOST:PORT
+        address: String,
+        /// Keep it a learner
+        #[arg(long)]
+        learner: bool,
+        /// How to print.
+        #[command(flatten)]
+        print: Print,
+    },
+    /// Remove a coordinator
+    Remove {
+        /// Its id, as `cluster members` lists it
+        node_id: u64,
+        /// Even if the rest could then not decide
+        #[arg(long)]
+        force: bool,
+        /// How to print.
+        #[command(flatten)]
+        print: Print,
+    },
+    /// Hand leadership to another coordinator
+    Transfer {
+        /// Its id [default: the one that is most caught up]
+        #[arg(default_value_t = 0, hide_default_value = true)]
+        node_id: u64,
+        /// How to print.
+        #[command(flatten)]
+        print: Print,
+    },
+    /// Ask every endpoint what it is; needs no quorum
+    Status(Print),
+    /// List the workers
+    Workers(Print),
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Print {
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Does it.
+pub async fn run(global: &Global, command: ClusterCommand) -> Result<(), CliError> {
+    let client = global.client()?;
+    match command {
+        ClusterCommand::Init { join, print } => {
+            let members = init(&client.links()[0], join, client.timeout()).await?;
+            print_members(&members, print)
+        }
+        ClusterCommand::Members(print) => {
+            let call = async |link: Link, request| link.cluster().members(request).await;
+            print_members(
+                &client.unary("Members", MembersRequest {}, call).await?,
+                print,
+            )
+        }
+        ClusterCommand::Add {
+            address,
+            learner,
+            print,
+        } => {
+            let call = async |link: Link, request| link.cluster().add(request).await;
+            print_members(
+                &client
+                    .unary("Add", AddRequest { address, learner }, call)
+                    .await?,
+                print,
+            )
+        }
+        ClusterCommand::Remove {
+            node_id,
+            force,
+            print,
+        } => {
+            let call = async |link: Link, request| link.cluster().remove(request).await;
+            print_members(
+                &client
+                    .unary("Remove", RemoveRequest { node_id, force }, call)
+                    .await?,
+                print,
+            )
+        }
+        ClusterCommand::Transfer { node_id, print } => {
+            let call = async |link: Link, request| link.cluster().transfer(request).await;
+            print_members(
+                &client
+                    .unary("Transfer", TransferRequest { node_id }, call)
+                    .await?,
+                print,
+            )
+        }
+        ClusterCommand::Status(print) => status(&client, print).await,
+        ClusterCommand::Workers(print) => {
+            let workers = workers(&client).await?;
+            if print.json {
+                let rows: Vec<Value> = workers.iter().map(json::worker).collect();
+                return out::document(&json!({ "workers": rows }));
+            }
+            workers
+                .iter()
+                .try_for_each(|worker| out::line(worker_row(worker)))
+        }
+    }
+}
+
+/// Creates a cluster on the node behind `link`. Not repeated: a second try on
+/// another node would found a second cluster.
+pub async fn init(
+    link: &Link,
+    join: Vec<String>,
+    within: std::time::Duration,
+) -> Result<MembersResponse, CliError> {
+    let mut request = tonic::Request::new(InitRequest { join });
+    request.set_timeout(within);
+    let refused = |status| CliError::Refused {
+        call: "Init",
+        status: Box::new(status),
+    };
+    let mut service = link.cluster();
+    match tokio::time::timeout(within, service.init(request)).await {
+        Ok(reply) => Ok(reply.map_err(refused)?.into_inner()),
+        Err(_) => Err(CliError::Unavailable(format!(
+            "Init: {} gave no answer within {} s; look with `conclave cluster status --endpoint {}`",
+            link.address(),
+            within.as_secs(),
+            link.address()
+        ))),
+    }
+}
+
+/// The registered workers.
+pub async fn workers(client: &Client) -> Result<Vec<WorkerStatus>, CliError> {
+    let call = async |link: Link, request| link.cluster().list_workers(request).await;
+    Ok(client
+        .unary("ListWorkers", ListWorkersRequest {}, call)
+        .await?
+        .workers)
+}
+
+fn print_members(members: &MembersResponse, print: Print) -> Result<(), CliError> {
+    if print.json {
+        return out::document(&json::members(members));
+    }
+    out::line(format!(
+        "cluster {}  term {}",
+        members.cluster_id, members.term
+    ))?;
+    for member in &members.members {
+        let role = if member.leader {
+            "leader"
+        } else if member.learner {
+            "learner"
+        } else {
+            "voter"
+        };
+        let health = if member.active { "active" } else { "silent" };
+        out::line(format!(
+            "{:<20}  {:<7}  {health}  {}",
+            member.node_id, role, member.address
+        ))?;
+    }
+    Ok(())
+}
+
+/// Asks each endpoint by itself: a node that is alone still answers.
+async fn status(client: &Client, print: Print) -> Result<(), CliError> {
+    let asked = client.links().iter().map(|link| async move {
+        let mut request = tonic::Request::new(StatusRequest {});
+        request.set_timeout(client.timeout());
+        let reply = tokio::time::timeout(client.timeout(), link.cluster().status(request)).await;
+        (
+            link.address().to_owned(),
+            reply.map_err(|_| "no answer in time".to_owned()),
+        )
+    });
+    let answers = futures::future::join_all(asked).await;
+    let mut any = false;
+    let mut documents = Vec::new();
+    for (address, reply) in answers {
+        let reply = reply.and_then(|reply| reply.map_err(|status| status.message().to_owned()));
+        any |= reply.is_ok();
+        match (reply, print.json) {
+            (Ok(reply), true) => documents.push(json::status(&reply.into_inner())),
+            (Err(error), true) => documents.push(json!({ "address": address, "error": error })),
+            (Ok(reply), false) => out::line(status_row(&address, &reply.into_inner()))?,
+            (Err(error), false) => out::line(format!("{address}  does not answer: {error}"))?,
+        }
+    }
+    if print.json {
+        out::document(&json!({ "nodes": documents }))?;
+    }
+    if any {
+        Ok(())
+    } else {
+        Err(CliError::Unavailable("no endpoint answered".to_owned()))
+    }
+}
+
+fn status_row(address: &str, status: &StatusResponse) -> String {
+    let leader = if status.leader_address.is_empty() {
+        "none known"
+    } else {
+        &status.leader_address
+    };
+    format!(
+        "{address}  {:<9}  term {}  leader {leader}  applied {}/{}  log v{}  {}",
+        status.role,
+        status.term,
+        status.applied_index,
+        status.commit_index,
+        status.log_version,
+        status.version,
+    )
+}
+
+fn worker_row(worker: &WorkerStatus) -> String {
+    let state = if worker.draining { "draining" } else { "ready" };
+    format!(
+        "{:<20}  {state:<8}  {}/{} agents  {}  {}  lease {:.1} s",
+        worker.worker_id,
+        worker.agents,
+        worker.max_sequences,
+        worker.models.join(","),
+        worker.numeric_class,
+        worker.lease_remaining_ms as f64 / 1e3,
+    )
+}

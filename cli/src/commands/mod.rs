@@ -1,0 +1,62 @@
+//! One command, one file.
+use conclave_proto::v1::{Job, JobState};
+
+use crate::{
+    args::{Cli, Command},
+    error::CliError,
+    out,
+    view::{names, summary},
+};
+
+pub mod cancel;
+pub mod cluster;
+pub mod jobs;
+pub mod review;
+pub mod submit;
+pub mod watch;
+
+impl Command {
+    /// The log filter when the user gave none.
+    pub fn default_log(&self) -> &'static str {
+        "warn"
+    }
+}
+
+/// Runs the command that was asked for.
+pub async fn run(cli: Cli) -> Result<(), CliError> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Submit(args) => submit::run(global, args).await,
+        Command::Watch(args) => watch::run(global, args).await,
+        Command::Jobs(args) => jobs::run(global, args).await,
+        Command::Cancel(args) => cancel::run(global, args).await,
+        Command::Review(args) => review::run(global, args).await,
+        Command::Cluster(command) => cluster::run(global, command).await,
+    }
+}
+
+/// Prints an ended job for a person: the answer on standard output, how it
+/// came about on standard error.
+fn print_end(job: &Job) -> Result<(), CliError> {
+    if let Some(answer) = &job.answer {
+        out::line(&answer.text)?;
+    }
+    out::note(summary::of(job));
+    verdict(job)
+}
+
+/// Success if the job has an answer; else why not.
+fn verdict(job: &Job) -> Result<(), CliError> {
+    match job.state() {
+        JobState::Done | JobState::Degraded => Ok(()),
+        state => Err(CliError::JobFailed {
+            job_id: job.job_id.clone(),
+            state: names::job_state(state).to_lowercase(),
+            message: if job.message.is_empty() {
+                "no reason given".to_owned()
+            } else {
+                job.message.clone()
+            },
+        }),
+    }
+}

@@ -1,0 +1,23 @@
+//! Where log lines go: standard error, filtered, as text or JSON.
+use tracing_subscriber::EnvFilter;
+
+use crate::{args::LogFormat, error::CliError};
+
+/// Installs the process's log. `fallback` is the filter when none was given.
+pub fn init(filter: Option<&str>, fallback: &str, format: LogFormat) -> Result<(), CliError> {
+    let directives = filter.unwrap_or(fallback);
+    let filter = EnvFilter::try_new(directives).map_err(|error| {
+        CliError::usage(format!(
+            "--log `{directives}`: {error}; try `info` or `warn,conclave_worker=debug`"
+        ))
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    // A second call (tests) keeps the first log.
+    let _ = match format {
+        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    Ok(())
+}

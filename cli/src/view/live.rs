@@ -1,0 +1,69 @@
+//! The live view: a header and one line an agent, redrawn in place.
+use std::{collections::BTreeMap, time::Duration};
+
+use conclave_proto::v1::AgentState;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::progress::{self, Progress};
+
+/// Draws on standard error until dropped; what it drew is then erased.
+pub struct Live {
+    multi: MultiProgress,
+    header: ProgressBar,
+    rows: BTreeMap<u32, ProgressBar>,
+    width: usize,
+}
+
+impl Live {
+    /// An empty view of a terminal `width` columns wide.
+    pub fn new(width: usize) -> Self {
+        let multi = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(12));
+        let header =
+            multi.add(ProgressBar::new_spinner().with_style(style("{spinner:.cyan} {msg:.bold}")));
+        header.enable_steady_tick(Duration::from_millis(120));
+        Self {
+            multi,
+            header,
+            rows: BTreeMap::new(),
+            width,
+        }
+    }
+
+    /// Draws the job as it is known now.
+    pub fn draw(&mut self, progress: &Progress, leader: Option<&str>, elapsed: Duration) {
+        self.header.set_message(progress.header(leader, elapsed));
+        for (agent, row) in &progress.agents {
+            let bar = self.rows.entry(*agent).or_insert_with(|| {
+                self.multi
+                    .add(ProgressBar::new_spinner().with_style(style("  {msg}")))
+            });
+            bar.set_style(style(match row.state {
+                AgentState::Done => "  {msg:.green}",
+                AgentState::Failed => "  {msg:.red}",
+                AgentState::Cancelled => "  {msg:.dim}",
+                _ => "  {msg}",
+            }));
+            bar.set_message(progress::line(*agent, row, self.width.saturating_sub(3)));
+        }
+    }
+
+    /// Prints a line above the view.
+    pub fn note(&self, text: &str) {
+        // The view is a convenience: losing it is not worth an error.
+        let _ = self.multi.println(text);
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.header.finish_and_clear();
+        for bar in self.rows.values() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A style from a template that is fixed at compile time.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}

@@ -1,0 +1,10 @@
+//! How a job looks: while it runs, and when it has ended.
+//!
+//! [`progress`] keeps what is known and draws nothing; [`live`] and [`plain`]
+//! draw it; [`summary`] and [`json`] show the end.
+pub mod json;
+pub mod live;
+pub mod names;
+pub mod plain;
+pub mod progress;
+pub mod summary;

@@ -1,0 +1,118 @@
+//! Following one job over broken connections and changes of leader.
+use std::time::Duration;
+
+use conclave_proto::v1::{Job, WatchJobRequest, WatchJobResponse, watch_job_response::Update};
+use tokio::time::Instant;
+use tonic::{Request, Status};
+
+use crate::{
+    client::{Client, Pause, may_retry},
+    error::CliError,
+};
+
+/// Longest time without a word from any endpoint before giving up. A watch
+/// that gives up ends nothing: the job goes on.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a watcher is told.
+pub enum Seen<'a> {
+    /// The next update of the stream.
+    Update(&'a Update),
+    /// The stream broke and is being resumed where it stopped.
+    Resuming {
+        /// The endpoint that was lost.
+        endpoint: &'a str,
+        /// Why, as far as is known.
+        reason: &'a str,
+    },
+}
+
+/// Follows `job_id` to its end and returns it as it ended. `tokens` asks for
+/// the agents' text as well as state events; `cursor` resumes an earlier watch
+/// (empty: from the beginning).
+pub async fn follow(
+    client: &Client,
+    job_id: &str,
+    tokens: bool,
+    mut cursor: Vec<u8>,
+    mut seen: impl FnMut(Seen<'_>, &[u8]) -> Result<(), CliError>,
+) -> Result<Job, CliError> {
+    let mut last_word = Instant::now();
+    let mut pause = Pause::new(client.links().len());
+    loop {
+        let link = client.preferred().clone();
+        let request = WatchJobRequest {
+            job_id: job_id.to_owned(),
+            cursor: cursor.clone(),
+            tokens,
+        };
+        let status = match open(&link, request).await {
+            Ok(mut stream) => loop {
+                match stream.message().await {
+                    Ok(Some(WatchJobResponse {
+                        update: Some(update),
+                        cursor: next,
+                    })) => {
+                        last_word = Instant::now();
+                        pause = Pause::new(client.links().len());
+                        if !next.is_empty() {
+                            cursor = next;
+                        }
+                        seen(Seen::Update(&update), &cursor)?;
+                        if let Update::Done(job) = update {
+                            return Ok(job);
+                        }
+                    }
+                    // An update this build does not know: the cursor still counts.
+                    Ok(Some(WatchJobResponse {
+                        update: None,
+                        cursor: next,
+                    })) => cursor = next,
+                    Ok(None) => break Status::unavailable("the stream ended before the job did"),
+                    Err(status) => break status,
+                }
+            },
+            Err(status) => status,
+        };
+        if !may_retry(&status) {
+            return Err(CliError::Refused {
+                call: "WatchJob",
+                status: Box::new(status),
+            });
+        }
+        seen(
+            Seen::Resuming {
+                endpoint: link.address(),
+                reason: status.message(),
+            },
+            &cursor,
+        )?;
+        client.pass_over();
+        let wait = pause.next(&status);
+        if last_word.elapsed() + wait > PATIENCE {
+            let error = client.unreachable("WatchJob", &link, &status);
+            return Err(CliError::Unavailable(format!(
+                "{error}\n  The job goes on: `conclave watch {job_id}` resumes."
+            )));
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Opens the stream. The first answer has a deadline; the stream itself lasts
+/// as long as the job, and HTTP/2 keepalive notices a peer that went silent.
+async fn open(
+    link: &crate::client::Link,
+    request: WatchJobRequest,
+) -> Result<tonic::Streaming<WatchJobResponse>, Status> {
+    let mut service = link.contemplation();
+    match tokio::time::timeout(
+        Duration::from_secs(15),
+        service.watch_job(Request::new(request)),
+    )
+    .await
+    {
+        Ok(reply) => Ok(reply?.into_inner()),
+        Err(_) => Err(Status::deadline_exceeded("no answer within 15 s")),
+    }
+}
