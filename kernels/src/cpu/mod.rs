@@ -1,12 +1,17 @@
 //! The CPU backend: chooses the code path once and runs it on the pool.
 
+mod dispatch;
+mod lanes;
+mod matmul;
+
+pub use matmul::Product;
+
 use crate::attention::{AttnPlan, KvLayer};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::reference;
 use crate::rope::RopeTable;
 use crate::scratch::Scratch;
-use crate::weights::PackedMatrix;
 use std::sync::Arc;
 
 /// The ops of a model step, on one instruction set and one pool.
@@ -30,32 +35,6 @@ impl Kernels {
     /// The pool in use.
     pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
-    }
-
-    /// `out[i][j] = sum over k of x[i][k] * w[j][k]`: `x` is `m x k`, `out` is `m x n`.
-    ///
-    /// The bits of `out[i][j]` depend on row `i` of `x`, row `j` of `w` and the matrix's
-    /// [`Activation`](crate::Activation) only. Panics if the slices have other lengths.
-    pub fn qmatmul(
-        &self,
-        w: &PackedMatrix,
-        x: &[f32],
-        m: usize,
-        out: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
-        let _ = scratch;
-        let mut row = vec![0f32; w.k()];
-        for j in 0..w.n() {
-            w.dequantize_row(j, &mut row);
-            for i in 0..m {
-                let x = &x[i * w.k()..][..w.k()];
-                out[i * w.n() + j] = x
-                    .iter()
-                    .zip(&row)
-                    .fold(0.0, |acc, (x, w)| x.mul_add(*w, acc));
-            }
-        }
     }
 
     /// `out = x / sqrt(mean(x^2) + eps) * weight` for each of `rows` rows of `weight.len()`.

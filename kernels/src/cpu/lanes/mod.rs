@@ -1,0 +1,125 @@
+//! Sixteen f32 lanes, so that each op is written once and compiled for every instruction set.
+//!
+//! All operations are elementwise and rounded once, hence the same bits everywhere. Code generic over
+//! [`Lanes`] is `#[inline(always)]` and ends up in a `#[target_feature]` function, where it becomes
+//! one, two or (portable) many instructions.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use portable::Portable;
+
+use crate::reference::EXP_POLY;
+
+/// Lanes of a vector.
+pub(crate) const WIDTH: usize = 16;
+
+/// Sixteen f32.
+///
+/// # Safety
+/// Every method needs the instruction set of the implementing type: the caller is (inlined into) a
+/// function that enables it, entered only after its detection. Pointers are valid for 16 elements of
+/// their type and need no alignment.
+pub(crate) unsafe trait Lanes: Copy {
+    /// Sixteen 32-bit integers.
+    type Ints: Copy;
+
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn load_f16(from: *const u16) -> Self;
+    unsafe fn load_bf16(from: *const u16) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// Rounds to nearest even.
+    unsafe fn store_f16(self, to: *mut u16);
+    /// Rounds to the nearest even integer; lanes are within -127..=127.
+    unsafe fn store_i8(self, to: *mut i8);
+    unsafe fn add(self, b: Self) -> Self;
+    unsafe fn sub(self, b: Self) -> Self;
+    unsafe fn mul(self, b: Self) -> Self;
+    unsafe fn div(self, b: Self) -> Self;
+    /// `self * b + c`, rounded once.
+    unsafe fn fma(self, b: Self, c: Self) -> Self;
+    /// `self > b ? self : b`: a NaN on the right stays.
+    unsafe fn max(self, b: Self) -> Self;
+    /// `self < b ? self : b`.
+    unsafe fn min(self, b: Self) -> Self;
+    unsafe fn abs(self) -> Self;
+    /// To the nearest even integer.
+    unsafe fn round(self) -> Self;
+    /// `2^self` for integers within -126..=127.
+    unsafe fn pow2(self) -> Self;
+    /// `x < bound ? 0 : self`.
+    unsafe fn zero_below(self, x: Self, bound: Self) -> Self;
+    /// Lanes `from..to` of `self`, `other` elsewhere.
+    unsafe fn keep(self, from: usize, to: usize, other: Self) -> Self;
+    /// Highest lane.
+    unsafe fn max_lane(self) -> f32;
+
+    unsafe fn load_ints(from: *const u8) -> Self::Ints;
+    /// `(v >> shift) & mask`.
+    unsafe fn bits(v: Self::Ints, shift: u32, mask: i32) -> Self::Ints;
+    /// `a | b << shift`.
+    unsafe fn or_shifted(a: Self::Ints, b: Self::Ints, shift: u32) -> Self::Ints;
+    /// `v - c` as f32.
+    unsafe fn ints_minus(v: Self::Ints, c: i32) -> Self;
+}
+
+/// [`crate::reference::sum_lanes`].
+///
+/// # Safety
+/// See [`Lanes`].
+#[inline(always)]
+pub(crate) unsafe fn sum<L: Lanes>(v: L) -> f32 {
+    let mut lanes = [0f32; WIDTH];
+    // SAFETY: the array holds 16 elements.
+    unsafe { v.store(lanes.as_mut_ptr()) };
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
+}
+
+/// [`crate::reference::exp`] of every lane.
+///
+/// # Safety
+/// See [`Lanes`].
+#[inline(always)]
+pub(crate) unsafe fn exp<L: Lanes>(x: L) -> L {
+    // SAFETY: the caller's instruction set is that of `L`.
+    unsafe {
+        let low = L::splat(-87.0);
+        let clamped = low.max(L::splat(88.0).min(x));
+        let n = clamped.mul(L::splat(std::f32::consts::LOG2_E)).round();
+        let r = n.fma(L::splat(-0.693_359_4), clamped);
+        let r = n.fma(L::splat(2.121_944_4e-4), r);
+        let mut p = L::splat(EXP_POLY[0]);
+        for &c in &EXP_POLY[1..] {
+            p = p.fma(r, L::splat(c));
+        }
+        let p = p.fma(r.mul(r), r.add(L::splat(1.0)));
+        p.mul(n.pow2()).zero_below(x, low)
+    }
+}
+
+/// [`crate::reference::softcap`] of every lane.
+///
+/// # Safety
+/// See [`Lanes`].
+#[inline(always)]
+pub(crate) unsafe fn softcap<L: Lanes>(x: L, c: f32) -> L {
+    // SAFETY: the caller's instruction set is that of `L`.
+    unsafe {
+        let (one, cap) = (L::splat(1.0), L::splat(c));
+        let y = x.div(cap);
+        cap.mul(one.sub(L::splat(2.0).div(exp(y.add(y)).add(one))))
+    }
+}

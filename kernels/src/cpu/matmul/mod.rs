@@ -1,0 +1,255 @@
+//! Matrix products: inputs are rounded once, tiles are shared out over the pool, and each tile is
+//! streamed once for all rows.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod float;
+mod format;
+mod portable;
+mod quantize;
+
+use super::Kernels;
+use super::dispatch::per_isa;
+use crate::isa::Isa;
+use crate::scratch::Scratch;
+use crate::weights::{Activation, PackedMatrix, TILE, WeightType};
+use float::FloatRows;
+use format::{Format, Out, Tile, with_format};
+use quantize::Rows;
+use std::ops::Range;
+
+/// Rows that pass a run of tiles together: their rounded inputs stay in the second-level cache.
+const ROW_BLOCK: usize = 128;
+
+/// Multiply-adds below which an op stays on the calling thread: about what handing it out costs.
+const INLINE_WORK: usize = 1 << 17;
+
+/// Multiply-adds a task should have, so that cores that others use too are evened out.
+const TASK_WORK: usize = 1 << 17;
+
+/// One of several products of the same inputs.
+pub struct Product<'a> {
+    /// The weights, `n x k`.
+    pub weights: &'a PackedMatrix,
+    /// Receives `m x n`.
+    pub out: &'a mut [f32],
+}
+
+/// A product as tasks see it.
+struct Job<'a> {
+    w: &'a PackedMatrix,
+    out: Out,
+}
+
+impl Kernels {
+    /// `out[i][j] = sum over k of x[i][k] * w[j][k]`: `x` is `m x k`, `out` is `m x n`.
+    ///
+    /// The bits of `out[i][j]` depend on row `i` of `x`, row `j` of `w` and the matrix's
+    /// [`Activation`] only. Panics if the slices have other lengths.
+    pub fn qmatmul(
+        &self,
+        w: &PackedMatrix,
+        x: &[f32],
+        m: usize,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        self.qmatmuls([Product { weights: w, out }], x, m, scratch);
+    }
+
+    /// Several products of the same inputs (q, k and v; gate and up), handed out at once.
+    ///
+    /// Each gives what [`Kernels::qmatmul`] gives. Panics if the matrices differ in `k` or a slice has
+    /// another length.
+    pub fn qmatmuls<const P: usize>(
+        &self,
+        products: [Product<'_>; P],
+        x: &[f32],
+        m: usize,
+        scratch: &mut Scratch,
+    ) {
+        let Some(k) = products.first().map(|p| p.weights.k()) else {
+            return;
+        };
+        assert_eq!(x.len(), m * k, "inputs are {m} x {k}");
+        let jobs = products.map(|p| {
+            let (n, w) = (p.weights.n(), p.weights);
+            assert_eq!((w.k(), p.out.len()), (k, m * n), "outputs are {m} x {n}");
+            Job {
+                w,
+                out: Out {
+                    first: p.out.as_mut_ptr(),
+                    n,
+                    lanes: 0,
+                },
+            }
+        });
+        if jobs.iter().any(|job| takes_int8(job.w)) {
+            self.quantize(x, k, m, scratch);
+        }
+        let rows = Rows {
+            first: scratch.rows.as_ptr(),
+            k,
+        };
+        let floats = FloatRows {
+            first: x.as_ptr(),
+            k,
+        };
+        let tiles: usize = jobs.iter().map(|job| job.w.tiles()).sum();
+        let tasks = self.split(tiles, tiles * TILE * k * m);
+        self.pool.run(tasks, &|task| {
+            let mut mine = tiles * task / tasks..tiles * (task + 1) / tasks;
+            for job in &jobs {
+                let here = mine.start.min(job.w.tiles())..mine.end.min(job.w.tiles());
+                // SAFETY: each tile of each job belongs to one task; rows and slices have the lengths
+                // asserted above; `Kernels::new` has checked the instruction set.
+                unsafe { run_tiles(self.isa, job, here, rows, floats, m) };
+                let skipped = job.w.tiles();
+                mine = mine.start.saturating_sub(skipped)..mine.end.saturating_sub(skipped);
+            }
+        });
+    }
+
+    /// Rounds `m` rows of `k` inputs into the scratch.
+    fn quantize(&self, x: &[f32], k: usize, m: usize, scratch: &mut Scratch) {
+        let stride = quantize::row_stride(k);
+        scratch.rows.grow(m * stride);
+        let (from, to) = (
+            FloatRows {
+                first: x.as_ptr(),
+                k,
+            },
+            SendPtr(scratch.rows.as_mut_ptr()),
+        );
+        // Rounding an input costs about as much as 16 multiply-adds.
+        let tasks = self.split(m, m * k * 16);
+        self.pool.run(tasks, &|task| {
+            for row in m * task / tasks..m * (task + 1) / tasks {
+                // SAFETY: the row is within `x` and the buffer, and no other task writes it.
+                unsafe {
+                    quantize_row(self.isa, from.row(row), k, to.get().add(row * stride));
+                }
+            }
+        });
+    }
+
+    /// Tasks for `items` things that together are `work` multiply-adds.
+    pub(super) fn split(&self, items: usize, work: usize) -> usize {
+        let threads = self.pool.threads();
+        if threads == 1 || work < INLINE_WORK {
+            return 1;
+        }
+        (work / TASK_WORK).clamp(threads, threads * 16).min(items)
+    }
+}
+
+/// A pointer that tasks write different parts of.
+#[derive(Clone, Copy)]
+struct SendPtr(*mut u8);
+
+// SAFETY: it points into a buffer that the caller of the op holds uniquely while tasks run.
+unsafe impl Sync for SendPtr {}
+
+impl SendPtr {
+    fn get(self) -> *mut u8 {
+        self.0
+    }
+}
+
+fn takes_int8(w: &PackedMatrix) -> bool {
+    w.activation() == Activation::Int8 && !w.weight_type().is_float()
+}
+
+per_isa! {
+    /// [`quantize::quantize_row`].
+    unsafe fn quantize_row = quantize::quantize_row(x: *const f32, k: usize, to: *mut u8);
+}
+
+/// All rows through a run of a matrix's tiles.
+///
+/// # Safety
+/// The processor has `isa`; `rows` (for 8-bit inputs) or `floats` have `m` rows; `job.out` has room for
+/// `m` rows and nobody else writes these tiles' outputs.
+unsafe fn run_tiles(
+    isa: Isa,
+    job: &Job<'_>,
+    tiles: Range<usize>,
+    rows: Rows,
+    floats: FloatRows,
+    m: usize,
+) {
+    let ty = job.w.weight_type();
+    for first in (0..m).step_by(ROW_BLOCK) {
+        let count = ROW_BLOCK.min(m - first);
+        for index in tiles.clone() {
+            let (tile, n) = (Tile::new(job.w, index), job.w.n());
+            let lanes = TILE.min(n - index * TILE);
+            // SAFETY: the tile's first output of row `first` is within the slice; the rest by the
+            // caller's word.
+            unsafe {
+                let out = Out {
+                    first: job.out.first.add(first * n + index * TILE),
+                    n,
+                    lanes,
+                };
+                if takes_int8(job.w) {
+                    with_format!(ty, F => int8_tile::<F>(isa, &tile, rows, first, count, out), else ());
+                } else {
+                    float_tile(isa, ty, &tile, floats, first, count, out);
+                }
+            }
+        }
+    }
+}
+
+/// One tile by 8-bit inputs, on the code path of `isa`.
+///
+/// # Safety
+/// As for [`run_tiles`].
+unsafe fn int8_tile<F: Format>(
+    isa: Isa,
+    tile: &Tile,
+    rows: Rows,
+    first: usize,
+    m: usize,
+    out: Out,
+) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::tile::<F>(tile, rows, first, m, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::tile::<F>(tile, rows, first, m, out),
+            _ => portable::tile::<F>(tile, rows, first, m, out),
+        }
+    }
+}
+
+per_isa! {
+    /// One tile by f32 inputs.
+    unsafe fn float_tile = float_tile_of(
+        ty: WeightType, tile: &Tile, rows: FloatRows, first: usize, m: usize, out: Out,
+    );
+}
+
+#[inline(always)]
+unsafe fn float_tile_of<L: super::lanes::Lanes>(
+    ty: WeightType,
+    tile: &Tile,
+    rows: FloatRows,
+    first: usize,
+    m: usize,
+    out: Out,
+) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        with_format!(ty, F => float::tile::<L, F>(tile, rows, first, m, out), else match ty {
+            WeightType::F16 => float::tile::<L, float::Half>(tile, rows, first, m, out),
+            WeightType::Bf16 => float::tile::<L, float::Brain>(tile, rows, first, m, out),
+            _ => float::tile::<L, float::Single>(tile, rows, first, m, out),
+        });
+    }
+}
