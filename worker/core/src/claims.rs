@@ -39,3 +39,21 @@ impl Claims {
         self.by_hash.values().copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_the_first_claimants_until_it_drops_it() {
+        let (a, b) = (SeqId(1), SeqId(2));
+        let [x, y] = [BlockHash(1), BlockHash(2)];
+        let mut claims = Claims::default();
+        claims.add(a, &[x]);
+        claims.add(b, &[x, y]);
+        claims.drop(b, &[x, y]);
+        assert!(claims.contains(x) && !claims.contains(y));
+        claims.drop(a, &[x, y]);
+        assert!(!claims.contains(x));
+    }
+}

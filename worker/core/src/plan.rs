@@ -15,16 +15,12 @@ impl Scheduler {
         batch.clear();
         let mut step = Step {
             budget: self.limits.step_tokens,
-            short_of_blocks: false,
             batch,
             events,
         };
         self.plan_running(&mut step, |pending| pending <= SHORT);
         self.plan_running(&mut step, |pending| pending > SHORT);
-        // Whoever joins when blocks are short would only be preempted.
-        if !step.short_of_blocks {
-            self.admit(&mut step);
-        }
+        self.admit(&mut step);
         for running in self.running.iter().filter(|running| running.planned > 0) {
             batch.push(entry(running));
         }
@@ -49,7 +45,6 @@ impl Scheduler {
         let got = self.make_room(at, want, step);
         self.running[at].planned = got;
         step.budget -= got;
-        step.short_of_blocks |= got < want;
     }
 
     /// Gives running sequence `at` blocks to write its next `want` tokens to; returns for how many there
@@ -75,12 +70,12 @@ impl Scheduler {
         let Some(&src) = running.table.get(index) else {
             return true;
         };
-        // A block named as ours is about to get the bits that it has, and its name again.
+        // A block named as ours is about to get the bits that it has, and its name again. Another's, which
+        // a fork holds beyond what it keeps, is left in the cache.
         let name = self.pool.name(src);
         let ours = name.is_none() || running.seq.hashes.get(index) == name.as_ref();
         loop {
-            let shared = self.pool.refs(src) > 1;
-            if !shared && ours {
+            if ours && self.pool.refs(src) == 1 {
                 self.pool.unpublish(src);
                 return true;
             }
@@ -88,10 +83,6 @@ impl Scheduler {
                 step.batch.push_copy(CopyBlock { src, dst });
                 self.pool.release(src);
                 self.running[at].table[index] = dst;
-                return true;
-            }
-            if !shared {
-                self.pool.unpublish(src);
                 return true;
             }
             if !self.preempt_behind(at, step) {
@@ -113,7 +104,6 @@ impl Scheduler {
 
     /// Preempts the latest running sequence behind `at` that is not in the plan, if there is one.
     fn preempt_behind(&mut self, at: usize, step: &mut Step<'_>) -> bool {
-        step.short_of_blocks = true;
         let behind = &self.running[at + 1..];
         let Some(offset) = behind.iter().rposition(|running| running.planned == 0) else {
             return false;
@@ -133,8 +123,6 @@ impl Scheduler {
 pub(crate) struct Step<'a> {
     /// Tokens that may still be planned.
     pub budget: usize,
-    /// Whether a sequence had to preempt, or got fewer tokens than the budget allowed.
-    pub short_of_blocks: bool,
     pub batch: &'a mut Batch,
     pub events: &'a mut Vec<Event>,
 }

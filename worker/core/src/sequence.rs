@@ -280,3 +280,67 @@ impl Running {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn thinker() -> Sequence {
+        let mut request = Request::new(SeqId(0), vec![1; 32], 100);
+        request.retention = Retention::Thought;
+        let mut seq = Sequence::new(request);
+        seq.tokens.extend([2; 40]);
+        seq
+    }
+
+    fn fork(keep: usize) -> Fork {
+        Fork {
+            id: SeqId(1),
+            keep,
+            suffix: vec![3; 30],
+            max_tokens: 5,
+            arrival: 0,
+            retention: Retention::Context,
+        }
+    }
+
+    #[test]
+    fn a_block_is_kept_as_its_last_token_is() {
+        let mut seq = thinker();
+        seq.context_len = 40;
+        let kept: Vec<_> = (0..4).map(|block| seq.retention_of(block)).collect();
+        let (context, thought) = (Retention::Context, Retention::Thought);
+        assert_eq!(kept, [context, context, thought, thought]);
+    }
+
+    #[test]
+    fn what_follows_a_forked_thought_is_kept_no_longer_than_it() {
+        let child = thinker().forked(fork(48));
+        assert_eq!(child.retention_of(1), Retention::Context);
+        assert_eq!(child.retention_of(2), Retention::Thought);
+        assert_eq!(child.retention_of(4), Retention::Thought);
+    }
+
+    #[test]
+    fn a_fork_of_the_prompt_is_kept_as_it_asks() {
+        let child = thinker().forked(fork(32));
+        assert_eq!(child.retention_of(2), Retention::Context);
+        assert_eq!(child.retention_of(9), Retention::Context);
+    }
+
+    #[test]
+    fn lines_form_by_priority_then_arrival_then_id() {
+        let order = |priority, arrival, id| {
+            let mut request = Request::new(SeqId(id), vec![1], 1);
+            (request.priority, request.arrival) = (priority, arrival);
+            Sequence::new(request).order
+        };
+        let line = [
+            order(2, 9, 9),
+            order(1, 1, 5),
+            order(1, 2, 3),
+            order(1, 2, 4),
+        ];
+        assert!(line.is_sorted());
+    }
+}

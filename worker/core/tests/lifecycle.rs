@@ -77,10 +77,14 @@ fn the_longest_request_that_fits_is_accepted_and_ends() {
     world.submit(request(0, prompt(1, 40), 25)).unwrap();
     let refused = world.submit(request(1, prompt(1, 40), 26));
     assert_eq!(refused, Err(EngineError::TooLong { need: 66, have: 65 }));
-    world.submit(request(2, prompt(1, 64), 1)).unwrap();
-    world.submit(request(3, prompt(2, 1), 64)).unwrap();
-    world.submit(request(4, prompt(1, 64), 1)).unwrap();
+    world.submit(request(2, prompt(2, 1), 64)).unwrap();
     world.finish(1000);
+    // Fills the pool; then finds all of itself there.
+    for id in 3..5 {
+        world.submit(request(id, prompt(1, 64), 1)).unwrap();
+        world.finish(10);
+    }
+    assert_eq!(world.story(4).end.unwrap().cached_prompt_tokens, 63);
 }
 
 #[test]
@@ -232,6 +236,55 @@ fn the_latest_arrival_is_preempted_and_the_lowest_priority_before_it() {
     assert_eq!(lost, [1, 2]);
     world.finish(1000);
     assert_eq!(world.story(0).preempted, 0);
+}
+
+#[test]
+fn what_is_in_the_plan_is_not_preempted() {
+    let mut world = World::new(limits(4));
+    let script = Script {
+        inject_at: Some((12, vec![7; 40])),
+        ..Script::default()
+    };
+    world
+        .submit_scripted(request(0, prompt(1, 10), 45), script)
+        .unwrap();
+    world.submit(request(1, prompt(2, 20), 20)).unwrap();
+    // The first one's injected tokens take three more blocks; there is one, and the second decodes on
+    // until it needs a block itself.
+    while world.story(1).preempted == 0 {
+        world.step();
+    }
+    assert_eq!(world.story(1).tokens.len(), 13);
+    assert!(world.story(0).end.is_none());
+    world.finish(200);
+}
+
+#[test]
+fn nobody_is_started_on_blocks_that_a_prefill_still_needs() {
+    let limits = Limits {
+        chunk_tokens: 16,
+        ..limits(16)
+    };
+    let mut world = World::new(limits);
+    world.submit(request(0, prompt(1, 160), 2)).unwrap();
+    world.submit(request(1, prompt(2, 128), 2)).unwrap();
+    world.finish(100);
+    assert_eq!(world.engine.stats().preemptions, 0);
+}
+
+#[test]
+fn nobody_is_started_when_its_cached_blocks_are_all_that_is_left() {
+    let mut world = World::new(limits(16));
+    world.submit(request(0, prompt(1, 128), 1)).unwrap();
+    world.finish(10);
+    world.submit(request(1, prompt(2, 96), 20)).unwrap();
+    world.step();
+    world
+        .submit(request(2, [prompt(1, 128), prompt(3, 32)].concat(), 2))
+        .unwrap();
+    world.finish(100);
+    assert_eq!(world.engine.stats().preemptions, 0);
+    assert_eq!(world.story(2).end.unwrap().cached_prompt_tokens, 128);
 }
 
 #[test]

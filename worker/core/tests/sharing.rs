@@ -62,8 +62,40 @@ fn a_prompt_of_whole_blocks_costs_each_further_sample_one_token() {
     }
     world.finish(100);
     assert_eq!(world.engine.runner().computed(), 48 + 3);
-    // Equal blocks became one again: what the samples leave is the prompt, once.
-    assert_eq!(world.engine.stats().blocks_cached, 3);
+}
+
+#[test]
+fn blocks_that_come_to_be_equal_become_one() {
+    let mut world = World::new(limits(64));
+    for id in 0..4 {
+        world
+            .submit_scripted(request(id, prompt(1, 48), 10), seeded(id))
+            .unwrap();
+    }
+    for _ in 0..3 {
+        world.step();
+    }
+    // Each of the later ones had a copy of the third block, to compute the prompt's last token.
+    let group = world.engine.batch().groups().next().unwrap();
+    assert_eq!((group.shared_blocks, group.members.len()), (3, 4));
+    world.finish(100);
+}
+
+#[test]
+fn a_fork_inside_a_cached_block_leaves_it_in_the_cache() {
+    let mut world = World::new(limits(64));
+    world.submit(request(0, prompt(1, 40), 5)).unwrap();
+    world.step();
+    world
+        .fork(SeqId(0), fork(1, 20, vec![7; 5], 5), seeded(1))
+        .unwrap();
+    world.cancel(SeqId(0)).unwrap();
+    world.finish(100);
+    let cached = world
+        .engine
+        .scheduler()
+        .cached_prefix(&Chain::default(), &prompt(1, 40));
+    assert_eq!(cached, 32);
 }
 
 #[test]
@@ -190,14 +222,10 @@ fn a_fork_of_a_sequence_in_the_queue_costs_no_second_prefill() {
 
 #[test]
 fn a_fork_does_not_overtake_the_queue() {
-    let limits = Limits {
-        max_running: 1,
-        ..limits(64)
-    };
-    let mut world = World::new(limits);
+    let mut world = World::new(limits(8));
     world.submit(request(0, prompt(1, 20), 5)).unwrap();
     world.step();
-    world.submit(request(1, prompt(2, 20), 5)).unwrap();
+    world.submit(request(1, prompt(2, 100), 5)).unwrap();
     world
         .fork(SeqId(0), fork(2, 20, vec![], 5), seeded(2))
         .unwrap();
@@ -206,6 +234,21 @@ fn a_fork_does_not_overtake_the_queue() {
         Some(Lifecycle::Waiting)
     );
     world.finish(100);
+}
+
+#[test]
+fn what_is_generated_is_never_public() {
+    let mut world = World::new(limits(64));
+    let mut tenants = request(0, prompt(1, 32), 33);
+    (tenants.salt, tenants.public_tokens) = (1, 1000);
+    world.submit(tenants).unwrap();
+    world.finish(100);
+    let tokens = [prompt(1, 32), world.story(0).tokens.clone()].concat();
+    let public = Chain {
+        public_tokens: 1000,
+        ..Chain::default()
+    };
+    assert_eq!(world.engine.scheduler().cached_prefix(&public, &tokens), 32);
 }
 
 #[test]
