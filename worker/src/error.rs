@@ -1,0 +1,82 @@
+//! Why a worker does not start.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::config::ConfigError;
+use crate::model::ModelError;
+
+/// Why a worker does not start. The message names what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The folder that keeps the worker's name.
+    #[error("data_dir {path}: {source}; name a folder that can be written", path = .path.display())]
+    DataDir {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file with the token.
+    #[error("token_file {path}: {source}", path = .path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The token cannot be sent.
+    #[error("the token holds characters that no header may carry: use visible ASCII")]
+    Token,
+    /// Another process listens there.
+    #[error(
+        "http_listen {address} is in use: end the other process or choose another port (0 takes a free one)"
+    )]
+    PortInUse {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// The address cannot be listened on.
+    #[error("http_listen {address}: {source}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// There is no model at this path.
+    #[error("no model at {path}: `conclave model pull smollm2-135m` fetches the default one and prints its path", path = .path.display())]
+    ModelMissing {
+        /// As configured.
+        path: PathBuf,
+    },
+    /// The model cannot be used.
+    #[error("model {path}: {source}", path = .path.display())]
+    Model {
+        /// As configured.
+        path: PathBuf,
+        /// Why.
+        source: ModelError,
+    },
+    /// Two models of one name.
+    #[error("two models are named `{name}`: set another `name` for one of them")]
+    ModelTwice {
+        /// The name.
+        name: String,
+    },
+    /// The processor lacks what the configuration demands.
+    #[error("isa = \"{asked}\" is not what this processor has (it has {has}): use \"auto\"")]
+    Isa {
+        /// As configured.
+        asked: &'static str,
+        /// The best there is.
+        has: String,
+    },
+    /// The system gives no thread.
+    #[error("the engine's thread cannot be started: {0}")]
+    Thread(io::Error),
+}

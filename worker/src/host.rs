@@ -1,0 +1,249 @@
+//! One worker, hosted in this process: started, watched, shut down.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::metadata::{Ascii, MetadataValue};
+use uuid::Uuid;
+
+use crate::backend::Backend;
+use crate::config::Config;
+use crate::engine_thread;
+use crate::error::StartError;
+use crate::http;
+use crate::metrics;
+use crate::session::link::Dialer;
+use crate::session::{Control, Session, SessionParts, SessionStatus};
+
+/// Attempts and kept results together, for each sequence that runs side by side: room for results to
+/// pile up while no coordinator leads.
+const CAPACITY_PER_SEQUENCE: usize = 32;
+
+/// File in the data folder that keeps the worker's name.
+const ID_FILE: &str = "worker_id";
+
+/// What may remain after a drain: the last bytes of streams and scrapes, and one step of the engine.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// A running worker. Dropping it ends it without a goodbye: the coordinators find out by its lease.
+pub struct Worker {
+    worker_id: String,
+    http_addr: SocketAddr,
+    control: mpsc::Sender<Control>,
+    /// Cancelled when the session has ended.
+    ended: CancellationToken,
+    /// The session and the HTTP server; aborted when dropped.
+    tasks: JoinSet<()>,
+    /// Closes the HTTP server.
+    stop: DropGuard,
+}
+
+impl Worker {
+    /// Runs a worker on these backends, one for each model. `config.models` is not looked at.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub async fn start_with<B: Backend>(
+        config: Config,
+        backends: Vec<Arc<B>>,
+        metrics_handle: PrometheusHandle,
+    ) -> Result<Self, StartError> {
+        config.check()?;
+        no_name_twice(&backends)?;
+        let token = token(&config)?;
+        let worker_id = worker_id(&config)?;
+        metrics::describe();
+        let listener = http::listen(config.http_listen).await?;
+        let listened = listener.local_addr();
+        let http_addr = listened.map_err(|source| StartError::Listen {
+            address: config.http_listen,
+            source,
+        })?;
+        let capacity = CAPACITY_PER_SEQUENCE * config.max_sequences as usize;
+        let engine = engine_thread::spawn(backends.clone(), capacity, &worker_id)
+            .map_err(StartError::Thread)?;
+        let status = Arc::new(SessionStatus::default());
+        let views = http::Views {
+            metrics: metrics_handle,
+            engine: Arc::clone(&engine.status),
+            session: Arc::clone(&status),
+            healthy_step: config.healthy_step(),
+        };
+        let (control, controls) = mpsc::channel(1);
+        let session = Session::new(SessionParts {
+            worker_id: worker_id.clone(),
+            incarnation: Uuid::now_v7().to_string(),
+            backends,
+            engine,
+            coordinators: config.coordinators.clone(),
+            dialer: Dialer {
+                token,
+                timeout: config.dial_timeout(),
+                keepalive: config.keepalive(),
+                silence: config.silence(),
+            },
+            max_sequences: config.max_sequences,
+            capacity,
+            status,
+            control: controls,
+        });
+        let (mut tasks, ended, stop) = (
+            JoinSet::new(),
+            CancellationToken::new(),
+            CancellationToken::new(),
+        );
+        // Ends also if the session panics.
+        let end = ended.clone().drop_guard();
+        tasks.spawn(async move {
+            let _end = end;
+            session.run().await;
+        });
+        let stopped = stop.clone().cancelled_owned();
+        tasks.spawn(async move {
+            if let Err(error) = http::serve(listener, views, stopped).await {
+                tracing::error!(%error, "the worker's HTTP server ended");
+            }
+        });
+        tracing::info!(worker_id, %http_addr, "worker started");
+        Ok(Self {
+            worker_id,
+            http_addr,
+            control,
+            ended,
+            tasks,
+            stop: stop.drop_guard(),
+        })
+    }
+
+    /// Where `/metrics`, `/healthz` and `/readyz` are served.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http_addr
+    }
+
+    /// The name that the coordinators know.
+    pub fn worker_id(&self) -> &str {
+        &self.worker_id
+    }
+
+    /// Takes nothing new, finishes what runs and delivers its results, within `deadline`; what is not
+    /// done by then is given back to the coordinators, and does not count against the agents.
+    pub async fn shutdown(mut self, deadline: Duration) {
+        // The channel is full only if a drain was asked for already.
+        let _asked = self.control.try_send(Control::Drain { within: deadline });
+        let left = tokio::time::timeout(deadline + CLOSE_WITHIN, self.ended.cancelled()).await;
+        if left.is_err() {
+            tracing::warn!(self.worker_id, "the session did not end in time");
+        }
+        drop(self.stop);
+        drop(self.control);
+        let close = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(CLOSE_WITHIN, close).await.is_err() {
+            tracing::warn!(self.worker_id, "the worker did not close in time");
+        }
+    }
+
+    /// Waits until the worker has ended by itself: its engine is gone. A supervisor starts a new one.
+    pub async fn wait(&self) {
+        self.ended.cancelled().await;
+    }
+}
+
+fn no_name_twice<B: Backend>(backends: &[Arc<B>]) -> Result<(), StartError> {
+    let mut names = BTreeSet::new();
+    for name in backends.iter().map(|backend| backend.model().name) {
+        if !names.insert(name.clone()) {
+            return Err(StartError::ModelTwice { name });
+        }
+    }
+    Ok(())
+}
+
+fn token(config: &Config) -> Result<Option<MetadataValue<Ascii>>, StartError> {
+    let token = match &config.token_file {
+        Some(path) => std::fs::read_to_string(path).map_err(|source| StartError::TokenFile {
+            path: path.clone(),
+            source,
+        })?,
+        None => config.token.clone(),
+    };
+    let token = token.trim();
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
+        .parse()
+        .map_err(|_invalid| StartError::Token)?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+/// The configured name, or the one in the data folder, minted at its first start.
+fn worker_id(config: &Config) -> Result<String, StartError> {
+    if !config.worker_id.is_empty() {
+        return Ok(config.worker_id.clone());
+    }
+    // The tail of the identifier is random; its head is the time.
+    let minted = || format!("worker-{}", &Uuid::now_v7().simple().to_string()[20..]);
+    let Some(folder) = &config.data_dir else {
+        return Ok(minted());
+    };
+    kept_id(folder, minted).map_err(|source| StartError::DataDir {
+        path: folder.clone(),
+        source,
+    })
+}
+
+fn kept_id(folder: &Path, mint: impl FnOnce() -> String) -> std::io::Result<String> {
+    let path = folder.join(ID_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(kept) if !kept.trim().is_empty() => return Ok(kept.trim().to_owned()),
+        Ok(_empty) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    std::fs::create_dir_all(folder)?;
+    let id = mint();
+    // Whole or not at all: a torn name would be another worker.
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    std::io::Write::write_all(&mut file, id.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(&path).map_err(|error| error.error)?;
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minted_name_is_kept_in_the_data_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            data_dir: Some(folder.path().join("new")),
+            ..Config::default()
+        };
+        let first = worker_id(&config).unwrap();
+        assert_eq!(worker_id(&config).unwrap(), first);
+        let other = Config::default();
+        assert_ne!(worker_id(&other).unwrap(), worker_id(&other).unwrap());
+    }
+
+    #[test]
+    fn a_token_comes_from_the_file_without_its_newline() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "secret\n").unwrap();
+        let config = Config {
+            token_file: Some(file.path().to_owned()),
+            ..Config::default()
+        };
+        assert_eq!(token(&config).unwrap().unwrap(), "Bearer secret");
+        assert!(token(&Config::default()).unwrap().is_none());
+    }
+}

@@ -1,0 +1,600 @@
+//! A worker's conversation with whoever leads.
+//!
+//! One task owns everything: `next` waits for an input, `apply` changes the state, `pump` fills what room
+//! the stream has. What is decided is decided in [`desk`]; what is dialed next, in [`members`].
+//! Losing the session changes nothing for the attempts: they decode on, and the next `Hello` names them.
+
+pub mod blocking;
+pub mod desk;
+pub mod link;
+pub mod members;
+pub mod progress;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use conclave_proto::v1::{
+    AttemptError, CoordinatorMessage, Heartbeat, Hello, Prepared, Welcome, WorkerMessage,
+    coordinator_message, worker_message,
+};
+use conclave_worker_core::{Request, SeqId};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::backend::{Backend, drained, transient};
+use crate::engine_thread::{Command, EngineHandle, SeqEvent};
+use crate::metrics::SessionMetrics;
+use blocking::Blocking;
+use desk::{Action, Desk, Ended, Planned};
+use link::{Dialer, Link, LinkError};
+use members::Members;
+
+/// Text is sent at most this often, so that a step's many tokens travel together.
+const PROGRESS_EVERY: Duration = Duration::from_millis(30);
+
+/// Until the leader says otherwise.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+
+/// Bounds of what the leader may ask for.
+const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
+
+/// Of the time to drain, so much is left for results to be acknowledged.
+const ACK_SHARE: f64 = 0.25;
+
+/// A worker without an engine delivers what results it has within so long, and ends.
+const LEAVE_WITHOUT_ENGINE: Duration = Duration::from_secs(10);
+
+/// Blocking jobs at a time: two, so that one slow grammar does not hold up all.
+const BLOCKING_AT_A_TIME: usize = 2;
+
+/// Jobs that wait to be checked; beyond, the coordinator asks another worker.
+const PREPARE_QUEUE: usize = 64;
+
+/// What the host asks of the session.
+pub enum Control {
+    /// Take nothing new, finish what runs, leave; at the latest after so long.
+    Drain {
+        /// The bound.
+        within: Duration,
+    },
+}
+
+/// What the session shows to others.
+#[derive(Debug, Default)]
+pub struct SessionStatus {
+    up: AtomicBool,
+}
+
+impl SessionStatus {
+    /// Whether a leader has welcomed us and the link is alive.
+    pub fn up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+}
+
+/// What a session is made of.
+pub struct SessionParts<B: Backend> {
+    /// Stable name of the worker.
+    pub worker_id: String,
+    /// This start of it.
+    pub incarnation: String,
+    /// One for each model served.
+    pub backends: Vec<Arc<B>>,
+    /// The engine.
+    pub engine: EngineHandle<B::Plan>,
+    /// Addresses of coordinators; at least one.
+    pub coordinators: Vec<String>,
+    /// How links are made.
+    pub dialer: Dialer,
+    /// Sequences that run side by side.
+    pub max_sequences: u32,
+    /// Attempts and kept results together.
+    pub capacity: usize,
+    /// What others see.
+    pub status: Arc<SessionStatus>,
+    /// What the host asks.
+    pub control: mpsc::Receiver<Control>,
+}
+
+type Dial = Pin<Box<dyn Future<Output = Result<Link, LinkError>> + Send>>;
+
+enum LinkState {
+    /// Not before then.
+    Waiting(Instant),
+    Dialing(Dial),
+    /// Hello is said; until then the leader must welcome us.
+    Greeting(Box<Link>, Instant),
+    Up(Box<Link>),
+}
+
+/// Results of blocking work.
+enum Worked<P> {
+    Planned(SeqId, usize, Result<(Request, P), AttemptError>),
+    Prepared(Prepared),
+}
+
+enum Input<P> {
+    Tick,
+    Room,
+    Dialed(Result<Link, LinkError>),
+    Inbound(Result<Option<CoordinatorMessage>, Status>),
+    Engine(Option<Vec<SeqEvent>>),
+    Worked(Worked<P>, Duration),
+    Control(Control),
+}
+
+struct Draining {
+    /// Then what still runs is given back.
+    cut: Instant,
+    /// Then the session ends, whatever is left.
+    leave: Instant,
+}
+
+/// The task's state. [`Session::run`] consumes it.
+pub struct Session<B: Backend> {
+    parts: SessionParts<B>,
+    metrics: SessionMetrics,
+    desk: Desk,
+    members: Members,
+    blocking: Blocking<Worked<B::Plan>>,
+    link: LinkState,
+    /// Highest term seen: lower ones are refused.
+    term: u64,
+    heartbeat_every: Duration,
+    heartbeat_at: Instant,
+    progress_at: Instant,
+    draining: Option<Draining>,
+    engine_gone: bool,
+}
+
+impl<B: Backend> Session<B> {
+    /// A session that has not dialed yet.
+    pub fn new(parts: SessionParts<B>) -> Self {
+        let models: Vec<_> = parts
+            .backends
+            .iter()
+            .map(|backend| backend.model())
+            .collect();
+        let metrics = SessionMetrics::new(&parts.worker_id);
+        for model in &models {
+            metrics.model(&model.name, &model.numeric_class);
+        }
+        let names = models.into_iter().map(|model| model.name).collect();
+        let now = Instant::now();
+        Self {
+            desk: Desk::new(&parts.incarnation, names, parts.capacity),
+            members: Members::new(&parts.coordinators, &parts.incarnation),
+            blocking: Blocking::new(BLOCKING_AT_A_TIME, PREPARE_QUEUE + parts.capacity),
+            link: LinkState::Waiting(now),
+            term: 0,
+            heartbeat_every: HEARTBEAT_EVERY,
+            heartbeat_at: now,
+            progress_at: now,
+            draining: None,
+            engine_gone: false,
+            metrics,
+            parts,
+        }
+    }
+
+    /// Runs until it has drained, or until the host drops its end of the control channel.
+    pub async fn run(mut self) {
+        loop {
+            let Some(input) = self.next().await else {
+                break;
+            };
+            self.apply(input);
+            let now = Instant::now();
+            self.tick(now);
+            self.pump(now);
+            self.metrics
+                .standing(self.term, self.desk.planning(), self.desk.unacknowledged());
+            if self.has_left(now) {
+                break;
+            }
+        }
+        self.parts.status.up.store(false, Ordering::Relaxed);
+        self.metrics.connected(false);
+        let _stopped = self.parts.engine.commands.try_send(Command::Stop);
+    }
+
+    /// Waits for the next input; `None`: the host is gone.
+    async fn next(&mut self) -> Option<Input<B::Plan>> {
+        let now = Instant::now();
+        let deadline = self.deadline(now);
+        let wants_room = now >= self.heartbeat_at
+            || self.desk.has_message(now)
+            || (self.desk.has_progress() && now >= self.progress_at);
+        let parts = &mut self.parts;
+        let link = next_of_link(&mut self.link, wants_room);
+        tokio::select! {
+            input = link => Some(input),
+            events = parts.engine.events.recv(), if !self.engine_gone => Some(Input::Engine(events)),
+            (worked, time) = self.blocking.next() => Some(Input::Worked(worked, time)),
+            control = parts.control.recv() => control.map(Input::Control),
+            () = sleep_until(deadline) => Some(Input::Tick),
+        }
+    }
+
+    /// When something is due by the clock alone. What is due and waits for room on the stream is not.
+    fn deadline(&self, now: Instant) -> Option<Instant> {
+        let link = match &self.link {
+            LinkState::Waiting(until) | LinkState::Greeting(_, until) => Some(*until),
+            LinkState::Dialing(_) => None,
+            LinkState::Up(_) => {
+                let progress = self.desk.has_progress().then_some(self.progress_at);
+                let due = [Some(self.heartbeat_at), progress, self.desk.next_due()];
+                due.into_iter().flatten().filter(|at| *at > now).min()
+            }
+        };
+        let drain = self.draining.as_ref();
+        let drain = drain.map(|drain| {
+            if now < drain.cut {
+                drain.cut
+            } else {
+                drain.leave
+            }
+        });
+        [link, drain].into_iter().flatten().min()
+    }
+
+    fn apply(&mut self, input: Input<B::Plan>) {
+        match input {
+            Input::Tick | Input::Room => {}
+            Input::Dialed(Ok(link)) => {
+                let until = Instant::now() + self.parts.dialer.timeout;
+                self.link = LinkState::Greeting(Box::new(link), until);
+            }
+            Input::Dialed(Err(error)) => {
+                let reason = match error {
+                    LinkError::Refused { .. } => "refused",
+                    LinkError::Address { .. }
+                    | LinkError::Unreachable { .. }
+                    | LinkError::Timeout { .. } => "unreachable",
+                };
+                tracing::debug!(%error, "no session");
+                self.lose(reason);
+            }
+            Input::Inbound(Ok(Some(message))) => self.message(message),
+            Input::Inbound(Ok(None)) => self.lose("closed"),
+            Input::Inbound(Err(status)) => {
+                tracing::info!(code = ?status.code(), message = status.message(), "the session broke");
+                self.lose("silent");
+            }
+            Input::Engine(Some(events)) => {
+                for event in events {
+                    let ended = self.desk.engine(event);
+                    self.count(ended);
+                }
+            }
+            Input::Engine(None) => self.lose_engine(),
+            Input::Worked(worked, time) => {
+                self.metrics.prepared(time);
+                self.worked(worked);
+            }
+            Input::Control(Control::Drain { within }) => self.drain(within),
+        }
+    }
+
+    /// What the clock alone brings about.
+    fn tick(&mut self, now: Instant) {
+        match &self.link {
+            LinkState::Waiting(until) if now >= *until => self.dial(now),
+            LinkState::Greeting(link, until) if now >= *until => {
+                tracing::info!(address = link.address, "no welcome");
+                self.lose("silent");
+            }
+            LinkState::Waiting(_)
+            | LinkState::Greeting(..)
+            | LinkState::Dialing(_)
+            | LinkState::Up(_) => {}
+        }
+        if self
+            .draining
+            .as_ref()
+            .is_some_and(|draining| now >= draining.cut)
+        {
+            for ended in self.desk.end_all(&drained()) {
+                self.count(Some(ended));
+            }
+        }
+    }
+
+    fn dial(&mut self, now: Instant) {
+        let address = self.members.next();
+        let hello = self.hello(now);
+        self.link = LinkState::Dialing(Box::pin(self.parts.dialer.clone().dial(address, hello)));
+    }
+
+    fn hello(&mut self, now: Instant) -> Hello {
+        let (running, finished) = self.desk.hello(now);
+        Hello {
+            worker_id: self.parts.worker_id.clone(),
+            incarnation: self.parts.incarnation.clone(),
+            models: self
+                .parts
+                .backends
+                .iter()
+                .map(|backend| backend.model())
+                .collect(),
+            max_sequences: self.parts.max_sequences,
+            kv_blocks: self
+                .parts
+                .backends
+                .iter()
+                .map(|backend| backend.limits().blocks)
+                .sum(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            running,
+            finished,
+            term: self.term,
+            draining: self.desk.draining() || self.engine_gone,
+        }
+    }
+
+    /// The session, or the try of one, is over; the next follows.
+    fn lose(&mut self, reason: &'static str) {
+        self.metrics.session_ended(reason);
+        if matches!(self.link, LinkState::Up(_)) {
+            tracing::info!(reason, "the session is over");
+        }
+        if reason != "not_leader" {
+            self.members.failed();
+        }
+        self.parts.status.up.store(false, Ordering::Relaxed);
+        self.metrics.connected(false);
+        self.link = LinkState::Waiting(Instant::now() + self.members.wait());
+    }
+
+    fn message(&mut self, message: CoordinatorMessage) {
+        use coordinator_message::Message as M;
+        if message.term < self.term {
+            tracing::warn!(
+                term = message.term,
+                seen = self.term,
+                "refused a coordinator of an older term"
+            );
+            return self.lose("stale_term");
+        }
+        self.term = message.term;
+        let action = match message.message {
+            Some(M::Welcome(welcome)) => return self.welcomed(&welcome),
+            Some(M::NotLeader(not_leader)) => {
+                self.members.learn(&not_leader.members);
+                self.members.hint(&not_leader.leader);
+                return self.lose("not_leader");
+            }
+            Some(M::Prepare(prepare)) => self.desk.prepare(prepare),
+            Some(M::Start(start)) => self.desk.start(start),
+            Some(M::Cancel(cancel)) => self.desk.cancel(cancel),
+            Some(M::Ack(ack)) => {
+                self.desk.acknowledge(ack.keys);
+                None
+            }
+            Some(M::Resend(resend)) => {
+                self.desk.resend(resend);
+                None
+            }
+            None => {
+                tracing::debug!("a message of a kind that this version does not know");
+                None
+            }
+        };
+        if let Some(action) = action {
+            self.act(action);
+        }
+    }
+
+    fn welcomed(&mut self, welcome: &Welcome) {
+        let (least, most) = HEARTBEAT_BOUNDS;
+        if welcome.heartbeat_ms > 0 {
+            self.heartbeat_every = Duration::from_millis(welcome.heartbeat_ms).clamp(least, most);
+        }
+        self.heartbeat_at = Instant::now();
+        self.members.learn(&welcome.members);
+        self.members.welcomed();
+        let state = std::mem::replace(&mut self.link, LinkState::Waiting(Instant::now()));
+        self.link = match state {
+            LinkState::Greeting(link, _) | LinkState::Up(link) => {
+                tracing::info!(address = link.address, term = self.term, "welcomed");
+                self.parts.status.up.store(true, Ordering::Relaxed);
+                self.metrics.connected(true);
+                LinkState::Up(link)
+            }
+            other @ (LinkState::Waiting(_) | LinkState::Dialing(_)) => other,
+        };
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Plan { seq, model, start } => {
+                let backend = Arc::clone(&self.parts.backends[model]);
+                let fault = move || {
+                    Worked::Planned(seq, model, Err(transient("planning the agent panicked")))
+                };
+                let work = move || Worked::Planned(seq, model, backend.plan(seq, &start));
+                if !self.blocking.run(work, fault) {
+                    let (_, ended) = self
+                        .desk
+                        .planned(seq, Some(transient("the worker is busy")));
+                    self.count(ended);
+                }
+            }
+            Action::Prepare { model, prepare } => {
+                let backend = Arc::clone(&self.parts.backends[model]);
+                let retry = Prepared {
+                    job_id: prepare.job_id.clone(),
+                    retry: true,
+                    ..Prepared::default()
+                };
+                let busy = retry.clone();
+                let work = move || Worked::Prepared(backend.prepare(&prepare));
+                if !self.blocking.run(work, || Worked::Prepared(retry)) {
+                    self.desk.prepared(busy);
+                }
+            }
+            Action::Cancel(seq) => self.command(seq, Command::Cancel(seq)),
+        }
+    }
+
+    fn worked(&mut self, worked: Worked<B::Plan>) {
+        match worked {
+            Worked::Prepared(prepared) => self.desk.prepared(prepared),
+            Worked::Planned(seq, _, Err(error)) => {
+                let (_, ended) = self.desk.planned(seq, Some(error));
+                self.count(ended);
+            }
+            Worked::Planned(seq, model, Ok((request, plan))) => {
+                let (verdict, _) = self.desk.planned(seq, None);
+                if verdict == Planned::Drop {
+                    return;
+                }
+                self.command(
+                    seq,
+                    Command::Start {
+                        model,
+                        request,
+                        plan,
+                    },
+                );
+                if verdict == Planned::GoAndCancel {
+                    self.command(seq, Command::Cancel(seq));
+                }
+            }
+        }
+    }
+
+    /// Tells the engine. The queue is sized so that it is full only if the engine is stuck.
+    fn command(&mut self, seq: SeqId, command: Command<B::Plan>) {
+        let cancel = matches!(command, Command::Cancel(_));
+        if let Err(error) = self.parts.engine.commands.try_send(command) {
+            tracing::error!(%error, "the engine takes no commands");
+            if !cancel {
+                let outcome = Err(transient("the engine takes no commands"));
+                let ended = self.desk.engine(SeqEvent::Ended { seq, outcome });
+                self.count(ended);
+            }
+        }
+    }
+
+    /// The engine's thread ended: everything is given back, and nothing new is taken.
+    fn lose_engine(&mut self) {
+        self.engine_gone = true;
+        for ended in self.desk.end_all(&transient("the worker's engine is gone")) {
+            self.count(Some(ended));
+        }
+        self.drain(LEAVE_WITHOUT_ENGINE);
+    }
+
+    fn drain(&mut self, within: Duration) {
+        let now = Instant::now();
+        self.desk.drain();
+        self.draining = Some(Draining {
+            cut: now + within.mul_f64(1.0 - ACK_SHARE),
+            leave: now + within,
+        });
+    }
+
+    fn has_left(&self, now: Instant) -> bool {
+        let Some(draining) = &self.draining else {
+            return false;
+        };
+        let told = self.desk.running() == 0
+            && self.desk.unacknowledged() == 0
+            && !self.desk.has_message(now);
+        told || now >= draining.leave
+    }
+
+    /// Fills what room the stream has: replies and results, then the heartbeat, then text.
+    fn pump(&mut self, now: Instant) {
+        let LinkState::Up(link) = &self.link else {
+            return;
+        };
+        let outbound = link.outbound.clone();
+        while let Ok(permit) = outbound.try_reserve() {
+            let Some(message) = self.message_to_send(now) else {
+                return;
+            };
+            permit.send(WorkerMessage {
+                message: Some(message),
+            });
+        }
+    }
+
+    fn message_to_send(&mut self, now: Instant) -> Option<worker_message::Message> {
+        if now >= self.heartbeat_at {
+            self.heartbeat_at = now + self.heartbeat_every;
+            return Some(worker_message::Message::Heartbeat(self.heartbeat()));
+        }
+        if let Some(message) = self.desk.next_message(now) {
+            return Some(message);
+        }
+        if now < self.progress_at {
+            return None;
+        }
+        let progress = self.desk.next_progress();
+        if progress.is_some() && !self.desk.has_progress() {
+            self.progress_at = now + PROGRESS_EVERY;
+        }
+        progress
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        let status = &self.parts.engine.status;
+        let (running, waiting, kv_blocks_free) = status.load();
+        Heartbeat {
+            steps: status.steps(),
+            has_work: status.has_work(),
+            running,
+            waiting,
+            kv_blocks_free,
+        }
+    }
+
+    fn count(&self, ended: Option<Ended>) {
+        use conclave_proto::v1::{ErrorKind, StopReason};
+        let Some(Ended { role, outcome }) = ended else {
+            return;
+        };
+        match outcome {
+            Ok(draft) => {
+                let cut = matches!(draft.stop(), StopReason::Cancelled);
+                let outcome = if cut { "cut" } else { "done" };
+                self.metrics.ended(role, outcome, draft.usage.as_ref());
+            }
+            Err(error) => {
+                let outcome = match error.kind() {
+                    ErrorKind::Permanent => "permanent",
+                    ErrorKind::Drained => "drained",
+                    ErrorKind::Transient | ErrorKind::Unspecified => "transient",
+                };
+                self.metrics.ended(role, outcome, None);
+            }
+        }
+    }
+}
+
+async fn next_of_link<P>(state: &mut LinkState, wants_room: bool) -> Input<P> {
+    match state {
+        LinkState::Waiting(_) => std::future::pending().await,
+        LinkState::Dialing(dial) => Input::Dialed(dial.await),
+        LinkState::Greeting(link, _) => Input::Inbound(link.inbound.message().await),
+        LinkState::Up(link) => {
+            let outbound = link.outbound.clone();
+            tokio::select! {
+                message = link.inbound.message() => Input::Inbound(message),
+                _room = outbound.reserve(), if wants_room => Input::Room,
+            }
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
