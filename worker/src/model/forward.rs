@@ -2,31 +2,59 @@
 
 use std::sync::Arc;
 
-use conclave_kernels::{Kernels, KvDtype};
+use conclave_kernels::{BLOCK, Kernels, KvDtype};
 use conclave_worker_core::Batch;
 
+use super::llama::Activations;
+use super::ops::Ops;
+use super::step::{Bounds, Step};
 use super::{Model, ModelError};
 
 /// Scratch and KV cache of one worker.
 pub struct Forward {
     model: Arc<Model>,
     class: String,
+    ops: Ops,
+    acts: Activations,
+    step: Step,
+    bounds: Bounds,
 }
 
 impl Forward {
-    /// Allocates a KV cache of `blocks` blocks of 16 slots, and the scratch.
+    /// Allocates a KV cache of `blocks` blocks of 16 slots. Scratch grows to the largest step.
     ///
     /// # Errors
-    /// [`ModelError::Batch`] if there are no blocks.
+    /// [`ModelError::Batch`] if there are no blocks, or more than slot ids can name.
     pub fn new(
         model: Arc<Model>,
         kernels: Arc<Kernels>,
         blocks: usize,
         kv: KvDtype,
     ) -> Result<Forward, ModelError> {
-        let _ = (kernels, blocks);
+        if blocks == 0 || blocks > u32::MAX as usize / BLOCK {
+            return Err(ModelError::Batch {
+                problem: format!("a cache of {blocks} blocks"),
+            });
+        }
+        let positions = model.info().context_tokens.min(blocks * BLOCK);
+        let llama = model.llama();
+        let (cache, rope) = (llama.cache(blocks, kv), llama.rope(positions));
+        let ops = Ops::new(kernels, cache, rope, llama.head_shape());
+        let bounds = Bounds {
+            vocab: model.info().vocab_size,
+            positions,
+            blocks,
+        };
         let class = format!("{}-kv{}", model.info().numeric_class, kv.name());
-        Ok(Forward { model, class })
+        let (acts, step) = (Activations::default(), Step::default());
+        Ok(Forward {
+            model,
+            class,
+            ops,
+            acts,
+            step,
+            bounds,
+        })
     }
 
     /// The model.
@@ -39,17 +67,31 @@ impl Forward {
         &self.class
     }
 
+    /// Memory of the KV cache, in bytes.
+    pub fn cache_bytes(&self) -> usize {
+        self.ops.cache_bytes()
+    }
+
     /// Computes a batch: makes its copies, writes the KV of its tokens, and gives the logits after the last
     /// token of each entry that samples.
     ///
     /// # Errors
-    /// [`ModelError::Batch`] if an entry names tokens, positions or blocks that do not exist.
+    /// [`ModelError::Batch`] if an entry names tokens, positions or blocks that do not exist; nothing was
+    /// computed then.
     pub fn run(&mut self, batch: &Batch) -> Result<Logits<'_>, ModelError> {
-        let _ = batch;
-        Ok(Logits {
-            rows: &[],
-            vocab: self.model.info().vocab_size,
-        })
+        self.step.fill(batch, self.bounds)?;
+        for copy in batch.copies() {
+            self.ops.copy_block(copy.src.0, copy.dst.0);
+        }
+        let vocab = self.bounds.vocab;
+        let rows = match batch.is_empty() {
+            true => &[],
+            false => self
+                .model
+                .llama()
+                .forward(&mut self.ops, &mut self.acts, &self.step),
+        };
+        Ok(Logits { rows, vocab })
     }
 }
 

@@ -2,21 +2,29 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`source`] | tensors as they lie in a file |
 //! | [`gguf`] | GGUF files, mapped and checked |
 //! | [`safetensors`] | Hugging Face folders |
 //! | [`llama`] | the architecture: settings, weights, forward pass |
 //! | [`ops`] | the only bridge to the kernels: scratch and KV cache of one worker |
 //! | [`tokenizer`], [`template`] | text to tokens and back; messages to text |
-//! | [`pull`] | the cache of models and what fills it |
-//! | [`check`] | agreement with a reference implementation |
 //!
 //! [`Batch`]: conclave_worker_core::Batch
 
 mod error;
 mod forward;
+pub mod gguf;
+pub mod llama;
+mod load;
+mod map;
+pub mod ops;
+pub mod safetensors;
+pub mod source;
+mod step;
 pub mod template;
 pub mod tokenizer;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +32,7 @@ use conclave_kernels::{Activation, Isa};
 
 pub use error::{ModelError, TemplateError, TokenizerError};
 pub use forward::{Forward, Logits};
+use llama::Llama;
 pub use template::{ChatMessage, ChatTemplate};
 pub use tokenizer::Tokenizer;
 
@@ -66,12 +75,20 @@ pub struct ModelInfo {
 }
 
 /// A model's weights, tokenizer and template; shared by the workers of a process.
-#[derive(Debug)]
 pub struct Model {
     info: ModelInfo,
     tokenizer: Tokenizer,
     template: ChatTemplate,
     thought: Option<(Vec<u32>, Vec<u32>)>,
+    llama: Llama,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Model {
@@ -91,7 +108,7 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn shared(path: &Path, opts: &LoadOptions) -> Result<Arc<Model>, ModelError> {
-        Model::load(path, opts)
+        load::shared(path, opts)
     }
 
     /// What others need to know.
@@ -112,5 +129,15 @@ impl Model {
     /// The tokens that begin and end a thought, if the vocabulary has them.
     pub fn thought_delimiters(&self) -> Option<(Vec<u32>, Vec<u32>)> {
         self.thought.clone()
+    }
+
+    /// Settings and weights.
+    pub fn llama(&self) -> &Llama {
+        &self.llama
+    }
+
+    /// Memory of the packed weights, in bytes.
+    pub fn weight_bytes(&self) -> usize {
+        self.llama.weights.bytes()
     }
 }

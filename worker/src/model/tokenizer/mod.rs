@@ -1,8 +1,12 @@
 //! Text to tokens and back.
 
+mod build;
+mod bytes;
+mod pre;
+
 use std::fmt;
 
-use super::error::TokenizerError;
+use super::TokenizerError;
 
 /// A tokenizer and the bytes of its tokens.
 pub struct Tokenizer {
@@ -65,6 +69,11 @@ impl Tokenizer {
     /// Ids are below this.
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// The id of the token that the vocabulary writes as `text`.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.marked.token_to_id(text)
     }
 
     /// Whether a token is a mark (begin, end, role) rather than text.

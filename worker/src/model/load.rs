@@ -1,0 +1,199 @@
+//! From a path to a model.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use conclave_kernels::KERNEL_VERSION;
+
+use super::gguf::Gguf;
+use super::llama::{Llama, LlamaConfig, LlamaWeights, Names};
+use super::safetensors::Folder;
+use super::source::TensorSource;
+use super::{ChatTemplate, LoadOptions, Model, ModelError, ModelInfo, Tokenizer};
+
+/// Marks that end a turn or a text in the vocabularies of chat models, beside the one that a file names.
+const END_MARKS: [&str; 8] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "</s>",
+];
+
+/// Marks round a thought.
+const THOUGHT: (&str, &str) = ("<think>", "</think>");
+
+/// A model that this process holds, as long as somebody does.
+struct Held {
+    path: PathBuf,
+    opts: LoadOptions,
+    model: Weak<Model>,
+}
+
+static HELD: Mutex<Vec<Held>> = Mutex::new(Vec::new());
+
+pub(super) fn load(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
+    match path.is_dir() {
+        true => load_folder(path, opts),
+        false => load_gguf(path, opts),
+    }
+}
+
+/// Loads under the lock: whoever asks for the same model meanwhile waits for this one.
+pub(super) fn shared(path: &Path, opts: &LoadOptions) -> Result<Arc<Model>, ModelError> {
+    let io = |source| ModelError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let path = path.canonicalize().map_err(io)?;
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    held.retain(|held| held.model.strong_count() > 0);
+    let same = held
+        .iter()
+        .find(|held| held.path == path && held.opts == *opts);
+    if let Some(model) = same.and_then(|held| held.model.upgrade()) {
+        return Ok(model);
+    }
+    let model = Arc::new(load(&path, opts)?);
+    held.push(Held {
+        path,
+        opts: opts.clone(),
+        model: Arc::downgrade(&model),
+    });
+    Ok(model)
+}
+
+fn load_gguf(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
+    let gguf = Gguf::open(path)?;
+    let key = "general.architecture";
+    let architecture = gguf.opt_text(key)?;
+    match architecture {
+        Some("llama") => {}
+        Some(found) => {
+            return Err(ModelError::Architecture {
+                found: found.to_owned(),
+            });
+        }
+        None => {
+            return Err(ModelError::MissingSetting {
+                key: key.to_owned(),
+            });
+        }
+    }
+    let config = LlamaConfig::from_gguf(&gguf)?;
+    let rows = gguf.tensor("token_embd.weight")?.shape[0] as usize;
+    let tokenizer = Tokenizer::from_gguf(&gguf, rows)?;
+    let template = template(gguf.opt_text("tokenizer.chat_template")?, &tokenizer)?;
+    let weights = LlamaWeights::load(&gguf, Names::Gguf, &config, opts.activation, opts.isa)?;
+    let mut ends = Vec::new();
+    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
+        ends.extend(gguf.opt_u64(key)?.map(|id| id as u32));
+    }
+    let name = gguf.opt_text("general.name")?.map(str::to_owned);
+    let digest = gguf.digest();
+    Ok(assemble(
+        path,
+        opts,
+        name,
+        digest,
+        ends,
+        Llama { config, weights },
+        tokenizer,
+        template,
+    ))
+}
+
+fn load_folder(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
+    let folder = Folder::open(path)?;
+    let config = LlamaConfig::from_hf(&folder.read("config.json")?)?;
+    let weights = LlamaWeights::load(
+        &folder,
+        Names::HuggingFace,
+        &config,
+        opts.activation,
+        opts.isa,
+    )?;
+    let json = folder.tokenizer_json()?;
+    let rows = weights.embedding.n();
+    let plain = Tokenizer::from_json(&json, None, None, rows)?;
+    let mark = |key| -> Result<Option<u32>, ModelError> {
+        Ok(folder
+            .special_token(key)?
+            .and_then(|text| plain.token_id(&text)))
+    };
+    let (bos, eos) = (mark("bos_token")?, mark("eos_token")?);
+    let tokenizer = Tokenizer::from_json(&json, bos, eos, rows)?;
+    let template = template(folder.chat_template()?.as_deref(), &tokenizer)?;
+    let (ends, digest) = (folder.end_tokens()?, folder.digest()?);
+    Ok(assemble(
+        path,
+        opts,
+        None,
+        digest,
+        ends,
+        Llama { config, weights },
+        tokenizer,
+        template,
+    ))
+}
+
+fn template(source: Option<&str>, tokenizer: &Tokenizer) -> Result<ChatTemplate, ModelError> {
+    let text = |id: Option<u32>| {
+        let bytes = id.map_or(&[][..], |id| tokenizer.token_bytes(id));
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    Ok(ChatTemplate::new(
+        source,
+        &text(tokenizer.bos()),
+        &text(tokenizer.eos()),
+    )?)
+}
+
+#[allow(clippy::too_many_arguments)] // The parts of a model, met once.
+fn assemble(
+    path: &Path,
+    opts: &LoadOptions,
+    name: Option<String>,
+    digest: [u8; 32],
+    mut ends: Vec<u32>,
+    llama: Llama,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+) -> Model {
+    let file = path
+        .file_stem()
+        .map(|stem| stem.to_string_lossy().into_owned());
+    let marks = END_MARKS.iter().filter_map(|mark| tokenizer.token_id(mark));
+    ends.extend(
+        marks
+            .filter(|id| tokenizer.is_special(*id))
+            .chain(tokenizer.eos()),
+    );
+    ends.retain(|id| (*id as usize) < llama.vocab());
+    ends.sort_unstable();
+    ends.dedup();
+    let ids = |mark| tokenizer.token_id(mark).map(|id| vec![id]);
+    let thought = ids(THOUGHT.0).zip(ids(THOUGHT.1));
+    let info = ModelInfo {
+        name: opts.name.clone().or(name).or(file).unwrap_or_default(),
+        digest,
+        numeric_class: format!(
+            "k{KERNEL_VERSION}-{}-{}",
+            opts.isa.name(),
+            opts.activation.name()
+        ),
+        context_tokens: llama.config.context,
+        vocab_size: llama.vocab(),
+        end_of_generation: ends,
+    };
+    Model {
+        info,
+        tokenizer,
+        template,
+        thought,
+        llama,
+    }
+}

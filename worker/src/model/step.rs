@@ -1,0 +1,130 @@
+//! A batch flattened for the kernels, and checked against what the model and its cache hold.
+
+use std::ops::Range;
+
+use conclave_kernels::{BLOCK, SeqSpan};
+use conclave_worker_core::Batch;
+
+use super::ModelError;
+
+/// What a batch may ask for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) vocab: usize,
+    pub(crate) positions: usize,
+    pub(crate) blocks: usize,
+}
+
+/// The rows of a step. Its memory is reused.
+#[derive(Debug, Default)]
+pub(crate) struct Step {
+    /// The token of each row.
+    pub(crate) tokens: Vec<u32>,
+    /// Its position.
+    pub(crate) positions: Vec<u32>,
+    /// Where its KV goes.
+    pub(crate) slots: Vec<u32>,
+    /// Rows whose logits are wanted, ascending.
+    pub(crate) sampled: Vec<usize>,
+    tables: Vec<u32>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    rows: Range<usize>,
+    table: Range<usize>,
+    kv_len: usize,
+    sample: bool,
+}
+
+impl Step {
+    /// Takes over a batch. On an error the step is of no use.
+    pub(crate) fn fill(&mut self, batch: &Batch, bounds: Bounds) -> Result<(), ModelError> {
+        self.tokens.clear();
+        self.positions.clear();
+        self.slots.clear();
+        self.sampled.clear();
+        self.tables.clear();
+        self.entries.clear();
+        for copy in batch.copies() {
+            if copy.src.0.max(copy.dst.0) as usize >= bounds.blocks {
+                return refuse(format!("{copy:?} of {} blocks", bounds.blocks));
+            }
+        }
+        for entry in batch.entries() {
+            let end = entry.end_pos();
+            if entry.tokens.is_empty() || end > bounds.positions {
+                return refuse(format!(
+                    "{end} positions asked, {} are there",
+                    bounds.positions
+                ));
+            }
+            let needed = end.div_ceil(BLOCK);
+            if entry.block_table.len() < needed {
+                let have = entry.block_table.len();
+                return refuse(format!("{have} blocks cannot hold {end} positions"));
+            }
+            let (row, table) = (self.tokens.len(), self.tables.len());
+            for block in &entry.block_table[..needed] {
+                if block.0 as usize >= bounds.blocks {
+                    return refuse(format!("{block:?} of {} blocks", bounds.blocks));
+                }
+                self.tables.push(block.0);
+            }
+            for (token, position) in entry.tokens.iter().zip(entry.start_pos..) {
+                if *token as usize >= bounds.vocab {
+                    return refuse(format!("token {token} of {}", bounds.vocab));
+                }
+                let block = self.tables[table + position / BLOCK];
+                self.tokens.push(*token);
+                self.positions.push(position as u32);
+                self.slots
+                    .push(block * BLOCK as u32 + (position % BLOCK) as u32);
+            }
+            let rows = row..self.tokens.len();
+            if entry.sample {
+                self.sampled.push(rows.end - 1);
+            }
+            let table = table..self.tables.len();
+            self.entries.push(Entry {
+                rows,
+                table,
+                kv_len: end,
+                sample: entry.sample,
+            });
+        }
+        Ok(())
+    }
+
+    /// The queries of all rows.
+    pub(crate) fn spans(&self) -> Vec<SeqSpan<'_>> {
+        let span = |entry: &Entry| SeqSpan {
+            q_start: entry.rows.start,
+            q_len: entry.rows.len(),
+            kv_len: entry.kv_len,
+            block_table: &self.tables[entry.table.clone()],
+        };
+        self.entries.iter().map(span).collect()
+    }
+
+    /// The queries of the sampled rows alone, as if only those rows were there.
+    pub(crate) fn sampled_spans(&self) -> Vec<SeqSpan<'_>> {
+        let span = |(row, entry): (usize, &Entry)| SeqSpan {
+            q_start: row,
+            q_len: 1,
+            kv_len: entry.kv_len,
+            block_table: &self.tables[entry.table.clone()],
+        };
+        self.entries
+            .iter()
+            .filter(|entry| entry.sample)
+            .enumerate()
+            .map(span)
+            .collect()
+    }
+}
+
+fn refuse(problem: String) -> Result<(), ModelError> {
+    Err(ModelError::Batch { problem })
+}
