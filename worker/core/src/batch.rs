@@ -60,7 +60,7 @@ struct GroupSpan {
     members: Range<usize>,
 }
 
-/// The plan of one step. Its memory is reused: a steady step allocates nothing.
+/// The plan of one step. Its memory is reused from step to step.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     entries: Vec<EntrySpan>,

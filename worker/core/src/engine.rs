@@ -35,7 +35,8 @@ impl<R: Runner> Engine<R> {
         })
     }
 
-    /// Puts a request in the queue; it starts with one of the next steps.
+    /// Puts a request in the queue; it starts with one of the next steps. What the runner keeps for the
+    /// sequence must be there by the next step.
     ///
     /// # Errors
     /// As [`Scheduler::submit`].
@@ -43,7 +44,8 @@ impl<R: Runner> Engine<R> {
         self.scheduler.submit(request)
     }
 
-    /// Continues a live sequence in a second one that shares its blocks copy-on-write.
+    /// Continues a live sequence in a second one that shares its blocks copy-on-write. The runner is not
+    /// told: what it keeps for the child must be there by the next step.
     ///
     /// # Errors
     /// As [`Scheduler::fork`].

@@ -86,9 +86,9 @@ impl MockRunner {
         self.scripts.len()
     }
 
-    /// Makes the next run fail.
-    pub fn fail_next(&mut self) {
-        self.fail_next = true;
+    /// Whether the next run fails.
+    pub fn fail_next(&mut self, fail: bool) {
+        self.fail_next = fail;
     }
 
     /// Tokens computed so far.

@@ -103,6 +103,7 @@ enum Op {
     },
     Cancel(usize),
     Step(usize),
+    Fail,
 }
 
 fn script() -> impl Strategy<Value = Script> {
@@ -129,14 +130,15 @@ fn op() -> impl Strategy<Value = Op> {
         0..4u64,
     );
     prop_oneof![
-        4 => submit.prop_map(|(kind, len, max_tokens, priority, salt, script)| Op::Submit {
+        8 => submit.prop_map(|(kind, len, max_tokens, priority, salt, script)| Op::Submit {
             kind, len, max_tokens, priority, salt, script,
         }),
-        2 => fork.prop_map(|(parent, keep, suffix, max_tokens, thought, seed)| Op::Fork {
+        4 => fork.prop_map(|(parent, keep, suffix, max_tokens, thought, seed)| Op::Fork {
             parent, keep, suffix, max_tokens, thought, seed,
         }),
-        1 => (0..32usize).prop_map(Op::Cancel),
-        4 => (1..12usize).prop_map(Op::Step),
+        2 => (0..32usize).prop_map(Op::Cancel),
+        8 => (1..12usize).prop_map(Op::Step),
+        1 => Just(Op::Fail),
     ]
 }
 
@@ -214,6 +216,7 @@ fn apply(world: &mut World, id: u64, op: Op) {
                 world.cancel(id).unwrap();
             }
         }
+        Op::Fail => world.fail(),
         Op::Step(steps) => {
             for _ in 0..steps {
                 world.step();

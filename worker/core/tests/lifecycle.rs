@@ -322,7 +322,7 @@ fn a_failed_batch_ends_its_sequences_and_no_others() {
     }
     let mut report = Report::default();
     engine.step(&mut report).unwrap();
-    engine.runner_mut().fail_next();
+    engine.runner_mut().fail_next(true);
     assert_eq!(
         engine.step(&mut report),
         Err(StepError::Runner(MockError::Asked))

@@ -123,6 +123,17 @@ impl World {
         stats
     }
 
+    /// A step whose batch, if there is one, the runner fails to compute.
+    pub fn fail(&mut self) {
+        let had_work = self.engine.has_work();
+        self.engine.runner_mut().fail_next(had_work);
+        assert_eq!(self.engine.step(&mut self.report).is_err(), had_work);
+        for event in std::mem::take(&mut self.report.events) {
+            self.note(event);
+        }
+        self.audit();
+    }
+
     fn note(&mut self, event: Event) {
         match event {
             Event::Token {
@@ -152,7 +163,9 @@ impl World {
         assert_eq!(finished.generated, story.tokens.len());
         let expected = story.script.expected(&story.prompt, story.max_tokens);
         match finished.reason {
-            StopReason::Cancelled => assert!(expected.starts_with(&story.tokens)),
+            StopReason::Cancelled | StopReason::Failed => {
+                assert!(expected.starts_with(&story.tokens))
+            }
             _ => assert_eq!(story.tokens, expected, "{:?}", finished.seq),
         }
     }
