@@ -226,7 +226,7 @@ fn apply(world: &mut World, id: u64, op: Op) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(2048))]
 
     /// The harness compares every sequence with the mock's expectation and checks the scheduler's
     /// invariants (reference counts equal holders, no block lost, …) after every call.
