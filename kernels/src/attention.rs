@@ -153,33 +153,6 @@ impl KvLayer {
         (block as usize * self.kv_heads + head) * BLOCK * self.dim
     }
 
-    /// Stores `k` and `v` (`kv_heads * dim` numbers each) at a slot id.
-    pub(crate) fn write_slot(&mut self, slot: u32, k: &[f32], v: &[f32]) {
-        let (block, offset) = (slot / BLOCK as u32, slot as usize % BLOCK);
-        assert!(
-            (block as usize) < self.blocks,
-            "slot {slot} is outside the cache"
-        );
-        for head in 0..self.kv_heads {
-            let start = self.head_start(block, head);
-            for d in 0..self.dim {
-                let source = head * self.dim + d;
-                store(
-                    &mut self.keys,
-                    self.dtype,
-                    start + d * BLOCK + offset,
-                    k[source],
-                );
-                store(
-                    &mut self.values,
-                    self.dtype,
-                    start + offset * self.dim + d,
-                    v[source],
-                );
-            }
-        }
-    }
-
     /// Reads the key and the value of one head at a slot id, `dim` numbers each.
     pub fn read_slot(&self, slot: u32, head: usize, k: &mut [f32], v: &mut [f32]) {
         let (block, offset) = (slot / BLOCK as u32, slot as usize % BLOCK);
@@ -187,16 +160,6 @@ impl KvLayer {
         for d in 0..self.dim {
             k[d] = load(&self.keys, self.dtype, start + d * BLOCK + offset);
             v[d] = load(&self.values, self.dtype, start + offset * self.dim + d);
-        }
-    }
-}
-
-fn store(buffer: &mut AlignedBuf, dtype: KvDtype, index: usize, value: f32) {
-    let bytes = buffer.bytes_mut();
-    match dtype {
-        KvDtype::F32 => bytes[index * 4..][..4].copy_from_slice(&value.to_ne_bytes()),
-        KvDtype::F16 => {
-            bytes[index * 2..][..2].copy_from_slice(&f16::from_f32(value).to_ne_bytes())
         }
     }
 }

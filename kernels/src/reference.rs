@@ -263,8 +263,8 @@ impl SpanState {
 
 /// Attention over stored keys and values: spans of [`SPAN`] slots, blocks of [`BLOCK`] within them.
 ///
-/// A score is `(s0 + s1) + (s2 + s3)` with `s_r` the `fma` sum over dimensions `d % 4 == r`, times the
-/// scale. `q` and `out` are `rows x heads x dim`.
+/// A score is the `fma` sum over even dimensions plus that over odd ones, times the scale. `q` and
+/// `out` are `rows x heads x dim`.
 pub fn paged_attention(q: &[f32], kv: &KvLayer, plan: &AttnPlan<'_>, out: &mut [f32]) {
     for seq in plan.seqs {
         for row in 0..seq.q_len {
@@ -315,10 +315,10 @@ fn attend(
 }
 
 fn score(q: &[f32], k: &[f32], plan: &AttnPlan<'_>) -> f32 {
-    let mut sums = [0f32; 4];
+    let mut sums = [0f32; 2];
     for (d, (q, k)) in q.iter().zip(k).enumerate() {
-        sums[d % 4] = q.mul_add(*k, sums[d % 4]);
+        sums[d % 2] = q.mul_add(*k, sums[d % 2]);
     }
-    let score = ((sums[0] + sums[1]) + (sums[2] + sums[3])) * plan.scale;
+    let score = (sums[0] + sums[1]) * plan.scale;
     plan.softcap.map_or(score, |c| softcap(score, c))
 }

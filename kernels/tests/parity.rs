@@ -2,9 +2,13 @@
 
 mod support;
 
-use conclave_kernels::{Activation, Isa, PackedMatrix, Scratch, WeightType, reference};
+use conclave_kernels::{
+    Activation, AttnPlan, Isa, KvDtype, PackedMatrix, RopeStyle, RopeTable, Scratch, SeqSpan,
+    WeightType, reference,
+};
+use half::f16;
 use proptest::prelude::*;
-use support::{Random, assert_same_bits, backends};
+use support::{Random, assert_same_bits, backends, paged};
 
 fn check_matmul(ty: WeightType, act: Activation, m: usize, n: usize, blocks: usize, seed: u64) {
     let k = if ty.is_float() {
@@ -74,6 +78,201 @@ fn packed_rows_dequantize_exactly() {
             packed.dequantize_row(row, &mut actual);
             reference::dequantize_row(ty, &w[row * ty.row_bytes(k)..], &mut expected);
             assert_same_bits(&actual, &expected, ty.name());
+        }
+    }
+}
+
+#[test]
+fn largest_weights_and_inputs_do_not_overflow_narrow_sums() {
+    for ty in WeightType::ALL.into_iter().filter(|ty| !ty.is_float()) {
+        for byte in [0x00, 0xFF, 0x80, 0x7F] {
+            let (n, k) = (16, 256);
+            let mut w = vec![byte; n * ty.row_bytes(k)];
+            for block in w.chunks_exact_mut(ty.block_bytes()) {
+                let one = f16::ONE.to_le_bytes();
+                let at = if ty == WeightType::Q6K { 208 } else { 0 };
+                block[at..at + 2].copy_from_slice(&one);
+                if matches!(ty.block_bytes(), 20 | 24 | 144 | 176) {
+                    block[2..4].copy_from_slice(&one);
+                }
+            }
+            for x in [1.0, -1.0] {
+                let x = vec![x; k];
+                let mut expected = vec![0.0; n];
+                reference::matmul_int8(ty, &w, n, k, &x, 1, &mut expected);
+                for kernels in backends(1) {
+                    let packed = PackedMatrix::pack(ty, &w, n, k, Activation::Int8, kernels.isa());
+                    let mut out = vec![0.0; n];
+                    let packed = packed.expect("shapes fit");
+                    kernels.qmatmul(&packed, &x, 1, &mut out, &mut Scratch::new());
+                    assert_same_bits(&out, &expected, &format!("{} {byte:#x}", ty.name()));
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct AttnCase {
+    dtype: KvDtype,
+    kv_heads: usize,
+    group: usize,
+    dim: usize,
+    window: Option<usize>,
+    softcap: Option<f32>,
+    /// Per sequence: stored slots, queries among them.
+    seqs: Vec<(usize, usize)>,
+    seed: u64,
+}
+
+fn attn_case() -> impl Strategy<Value = AttnCase> {
+    let seq = (1usize..700).prop_flat_map(|kv| (Just(kv), 1..=kv.min(20)));
+    (
+        prop::sample::select(vec![KvDtype::F32, KvDtype::F16]),
+        1usize..4,
+        1usize..7,
+        prop::sample::select(vec![1usize, 8, 24, 33, 64, 80, 128]),
+        prop::option::of(1usize..400),
+        prop::option::of(1f32..50.0),
+        prop::collection::vec(seq, 1..4),
+        any::<u64>(),
+    )
+        .prop_map(
+            |(dtype, kv_heads, group, dim, window, softcap, seqs, seed)| AttnCase {
+                dtype,
+                kv_heads,
+                group,
+                dim,
+                window,
+                softcap,
+                seqs,
+                seed,
+            },
+        )
+}
+
+fn check_attention(case: &AttnCase) {
+    let (heads, dim) = (case.kv_heads * case.group, case.dim);
+    let lengths: Vec<usize> = case.seqs.iter().map(|s| s.0).collect();
+    let rows: usize = case.seqs.iter().map(|s| s.1).sum();
+    for kernels in backends(2) {
+        let mut random = Random::new(case.seed);
+        let cache = paged(
+            &kernels,
+            &lengths,
+            case.kv_heads,
+            dim,
+            case.dtype,
+            &mut random,
+        );
+        let q = random.floats(rows * heads * dim);
+        let mut q_start = 0;
+        let seqs: Vec<SeqSpan> = case
+            .seqs
+            .iter()
+            .zip(&cache.tables)
+            .map(|(&(kv_len, q_len), block_table)| {
+                q_start += q_len;
+                SeqSpan {
+                    q_start: q_start - q_len,
+                    q_len,
+                    kv_len,
+                    block_table,
+                }
+            })
+            .collect();
+        let plan = AttnPlan {
+            heads,
+            kv_heads: case.kv_heads,
+            dim,
+            scale: (dim as f32).sqrt().recip(),
+            window: case.window,
+            softcap: case.softcap,
+            seqs: &seqs,
+        };
+        let (mut out, mut expected) = (vec![f32::NAN; q.len()], vec![0.0; q.len()]);
+        kernels.paged_attention(&q, &cache.layer, &plan, &mut out, &mut Scratch::new());
+        reference::paged_attention(&q, &cache.layer, &plan, &mut expected);
+        assert!(
+            expected.iter().all(|v| v.is_finite()),
+            "unused slots were read"
+        );
+        assert_same_bits(&out, &expected, &format!("{} {case:?}", kernels.isa()));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn attention_of_any_shape_equals_the_reference(case in attn_case()) {
+        check_attention(&case);
+    }
+
+    #[test]
+    fn elementwise_ops_of_any_length_equal_the_reference(
+        rows in 1usize..40,
+        width in 1usize..700,
+        seed in any::<u64>(),
+    ) {
+        let mut random = Random::new(seed);
+        let (x, y) = (random.floats(rows * width), random.floats(rows * width));
+        let gate: Vec<f32> = x.iter().map(|v| v * 30.0).collect();
+        let weight = random.floats(width);
+        for kernels in backends(2) {
+            let (mut out, mut expected) = (vec![f32::NAN; x.len()], vec![0.0; x.len()]);
+            kernels.rms_norm(&x, &weight, 1e-5, rows, &mut out);
+            reference::rms_norm(&x, &weight, 1e-5, &mut expected);
+            assert_same_bits(&out, &expected, "rms_norm");
+            kernels.silu_mul(&gate, &y, &mut out);
+            reference::silu_mul(&gate, &y, &mut expected);
+            assert_same_bits(&out, &expected, "silu_mul");
+            kernels.add(&mut out, &x);
+            expected.iter_mut().zip(&x).for_each(|(e, x)| *e += x);
+            assert_same_bits(&out, &expected, "add");
+        }
+    }
+
+    #[test]
+    fn rope_of_any_shape_equals_the_reference(
+        rows in 1usize..60,
+        heads in 1usize..12,
+        half in 1usize..40,
+        rest in 0usize..5,
+        neox in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let style = if neox { RopeStyle::Neox } else { RopeStyle::Interleaved };
+        let table = RopeTable::new(2 * half, 10_000.0, 512, style);
+        let (mut random, dim) = (Random::new(seed), 2 * half + rest);
+        let x = random.floats(rows * heads * dim);
+        let positions: Vec<u32> = (0..rows).map(|_| random.below(512) as u32).collect();
+        let mut expected = x.clone();
+        reference::rope(&mut expected, &positions, heads, dim, &table);
+        for kernels in backends(2) {
+            let mut out = x.clone();
+            kernels.rope(&mut out, &positions, heads, dim, &table);
+            assert_same_bits(&out, &expected, "rope");
+        }
+    }
+}
+
+#[test]
+fn f16_cache_rounds_to_nearest_even_and_reads_back() {
+    for kernels in backends(1) {
+        let mut random = Random::new(3);
+        let (kv_heads, dim) = (2, 20);
+        let mut cache = paged(&kernels, &[40], kv_heads, dim, KvDtype::F16, &mut random);
+        let (k, v) = (random.floats(kv_heads * dim), random.floats(kv_heads * dim));
+        let slot = cache.tables[0][1] * 16 + 5;
+        kernels.write_kv(&mut cache.layer, &k, &v, &[slot]);
+        let round =
+            |x: &[f32]| -> Vec<f32> { x.iter().map(|v| f16::from_f32(*v).to_f32()).collect() };
+        for head in 0..kv_heads {
+            let (mut k_read, mut v_read) = (vec![0.0; dim], vec![0.0; dim]);
+            cache.layer.read_slot(slot, head, &mut k_read, &mut v_read);
+            assert_eq!(k_read, round(&k[head * dim..][..dim]));
+            assert_eq!(v_read, round(&v[head * dim..][..dim]));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use conclave_kernels::{Isa, Kernels, Pool, WeightType};
+use conclave_kernels::{BLOCK, Isa, Kernels, KvDtype, KvLayer, Pool, WeightType};
 use half::f16;
 
 /// xorshift64*: the tests need variety, not quality.
@@ -87,4 +87,39 @@ pub fn assert_same_bits(actual: &[f32], expected: &[f32], what: &str) {
             "{what}: [{i}] {a} != {e}"
         );
     }
+}
+
+/// A layer with random keys and values of a few sequences, their blocks scattered over it.
+pub struct Paged {
+    pub layer: KvLayer,
+    pub tables: Vec<Vec<u32>>,
+}
+
+/// Fills a layer with sequences of the given lengths; unused slots hold NaN.
+pub fn paged(
+    kernels: &Kernels,
+    lengths: &[usize],
+    kv_heads: usize,
+    dim: usize,
+    dtype: KvDtype,
+    random: &mut Random,
+) -> Paged {
+    let needed: usize = lengths.iter().map(|l| l.div_ceil(BLOCK)).sum();
+    let mut free: Vec<u32> = (0..needed as u32 + 3).collect();
+    let mut layer = KvLayer::new(free.len(), kv_heads, dim, dtype);
+    let width = kv_heads * dim;
+    let all: Vec<u32> = (0..(free.len() * BLOCK) as u32).collect();
+    let garbage = vec![f32::NAN; all.len() * width];
+    kernels.write_kv(&mut layer, &garbage, &garbage, &all);
+    let mut tables = Vec::new();
+    for &length in lengths {
+        let take = |_| free.swap_remove(random.below(free.len()));
+        let table: Vec<u32> = (0..length.div_ceil(BLOCK)).map(take).collect();
+        let slot = |i: usize| table[i / BLOCK] * BLOCK as u32 + (i % BLOCK) as u32;
+        let slots: Vec<u32> = (0..length).map(slot).collect();
+        let (k, v) = (random.floats(length * width), random.floats(length * width));
+        kernels.write_kv(&mut layer, &k, &v, &slots);
+        tables.push(table);
+    }
+    Paged { layer, tables }
 }

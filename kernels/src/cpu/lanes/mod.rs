@@ -30,6 +30,8 @@ pub(crate) const WIDTH: usize = 16;
 pub(crate) unsafe trait Lanes: Copy {
     /// Sixteen 32-bit integers.
     type Ints: Copy;
+    /// There are registers enough for four query heads at once.
+    const MANY: bool;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;

@@ -10,8 +10,8 @@ mod format;
 mod portable;
 mod quantize;
 
-use super::Kernels;
 use super::dispatch::per_isa;
+use super::{Kernels, SendPtr};
 use crate::isa::Isa;
 use crate::scratch::Scratch;
 use crate::weights::{Activation, PackedMatrix, TILE, WeightType};
@@ -142,19 +142,6 @@ impl Kernels {
             return 1;
         }
         (work / TASK_WORK).clamp(threads, threads * 16).min(items)
-    }
-}
-
-/// A pointer that tasks write different parts of.
-#[derive(Clone, Copy)]
-struct SendPtr(*mut u8);
-
-// SAFETY: it points into a buffer that the caller of the op holds uniquely while tasks run.
-unsafe impl Sync for SendPtr {}
-
-impl SendPtr {
-    fn get(self) -> *mut u8 {
-        self.0
     }
 }
 
