@@ -1,11 +1,14 @@
 //! Times all matrix products of one step of SmolLM2-135M (Q4_1 with a Q8_0 head) and prints what
-//! tokens/s they alone would allow: `cargo run --release -p conclave-kernels --example step`.
+//! tokens/s they alone would allow, then the other ops:
+//! `cargo run --release -p conclave-kernels --example step [TYPE] [THREADS]`.
 
 #![allow(clippy::print_stdout, reason = "prints a table")]
 
 use conclave_kernels::{
-    Activation, Isa, Kernels, PackedMatrix, Pool, Product, Scratch, WeightType, detect,
+    Activation, AttnPlan, BLOCK, Isa, Kernels, KvDtype, KvLayer, PackedMatrix, Pool, Product,
+    RopeStyle, RopeTable, Scratch, SeqSpan, WeightType, detect,
 };
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const LAYERS: usize = 30;
@@ -128,6 +131,67 @@ impl Buffers {
     }
 }
 
+/// All layers' attention of `seqs` sequences with `queries` rows each at the end of `context` slots.
+fn attention(
+    kernels: &Kernels,
+    seqs: usize,
+    queries: usize,
+    context: usize,
+    dtype: KvDtype,
+) -> Duration {
+    let (heads, kv_heads, dim, blocks) = (9, 3, 64, context.div_ceil(BLOCK));
+    let layers: Vec<KvLayer> = (0..LAYERS)
+        .map(|_| KvLayer::new(seqs * blocks, kv_heads, dim, dtype))
+        .collect();
+    let table: Vec<u32> = (0..(seqs * blocks) as u32).collect();
+    let spans: Vec<SeqSpan> = (0..seqs)
+        .map(|i| SeqSpan {
+            q_start: i * queries,
+            q_len: queries,
+            kv_len: context,
+            block_table: &table[i * blocks..][..blocks],
+        })
+        .collect();
+    let plan = AttnPlan {
+        heads,
+        kv_heads,
+        dim,
+        scale: 0.125,
+        window: None,
+        softcap: None,
+        seqs: &spans,
+    };
+    let q = vec![0.5; seqs * queries * heads * dim];
+    let (mut out, mut scratch) = (vec![0.0; q.len()], Scratch::new());
+    best_of(|| {
+        for layer in &layers {
+            kernels.paged_attention(&q, layer, &plan, &mut out, &mut scratch);
+        }
+    })
+}
+
+/// What is left of a layer: two norms, rotation of q and k, activation, two residual sums, storing k and v.
+fn elementwise(kernels: &Kernels, m: usize) -> Duration {
+    let table = RopeTable::new(64, 10_000.0, 1024, RopeStyle::Interleaved);
+    let mut layer = KvLayer::new(m.div_ceil(BLOCK), 3, 64, KvDtype::F16);
+    let slots: Vec<u32> = (0..m as u32).collect();
+    let x = vec![0.5; m * FFN];
+    let (mut q, mut k, mut wide) = (vec![0.1; m * HIDDEN], vec![0.1; m * KV], vec![0.1; m * FFN]);
+    let weight = vec![1.0; HIDDEN];
+    best_of(|| {
+        for _ in 0..LAYERS {
+            for _ in 0..2 {
+                kernels.rms_norm(&x[..m * HIDDEN], &weight, 1e-5, m, &mut q);
+                kernels.add(&mut q, &x[..m * HIDDEN]);
+            }
+            kernels.rope(&mut q, &slots, 9, 64, &table);
+            kernels.rope(&mut k, &slots, 3, 64, &table);
+            kernels.write_kv(&mut layer, &k, &k, &slots);
+            kernels.silu_mul(&x, &x, &mut wide);
+        }
+    })
+}
+
 fn best_of(mut f: impl FnMut()) -> Duration {
     f();
     let until = Instant::now() + Duration::from_millis(600);
@@ -147,13 +211,45 @@ fn main() {
         .find(|ty| Some(ty.name()) == argument.as_deref());
     let ty = ty.unwrap_or(WeightType::Q4_1);
     let pool = Pool::new(Pool::default_threads());
-    let launch = best_of(|| (0..1000).for_each(|_| pool.run(2, &|_| {}))) / 1000;
-    println!("{} threads, {launch:?} an empty hand-out", pool.threads());
+    let meeting = AtomicUsize::new(0);
+    let launch = best_of(|| {
+        for _ in 0..1000 {
+            meeting.store(0, Ordering::Relaxed);
+            pool.run(pool.threads(), &|_| {
+                // Every thread must come, or the fastest would take all tasks.
+                meeting.fetch_add(1, Ordering::Relaxed);
+                while meeting.load(Ordering::Relaxed) < pool.threads() {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+    }) / 1000;
+    println!(
+        "{} threads, {launch:?} to hand out an op to all of them",
+        pool.threads()
+    );
     for isa in [Isa::Avx2, Isa::Avx512]
         .into_iter()
         .filter(|isa| *isa <= detect())
     {
         let kernels = Kernels::new(isa, pool.clone());
+        println!("\n{isa}, 30 layers");
+        for (seqs, queries, context) in [
+            (1, 1, 300),
+            (1, 1, 4000),
+            (8, 1, 400),
+            (32, 1, 400),
+            (1, 128, 512),
+        ] {
+            let [f32, f16] = [KvDtype::F32, KvDtype::F16]
+                .map(|dtype| attention(&kernels, seqs, queries, context, dtype));
+            println!(
+                "  attention {seqs:>2} x {queries:<3} of {context:<4}: {f32:.2?} f32, {f16:.2?} f16"
+            );
+        }
+        for m in [1, 8, 128] {
+            println!("  elementwise ops m={m}: {:.2?}", elementwise(&kernels, m));
+        }
         for act in [Activation::Int8, Activation::F32] {
             let model = Model::new(ty, act, isa);
             println!(

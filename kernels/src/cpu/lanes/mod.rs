@@ -73,6 +73,18 @@ pub(crate) unsafe trait Lanes: Copy {
     unsafe fn ints_minus(v: Self::Ints, c: i32) -> Self;
 }
 
+/// Asks for a cache line ahead of its use; the address need not be valid.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that every x86-64 processor takes and that never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// [`crate::reference::sum_lanes`].
 ///
 /// # Safety

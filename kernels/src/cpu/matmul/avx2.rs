@@ -48,6 +48,7 @@ unsafe fn few<F: Format, const M: usize, const H: usize>(
 ) -> usize {
     let mut acc = [[_mm256_setzero_ps(); H]; M];
     for block in 0..tile.blocks() {
+        tile.prefetch::<F>(block);
         // SAFETY: the block is within the tile and the rows.
         unsafe {
             let dots = dots::<F, M, H>(tile, half, rows, row, block);

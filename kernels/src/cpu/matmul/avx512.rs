@@ -36,6 +36,7 @@ unsafe fn few<F: Format, const M: usize>(tile: &Tile, rows: Rows, row: usize, ou
     let second = usize::from(split);
     let mut acc = [_mm512_setzero_ps(); M];
     for block in 0..tile.blocks() {
+        tile.prefetch::<F>(block);
         // SAFETY: the block is within the tile and the rows.
         unsafe {
             let mut dots = [[_mm512_setzero_si512(); 2]; M];

@@ -1,5 +1,6 @@
 //! What the matrix kernels know of a weight type at compile time, and where its parts lie in a tile.
 
+use crate::cpu::lanes::prefetch;
 use crate::weights::PackedMatrix;
 
 /// A quantized weight type.
@@ -16,6 +17,16 @@ pub(super) trait Format {
     const MIN: bool = false;
     /// The zero point is `1 << ZERO`; `None` for 0.
     const ZERO: Option<u32> = None;
+    /// Cache lines a block takes, all parts together.
+    const LINES: usize = {
+        let base = if Self::BYTE {
+            512
+        } else {
+            256 + 64 * Self::EXTRA as usize
+        };
+        let numbers = Self::PARTS + Self::MIN as usize;
+        (base + 16 * numbers * if Self::WIDE { 4 } else { 2 }).div_ceil(64)
+    };
 }
 
 /// Declares formats and the macro that turns a [`crate::WeightType`] into one of them.
@@ -88,7 +99,12 @@ pub(super) struct Tile {
     pub(super) min: *const u8,
     /// Inputs.
     pub(super) k: usize,
+    /// Bytes a block takes, all parts together, rounded up.
+    block_bytes: usize,
 }
+
+/// How far ahead of its use a tile is asked for: what memory delivers to a core in its latency, doubled.
+const AHEAD: usize = 4096;
 
 impl Tile {
     pub(super) fn new(w: &PackedMatrix, index: usize) -> Tile {
@@ -99,6 +115,18 @@ impl Tile {
             scale: bytes[layout.scale..].as_ptr(),
             min: bytes[layout.min.min(bytes.len())..].as_ptr(),
             k: w.k(),
+            block_bytes: layout.stride.div_ceil((w.k() / 32).max(1)),
+        }
+    }
+
+    /// Asks for what block `block` of the tile [`AHEAD`] bytes on takes. Tiles follow each other, so that
+    /// the whole matrix is asked for in order; between the many products of a block the processor's own
+    /// prefetcher falls behind.
+    #[inline(always)]
+    pub(super) fn prefetch<F: Format>(&self, block: usize) {
+        let from = self.base.wrapping_add(AHEAD + block * self.block_bytes);
+        for line in 0..F::LINES {
+            prefetch(from.wrapping_add(line * 64));
         }
     }
 
