@@ -1,0 +1,95 @@
+//! Which coordinator a worker listens to, and what it says after losing one.
+
+mod session_support;
+
+use conclave_proto::v1::attempt_result::Result as Outcome;
+use conclave_proto::v1::coordinator_message::Message as FromLeader;
+use conclave_proto::v1::{Ack, NotLeader, StopReason};
+use session_support::*;
+
+#[tokio::test]
+async fn a_worker_follows_the_hint_of_a_coordinator_that_does_not_lead() {
+    let (mut follower, mut leader) =
+        (MockCoordinator::listen().await, MockCoordinator::listen().await);
+    let backend = MockBackend::new(4);
+    let worker = worker(&backend, &[&follower.address]).await;
+    let mut session = follower.accept().await;
+    let hello = session.hello().await;
+    assert_eq!((hello.worker_id.as_str(), hello.models[0].name.as_str()), ("w1", "mock"));
+    assert_eq!(session.authorization.as_deref(), Some("Bearer secret"));
+    let not_leader = NotLeader {
+        leader: leader.address.clone(),
+        members: vec![follower.address.clone(), leader.address.clone()],
+    };
+    session.send(3, FromLeader::NotLeader(not_leader)).await;
+    let (_session, again) = leader.welcome(3).await;
+    assert_eq!((again.term, again.incarnation), (3, hello.incarnation));
+    assert!(session.closed().await);
+    drop(worker);
+}
+
+#[tokio::test]
+async fn a_coordinator_of_an_older_term_is_refused() {
+    let (mut old, mut new) = (MockCoordinator::listen().await, MockCoordinator::listen().await);
+    let backend = MockBackend::new(4);
+    let worker = worker(&backend, &[&new.address, &old.address]).await;
+    let (session, hello) = new.welcome(7).await;
+    drop(session);
+    let mut stale = old.accept().await;
+    assert_eq!(stale.hello().await.term, 7);
+    stale.send(6, FromLeader::Welcome(welcome())).await;
+    stale.send(6, start(1, 5, &hello)).await;
+    assert!(stale.closed().await, "the worker hangs up");
+    let (mut session, hello) = new.welcome(7).await;
+    assert!(hello.running.is_empty() && hello.finished.is_empty(), "nothing was started");
+    session.send(7, start(2, 5, &hello)).await;
+    assert_eq!(session.result(&mut Vec::new()).await.key, Some(key(2)));
+    drop(worker);
+}
+
+#[tokio::test]
+async fn decoding_goes_on_without_a_session_and_results_are_repeated_until_acknowledged() {
+    let mut coordinator = MockCoordinator::listen().await;
+    let backend = MockBackend::new(4);
+    backend.gate.close();
+    let worker = worker(&backend, &[&coordinator.address]).await;
+    let (session, hello) = coordinator.welcome(1).await;
+    session.send(1, start(1, 6, &hello)).await;
+    session.send(1, start(1, 6, &hello)).await;
+    backend.gate.let_through(2);
+    let mut sampled = backend.sampled.subscribe();
+    soon("two tokens", sampled.wait_for(|n| *n >= 2)).await.unwrap();
+    drop(session);
+    // The connection is lost with the attempt half done.
+    let (session, hello) = coordinator.welcome(2).await;
+    assert_eq!(hello.running, [key(1)]);
+    drop(session);
+    backend.gate.open();
+    soon("all tokens", sampled.wait_for(|n| *n >= 6)).await.unwrap();
+    // Now it is done, and nobody has heard of it.
+    let mut told = 0;
+    for term in 3..6 {
+        let (mut session, hello) = coordinator.welcome(term).await;
+        let result = match hello.finished.first() {
+            Some(result) => result.clone(),
+            None => session.result(&mut Vec::new()).await,
+        };
+        assert_eq!(result.incarnation, hello.incarnation);
+        let Some(Outcome::Draft(draft)) = result.result else { panic!("no draft") };
+        assert_eq!((draft.token_ids.len(), draft.stop()), (6, StopReason::Length));
+        told += 1;
+    }
+    let (session, hello) = coordinator.welcome(6).await;
+    assert_eq!((hello.finished.len(), told), (1, 3));
+    session.send(6, FromLeader::Ack(Ack { keys: vec![key(1)] })).await;
+    // A later message makes sure that the first was taken.
+    let mut session = session;
+    session.send(6, start(2, 1, &hello)).await;
+    session.result(&mut Vec::new()).await;
+    session.send(6, FromLeader::Ack(Ack { keys: vec![key(2)] })).await;
+    drop(session);
+    let (_session, hello) = coordinator.welcome(7).await;
+    assert!(!hello.finished.iter().any(|result| result.key == Some(key(1))));
+    assert_eq!(*backend.sampled.borrow(), 7, "the doubled start ran once");
+    drop(worker);
+}
