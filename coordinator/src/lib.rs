@@ -1,1 +1,26 @@
 //! Coordinator shell: sockets, disk, clock.
+//!
+//! The replicated part is `conclave-coordinator-core`, which is pure. Around it
+//! stand here:
+//!
+//! - [`node`]: the loop that owns raft, state and worker sessions;
+//! - [`disk`]: log, snapshots, payloads, identity;
+//! - [`transport`]: lanes between coordinators;
+//! - [`api`]: the gRPC services; [`feed`]: text on its way to watchers;
+//! - [`http`] and [`metrics`]: what operators watch.
+
+pub mod api;
+pub mod auth;
+pub mod config;
+pub mod disk;
+pub mod dispatch;
+pub mod feed;
+pub mod http;
+pub mod metrics;
+pub mod node;
+mod server;
+pub mod transport;
+
+pub use conclave_coordinator_core::audit;
+pub use config::Config;
+pub use server::{Coordinator, StartError};

@@ -1,0 +1,281 @@
+//! The gRPC services, and what they share: who calls, and who carries it out.
+
+pub mod audit;
+pub mod cluster;
+pub mod contemplation;
+pub mod convert;
+pub mod submit;
+pub mod watch;
+pub mod workers;
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
+
+use crate::{
+    auth::Tokens,
+    config::Config,
+    feed::Feeds,
+    metrics,
+    node::Handle,
+    transport::{Network, blobs::BlobNet},
+};
+
+/// Marks a call that a coordinator passed on: it is not passed on again.
+const PROXIED: &str = "conclave-proxied";
+/// Marks the refusal of a call that reached a node which does not lead.
+const NOT_LEADER: &str = "conclave-not-leader";
+/// How long a known leader may fail to answer before it is looked up again.
+const LOOK_UP: Duration = Duration::from_millis(250);
+/// How long a member is given to say that it is there.
+const PROBE: Duration = Duration::from_millis(500);
+
+/// What every service holds.
+pub struct Api {
+    /// Who may call.
+    pub tokens: Arc<Tokens>,
+    /// The node.
+    pub node: Handle,
+    /// Channels and addresses.
+    pub network: Network,
+    /// Payloads.
+    pub blobs: BlobNet,
+    /// Watchers' feeds.
+    pub feeds: Arc<Feeds>,
+    /// Settings.
+    pub config: Config,
+    /// Where this node listens, as others dial it.
+    pub address: String,
+}
+
+/// Who carries a call out.
+pub enum Route {
+    /// This node leads.
+    Here,
+    /// Another node leads.
+    Leader(Channel),
+}
+
+impl Api {
+    /// How long a call may wait: the caller's deadline, less what the way back
+    /// takes, and at most what is configured.
+    pub fn patience(&self, metadata: &MetadataMap) -> Duration {
+        let most = self.config.request_timeout();
+        match metadata
+            .get("grpc-timeout")
+            .and_then(|v| v.to_str().ok())
+            .and_then(timeout)
+        {
+            Some(asked) => most.min(asked.mul_f32(0.9)),
+            None => most,
+        }
+    }
+
+    /// Finds who leads, waiting for an election if there is one.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION on a blank node; UNAVAILABLE if no leader is found
+    /// by `deadline`, or for a call that was passed on to a node that does not
+    /// lead.
+    pub async fn route(&self, metadata: &MetadataMap, deadline: Instant) -> Result<Route, Status> {
+        let mut status = self.node.status();
+        let passed_on = metadata.contains_key(PROXIED);
+        loop {
+            {
+                let now = status.borrow_and_update();
+                if let Some(why) = &now.stopped {
+                    return Err(Status::unavailable(format!("this node has stopped: {why}")));
+                }
+                if now.cluster_id.is_none() {
+                    return Err(convert::node_error(crate::node::NodeError::Blank));
+                }
+                if now.serving {
+                    return Ok(Route::Here);
+                }
+                if !now.leads() && passed_on {
+                    let mut refusal = Status::unavailable("this node does not lead");
+                    refusal
+                        .metadata_mut()
+                        .insert(NOT_LEADER, convert::ascii("true"));
+                    return Err(refusal);
+                }
+                if now.leader_id != 0
+                    && !now.leads()
+                    && let Some(address) = self.network.address(now.leader_id)
+                {
+                    let channel = self.network.channel(&address);
+                    return channel
+                        .map(Route::Leader)
+                        .map_err(|e| Status::internal(e.to_string()));
+                }
+            }
+            match tokio::time::timeout_at(deadline.into(), status.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Status::unavailable("this node has stopped")),
+                Err(_) => return Err(self.no_leader().await),
+            }
+        }
+    }
+
+    /// UNAVAILABLE, with the members that do not answer.
+    async fn no_leader(&self) -> Status {
+        let members = self.node.now().members;
+        let probes = members.into_iter().map(|(id, member)| async move {
+            let here = id == self.node.now().node_id
+                || self.network.identify(&member.address, PROBE).await.is_ok();
+            (!here).then(|| format!("{id:x} at {}", member.address))
+        });
+        let missing: Vec<_> = futures::future::join_all(probes)
+            .await
+            .into_iter()
+            .flatten()
+            .collect();
+        let why = if missing.is_empty() {
+            "every member answers: an election is under way".to_owned()
+        } else {
+            format!("members that do not answer: {}", missing.join(", "))
+        };
+        Status::unavailable(format!("the cluster has no leader; {why}"))
+    }
+
+    /// A request to pass on, with the caller's own authorization.
+    pub fn pass_on<T>(&self, metadata: &MetadataMap, message: T, wait: Duration) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(authorization) = metadata.get("authorization") {
+            request
+                .metadata_mut()
+                .insert("authorization", authorization.clone());
+        }
+        request
+            .metadata_mut()
+            .insert(PROXIED, convert::ascii("true"));
+        request.set_timeout(wait);
+        request
+    }
+
+    /// Carries a unary call out on the leader: here, or one hop away. A leader
+    /// that turns out not to be one is looked up again; so is one that cannot
+    /// be reached if the call may be made `twice`.
+    ///
+    /// # Errors
+    /// What `here` or the leader says, or what [`Api::route`] says.
+    pub async fn on_leader<T, R, H, HF, F, FF>(
+        &self,
+        request: Request<T>,
+        twice: bool,
+        here: H,
+        there: F,
+    ) -> Result<Response<R>, Status>
+    where
+        T: Clone,
+        H: Fn(MetadataMap, T) -> HF,
+        HF: Future<Output = Result<R, Status>>,
+        F: Fn(Channel, Request<T>) -> FF,
+        FF: Future<Output = Result<Response<R>, Status>>,
+    {
+        let deadline = Instant::now() + self.patience(request.metadata());
+        let (metadata, _, message) = request.into_parts();
+        let mut status = self.node.status();
+        loop {
+            status.mark_unchanged();
+            let refusal = match self.route(&metadata, deadline).await? {
+                Route::Here => {
+                    return here(metadata.clone(), message.clone())
+                        .await
+                        .map(Response::new);
+                }
+                Route::Leader(channel) => {
+                    let wait = deadline.saturating_duration_since(Instant::now());
+                    let request = self.pass_on(&metadata, message.clone(), wait);
+                    match there(channel, request).await {
+                        Ok(response) => return Ok(Response::new(response.into_inner())),
+                        Err(refusal) => refusal,
+                    }
+                }
+            };
+            let again = look_again(&refusal, twice) && Instant::now() < deadline;
+            if !again {
+                return Err(refusal);
+            }
+            // Whichever is first: news of a leader, or time to try the same again.
+            let _ = tokio::time::timeout(LOOK_UP, status.changed()).await;
+        }
+    }
+}
+
+/// True if the refusal says that the leader is to be looked up again.
+pub fn look_again(refusal: &Status, twice: bool) -> bool {
+    if refusal.metadata().contains_key(NOT_LEADER) {
+        return true;
+    }
+    let lost = matches!(
+        refusal.code(),
+        Code::Unavailable | Code::Unknown | Code::Cancelled
+    );
+    // An own word of the leader's ("outcome", "retry-after-ms") is for the caller.
+    let told = ["outcome", "retry-after-ms"]
+        .iter()
+        .any(|k| refusal.metadata().contains_key(*k));
+    twice && lost && !told
+}
+
+/// `grpc-timeout`: up to 8 digits and a unit.
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+/// Counts and times a unary call.
+///
+/// # Errors
+/// What the call says.
+pub async fn timed<T>(
+    method: &'static str,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let started = Instant::now();
+    let result = call.await;
+    let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
+    metrics::grpc(method, code, started.elapsed());
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_deadline_is_understood() {
+        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(timeout("2S"), Some(Duration::from_secs(2)));
+        for wrong in ["", "S", "5", "5X", "-1S"] {
+            assert_eq!(timeout(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_what_may_be_done_twice_is_tried_twice() {
+        let lost = Status::unavailable("connection refused");
+        assert!(look_again(&lost, true));
+        assert!(!look_again(&lost, false));
+        let mut unknown = Status::unavailable("may yet commit");
+        unknown
+            .metadata_mut()
+            .insert("outcome", convert::ascii("unknown"));
+        assert!(!look_again(&unknown, true));
+        assert!(!look_again(&Status::not_found("no such job"), true));
+    }
+}

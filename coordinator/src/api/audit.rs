@@ -1,0 +1,139 @@
+//! Audit export: a job's chain, then its head signed with the cluster's key.
+
+use std::{pin::Pin, sync::Arc};
+
+use conclave_coordinator_core::audit;
+use conclave_proto::v1::{
+    AuditHead, ExportJobRequest, ExportJobResponse, audit_server::Audit, export_job_response::Item,
+};
+use ed25519_dalek::{Signer as _, SigningKey};
+use futures::Stream;
+use tonic::{Request, Response, Status};
+
+use super::{Api, convert};
+use crate::auth::Role;
+
+/// Serves `conclave.v1.Audit`.
+#[derive(Clone)]
+pub struct AuditService(pub Arc<Api>);
+
+/// The public half of a cluster's key; empty without one.
+pub fn public_key(seed: &[u8]) -> Vec<u8> {
+    key(seed)
+        .map(|key| key.verifying_key().to_bytes().to_vec())
+        .unwrap_or_default()
+}
+
+fn key(seed: &[u8]) -> Option<SigningKey> {
+    seed.try_into()
+        .ok()
+        .map(|seed: [u8; 32]| SigningKey::from_bytes(&seed))
+}
+
+/// Signs a head, as `contemplation.proto` words it; without a key the head
+/// stays unsigned, which verification calls *unanchored*.
+pub fn sign(seed: &[u8], job_id: &str, mut head: AuditHead) -> AuditHead {
+    if let Some(key) = key(seed) {
+        head.signature = key
+            .sign(&audit::signed_bytes(job_id, &head))
+            .to_bytes()
+            .to_vec();
+        head.public_key = key.verifying_key().to_bytes().to_vec();
+    }
+    head
+}
+
+type Items = Pin<Box<dyn Stream<Item = Result<ExportJobResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Audit for AuditService {
+    type ExportJobStream = Items;
+
+    async fn export_job(
+        &self,
+        request: Request<ExportJobRequest>,
+    ) -> Result<Response<Items>, Status> {
+        let roles = [Role::Submitter, Role::Reviewer, Role::Operator];
+        let caller = self.0.tokens.require(request.metadata(), &roles)?;
+        let wait = self.0.patience(request.metadata());
+        let job_id = request.into_inner().job_id;
+        let (job, seed) = self.0.job(&caller, &job_id, wait).await?;
+        let head = sign(&seed, &job_id, job.audit.head());
+        let local = self.0.blobs.local.clone();
+        let records = self
+            .0
+            .with_blobs(wait, move || audit::export(&job, &local))
+            .await?
+            .into_iter()
+            .map(Item::Record);
+        let items: Vec<_> = records
+            .chain([Item::Head(head)])
+            .map(|item| Ok(ExportJobResponse { item: Some(item) }))
+            .collect();
+        Ok(Response::new(Box::pin(futures::stream::iter(items))))
+    }
+}
+
+impl Api {
+    /// Runs a view that may need payloads; fetches what is missing and runs it
+    /// again.
+    ///
+    /// # Errors
+    /// UNAVAILABLE for a payload that no member has now, DATA_LOSS for one that
+    /// does not decode.
+    pub async fn with_blobs<T: Send + 'static>(
+        &self,
+        wait: std::time::Duration,
+        view: impl Fn() -> Result<T, conclave_coordinator_core::MissingBlob> + Send + Sync + 'static,
+    ) -> Result<T, Status> {
+        let view = Arc::new(view);
+        loop {
+            let run = view.clone();
+            let result = tokio::task::spawn_blocking(move || run())
+                .await
+                .map_err(|e| Status::internal(e.to_string()))?;
+            match result {
+                Ok(value) => return Ok(value),
+                Err(conclave_coordinator_core::MissingBlob::Absent { hash }) => {
+                    let hash = hash
+                        .as_slice()
+                        .try_into()
+                        .map_err(|_| Status::data_loss("a payload's hash has not 32 bytes"))?;
+                    self.blobs.fetch(hash, wait).await?;
+                }
+                Err(broken) => return Err(convert::missing(&broken)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::{Signature, VerifyingKey};
+
+    use super::*;
+
+    #[test]
+    fn a_signed_head_verifies_and_a_changed_one_does_not() {
+        let head = AuditHead {
+            length: 3,
+            head: vec![7; 32],
+            ..AuditHead::default()
+        };
+        let mut head = sign(&[9; 32], "job", head);
+        let key: [u8; 32] = head.public_key.as_slice().try_into().unwrap();
+        let key = VerifyingKey::from_bytes(&key).unwrap();
+        let signature = Signature::from_slice(&head.signature).unwrap();
+        key.verify_strict(&audit::signed_bytes("job", &head), &signature)
+            .unwrap();
+        assert!(
+            key.verify_strict(&audit::signed_bytes("jobs", &head), &signature)
+                .is_err()
+        );
+        head.length = 4;
+        assert!(
+            key.verify_strict(&audit::signed_bytes("job", &head), &signature)
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,284 @@
+//! The public service: jobs.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use conclave_coordinator_core::{Reply, State, job::Job as CoreJob, view};
+use conclave_proto::v1::{
+    CancelJobCommand, CancelJobRequest, GetJobRequest, Job, JobState, ListJobsRequest,
+    ListJobsResponse, ReviewJobCommand, ReviewJobRequest, SubmitJobRequest, SubmitJobResponse,
+    Verdict, WatchJobRequest, WatchJobResponse, command::Command as Body,
+    contemplation_client::ContemplationClient, contemplation_server::Contemplation,
+};
+use futures::Stream;
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use super::{Api, audit, convert, timed};
+use crate::{
+    auth::{Principal, Role},
+    node::task::unix_ms,
+};
+
+/// Roles that may use jobs.
+pub const USERS: [Role; 3] = [Role::Submitter, Role::Reviewer, Role::Operator];
+/// Roles that may review.
+const REVIEWERS: [Role; 2] = [Role::Reviewer, Role::Operator];
+/// Jobs on a page, unless asked otherwise; and at most.
+const PAGE: (usize, usize) = (50, 500);
+/// Longest reason or note, bytes.
+const MAX_NOTE: usize = 4096;
+
+/// Serves `conclave.v1.Contemplation`.
+#[derive(Clone)]
+pub struct ContemplationService(pub Arc<Api>);
+
+type Updates = Pin<Box<dyn Stream<Item = Result<WatchJobResponse, Status>> + Send>>;
+
+impl Api {
+    /// A job that the caller sees, linearizably, and the cluster's signing seed.
+    ///
+    /// # Errors
+    /// NOT_FOUND for an unknown job and for another tenant's alike, or what the
+    /// read says.
+    pub async fn job(
+        &self,
+        caller: &Principal,
+        job_id: &str,
+        wait: Duration,
+    ) -> Result<(CoreJob, Vec<u8>), Status> {
+        let (id, caller) = (job_id.to_owned(), caller.clone());
+        let read = move |state: &State| {
+            let job = state.job(&id).filter(|job| caller.sees(&job.tenant))?;
+            Some((job.clone(), state.signing_seed().to_vec()))
+        };
+        let found = self
+            .node
+            .read(true, wait, read)
+            .await
+            .map_err(convert::node_error)?;
+        found.ok_or_else(|| convert::no_job(job_id))
+    }
+
+    /// A job as the API shows it, its head signed.
+    ///
+    /// # Errors
+    /// As [`Api::job`], and for payloads that are nowhere.
+    pub async fn show(
+        &self,
+        caller: &Principal,
+        job_id: &str,
+        wait: Duration,
+    ) -> Result<Job, Status> {
+        let (job, seed) = self.job(caller, job_id, wait).await?;
+        let local = self.blobs.local.clone();
+        let mut job = self
+            .with_blobs(wait, move || view::job(&job, &local, true))
+            .await?;
+        job.audit = job.audit.map(|head| audit::sign(&seed, job_id, head));
+        Ok(job)
+    }
+
+    async fn list(
+        &self,
+        caller: Principal,
+        request: ListJobsRequest,
+        wait: Duration,
+    ) -> Result<ListJobsResponse, Status> {
+        let size = match usize::try_from(request.page_size).unwrap_or(usize::MAX) {
+            0 => PAGE.0,
+            asked => asked.min(PAGE.1),
+        };
+        let states: Vec<JobState> = request.states().collect();
+        let after = request.page_token;
+        let read = move |state: &State| {
+            let wanted = |job: &&CoreJob| {
+                (after.is_empty() || job.id < after)
+                    && (states.is_empty() || states.contains(&job.state))
+            };
+            let mut jobs: Vec<CoreJob> = if caller.role == Role::Operator {
+                state
+                    .all_jobs()
+                    .rev()
+                    .filter(wanted)
+                    .take(size + 1)
+                    .cloned()
+                    .collect()
+            } else {
+                state
+                    .jobs(&caller.tenant)
+                    .rev()
+                    .filter(wanted)
+                    .take(size + 1)
+                    .cloned()
+                    .collect()
+            };
+            let more = jobs.len() > size;
+            jobs.truncate(size);
+            (jobs, more)
+        };
+        let (jobs, more) = self
+            .node
+            .read(true, wait, read)
+            .await
+            .map_err(convert::node_error)?;
+        let next_page_token = jobs
+            .last()
+            .filter(|_| more)
+            .map(|job| job.id.clone())
+            .unwrap_or_default();
+        let local = self.blobs.local.clone();
+        let show = move || {
+            jobs.iter()
+                .map(|job| view::job(job, &local, false))
+                .collect()
+        };
+        let jobs: Vec<Job> = self.with_blobs(wait, show).await?;
+        Ok(ListJobsResponse {
+            jobs,
+            next_page_token,
+        })
+    }
+
+    async fn cancel(
+        &self,
+        metadata: MetadataMap,
+        request: CancelJobRequest,
+    ) -> Result<Job, Status> {
+        let caller = self.tokens.require(&metadata, &USERS)?;
+        let wait = self.patience(&metadata);
+        let job_id = request.job_id;
+        check_note("reason", &request.reason)?;
+        self.job(&caller, &job_id, wait).await?;
+        let cancel = CancelJobCommand {
+            job_id: job_id.clone(),
+            reason: request.reason,
+            unix_ms: unix_ms(),
+        };
+        self.change_job(Body::CancelJob(cancel), &job_id, wait)
+            .await?;
+        self.show(&caller, &job_id, wait).await
+    }
+
+    async fn review(
+        &self,
+        metadata: MetadataMap,
+        request: ReviewJobRequest,
+    ) -> Result<Job, Status> {
+        let caller = self.tokens.require(&metadata, &REVIEWERS)?;
+        let wait = self.patience(&metadata);
+        let verdict = request.verdict();
+        check_note("note", &request.note)?;
+        match verdict {
+            Verdict::Unspecified => return Err(Status::invalid_argument("verdict: is required")),
+            Verdict::Edit if request.text.is_empty() => {
+                return Err(Status::invalid_argument(
+                    "text: an edit needs the new answer",
+                ));
+            }
+            Verdict::Edit | Verdict::Approve | Verdict::Reject => {}
+        }
+        if request.text.len() > self.config.max_message_bytes / 4 {
+            return Err(Status::invalid_argument("text: is too long"));
+        }
+        let job_id = request.job_id;
+        self.job(&caller, &job_id, wait).await?;
+        let review = ReviewJobCommand {
+            job_id: job_id.clone(),
+            verdict: verdict as i32,
+            text: request.text,
+            note: request.note,
+            reviewer: caller.tenant.clone(),
+            unix_ms: unix_ms(),
+        };
+        self.change_job(Body::ReviewJob(review), &job_id, wait)
+            .await?;
+        self.show(&caller, &job_id, wait).await
+    }
+
+    async fn change_job(&self, body: Body, job_id: &str, wait: Duration) -> Result<(), Status> {
+        let reply: Reply = self
+            .node
+            .propose(body, wait)
+            .await
+            .map_err(convert::node_error)?;
+        convert::reply(reply, job_id)
+    }
+}
+
+fn check_note(field: &str, text: &str) -> Result<(), Status> {
+    if text.len() <= MAX_NOTE {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!(
+        "{field}: at most {MAX_NOTE} bytes"
+    )))
+}
+
+#[tonic::async_trait]
+impl Contemplation for ContemplationService {
+    async fn submit_job(
+        &self,
+        request: Request<SubmitJobRequest>,
+    ) -> Result<Response<SubmitJobResponse>, Status> {
+        let api = &self.0;
+        let there = |channel, request| async move {
+            ContemplationClient::new(channel).submit_job(request).await
+        };
+        let here = |metadata, message| api.submit(metadata, message);
+        timed("SubmitJob", api.on_leader(request, true, here, there)).await
+    }
+
+    async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
+        let caller = self.0.tokens.require(request.metadata(), &USERS)?;
+        let wait = self.0.patience(request.metadata());
+        let job_id = request.into_inner().job_id;
+        timed("GetJob", self.0.show(&caller, &job_id, wait))
+            .await
+            .map(Response::new)
+    }
+
+    type WatchJobStream = Updates;
+
+    async fn watch_job(
+        &self,
+        request: Request<WatchJobRequest>,
+    ) -> Result<Response<Updates>, Status> {
+        timed("WatchJob", self.0.clone().watch(request))
+            .await
+            .map(Response::new)
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<ListJobsRequest>,
+    ) -> Result<Response<ListJobsResponse>, Status> {
+        let caller = self.0.tokens.require(request.metadata(), &USERS)?;
+        let wait = self.0.patience(request.metadata());
+        let list = self.0.list(caller, request.into_inner(), wait);
+        timed("ListJobs", list).await.map(Response::new)
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<CancelJobRequest>,
+    ) -> Result<Response<Job>, Status> {
+        let api = &self.0;
+        let there = |channel, request| async move {
+            ContemplationClient::new(channel).cancel_job(request).await
+        };
+        let here = |metadata, message| api.cancel(metadata, message);
+        timed("CancelJob", api.on_leader(request, true, here, there)).await
+    }
+
+    async fn review_job(
+        &self,
+        request: Request<ReviewJobRequest>,
+    ) -> Result<Response<Job>, Status> {
+        let api = &self.0;
+        let there = |channel, request| async move {
+            ContemplationClient::new(channel).review_job(request).await
+        };
+        let here = |metadata, message| api.review(metadata, message);
+        // A review that was taken is refused the second time.
+        timed("ReviewJob", api.on_leader(request, false, here, there)).await
+    }
+}

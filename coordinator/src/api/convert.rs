@@ -1,0 +1,162 @@
+//! Closed errors to gRPC codes, exhaustively; counters of jobs.
+
+use std::time::Duration;
+
+use conclave_coordinator_core::{MissingBlob, Reply, Stale, State, spec::SpecError};
+use conclave_proto::v1::{AgentState, Job, JobState, Mode};
+use tonic::{Status, metadata::AsciiMetadataValue};
+
+use crate::{metrics, node::NodeError};
+
+/// A metadata value of a literal.
+pub fn ascii(text: &'static str) -> AsciiMetadataValue {
+    AsciiMetadataValue::from_static(text)
+}
+
+/// What the node did not do.
+pub fn node_error(error: NodeError) -> Status {
+    let text = error.to_string();
+    match error {
+        NodeError::NotLeader => {
+            let mut status = Status::unavailable(text);
+            status
+                .metadata_mut()
+                .insert(super::NOT_LEADER, ascii("true"));
+            status
+        }
+        NodeError::Blank | NodeError::Refused(_) => Status::failed_precondition(text),
+        NodeError::NoQuorum(_) | NodeError::Stopped => Status::unavailable(text),
+        NodeError::Unknown => {
+            let mut status = Status::unavailable(text);
+            status.metadata_mut().insert("outcome", ascii("unknown"));
+            status
+        }
+        NodeError::Busy => exhausted(text, Duration::from_millis(200)),
+    }
+}
+
+/// RESOURCE_EXHAUSTED, with when to come again.
+pub fn exhausted(text: String, after: Duration) -> Status {
+    let mut status = Status::resource_exhausted(text);
+    if let Ok(value) = after.as_millis().to_string().parse() {
+        status.metadata_mut().insert("retry-after-ms", value);
+    }
+    status
+}
+
+/// A spec that cannot be run.
+pub fn spec_error(error: &SpecError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// A payload that is not here.
+pub fn missing(error: &MissingBlob) -> Status {
+    match error {
+        MissingBlob::Absent { .. } => Status::unavailable(error.to_string()),
+        MissingBlob::Broken { .. } => Status::data_loss(error.to_string()),
+    }
+}
+
+/// No such job, or another tenant's: the caller cannot tell.
+pub fn no_job(job_id: &str) -> Status {
+    Status::not_found(format!("there is no job `{job_id}`"))
+}
+
+/// What applying a command that names a job answered.
+///
+/// # Errors
+/// Every reply but success.
+pub fn reply(reply: Reply, job_id: &str) -> Result<(), Status> {
+    match reply {
+        Reply::Ok | Reply::Submitted { .. } => Ok(()),
+        Reply::Conflict { job_id } => Err(Status::already_exists(format!(
+            "the idempotency key belongs to job `{job_id}`, with another request"
+        ))),
+        Reply::Stale(Stale::Revision | Stale::Attempt | Stale::Incarnation) => Err(
+            Status::aborted("the state moved on while the command was on its way"),
+        ),
+        Reply::NotFound => Err(no_job(job_id)),
+        Reply::Rejected { why } => Err(Status::failed_precondition(why)),
+    }
+}
+
+/// The label of a mode.
+pub fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Unspecified => "unspecified",
+        Mode::Instant => "instant",
+        Mode::Thinking => "thinking",
+        Mode::Contemplating => "contemplating",
+    }
+}
+
+/// The label of a job's state.
+pub fn job_state_name(state: JobState) -> &'static str {
+    match state {
+        JobState::Unspecified => "unspecified",
+        JobState::Preparing => "preparing",
+        JobState::Proposing => "proposing",
+        JobState::Distilling => "distilling",
+        JobState::Refining => "refining",
+        JobState::Aggregating => "aggregating",
+        JobState::AwaitingReview => "awaiting_review",
+        JobState::Done => "done",
+        JobState::Degraded => "degraded",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+    }
+}
+
+fn agent_state_name(state: AgentState) -> &'static str {
+    match state {
+        AgentState::Unspecified => "unspecified",
+        AgentState::Queued => "queued",
+        AgentState::Running => "running",
+        AgentState::Done => "done",
+        AgentState::Cancelled => "cancelled",
+        AgentState::Failed => "failed",
+    }
+}
+
+/// Counts a job that ended.
+pub fn count_ended(job: &Job) {
+    let mode = job.spec.as_ref().map_or(Mode::Unspecified, |s| s.mode());
+    let took = u64::try_from(job.ended_unix_ms - job.submitted_unix_ms).unwrap_or(0);
+    metrics::job_ended(
+        job_state_name(job.state()),
+        mode_name(mode),
+        Duration::from_millis(took),
+    );
+    let usage = job.usage.unwrap_or_default();
+    metrics::tokens("prompt", usage.prompt_tokens);
+    metrics::tokens("cached", usage.cached_tokens);
+    metrics::tokens("thought", usage.thought_tokens);
+    metrics::tokens("answer", usage.answer_tokens);
+    for (role, count) in &job.tokens_by_role {
+        metrics::tokens_by_role(role.clone(), *count);
+    }
+}
+
+/// Shows how many live jobs and agents are in each state.
+pub fn count_live(state: &State) {
+    const JOBS: [JobState; 6] = [
+        JobState::Preparing,
+        JobState::Proposing,
+        JobState::Distilling,
+        JobState::Refining,
+        JobState::Aggregating,
+        JobState::AwaitingReview,
+    ];
+    for wanted in JOBS {
+        let count = state
+            .active_jobs()
+            .filter(|job| job.state == wanted)
+            .count();
+        metrics::in_state("conclave_jobs", job_state_name(wanted), count);
+    }
+    for wanted in [AgentState::Queued, AgentState::Running] {
+        let agents = state.active_jobs().flat_map(|job| &job.agents);
+        let count = agents.filter(|agent| agent.state == wanted).count();
+        metrics::in_state("conclave_agents", agent_state_name(wanted), count);
+    }
+}

@@ -1,0 +1,166 @@
+//! `SubmitJob`, on the leader.
+
+use std::time::Duration;
+
+use conclave_coordinator_core::{Reply, State, payload, spec};
+use conclave_proto::v1::{
+    JobSpec, SubmitJobCommand, SubmitJobRequest, SubmitJobResponse, command::Command as Body,
+};
+use prost::Message as _;
+use tonic::{Status, metadata::MetadataMap};
+use uuid::Uuid;
+
+use super::{Api, contemplation::USERS, convert};
+use crate::{disk, metrics, node::task::unix_ms};
+
+/// Longest idempotency key, bytes.
+const MAX_KEY: usize = 128;
+/// When a refused submission may come again.
+const LATER: Duration = Duration::from_secs(1);
+
+impl Api {
+    /// Accepts a job, once per (tenant, key).
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT, ALREADY_EXISTS, RESOURCE_EXHAUSTED, UNAVAILABLE.
+    pub async fn submit(
+        &self,
+        metadata: MetadataMap,
+        request: SubmitJobRequest,
+    ) -> Result<SubmitJobResponse, Status> {
+        let caller = self.tokens.require(&metadata, &USERS)?;
+        let wait = self.patience(&metadata);
+        let key = request.idempotency_key;
+        if key.is_empty() || key.len() > MAX_KEY {
+            return Err(Status::invalid_argument(format!(
+                "idempotency_key: required, 1 to {MAX_KEY} bytes"
+            )));
+        }
+        let asked = request
+            .spec
+            .ok_or_else(|| Status::invalid_argument("spec: is required"))?;
+        let request_digest = blake3::hash(&asked.encode_to_vec()).as_bytes().to_vec();
+        if let Some(known) = self
+            .known(&caller.tenant, &key, &request_digest, wait)
+            .await?
+        {
+            return Ok(known);
+        }
+        self.room()?;
+        let seed = getrandom::u64().map_err(|e| Status::internal(format!("no seed: {e}")))?;
+        let effective = spec::effective(&asked, &spec::Defaults::new(seed))
+            .map_err(|e| convert::spec_error(&e))?;
+        let stored = self.blobs.payload(effective.encode_to_vec(), wait).await?;
+        let unix_ms = unix_ms();
+        let deadline_ms = effective
+            .budget
+            .as_ref()
+            .map_or(0, |budget| budget.deadline_ms);
+        let deadline = i64::try_from(deadline_ms).unwrap_or(i64::MAX);
+        let command = SubmitJobCommand {
+            // Ids ascend with time: lists and expiry go by them.
+            job_id: Uuid::now_v7().to_string(),
+            tenant: caller.tenant.clone(),
+            idempotency_key: key.clone(),
+            request_digest: request_digest.clone(),
+            spec: Some(stored),
+            unix_ms,
+            deadline_unix_ms: if deadline == 0 {
+                0
+            } else {
+                unix_ms.saturating_add(deadline)
+            },
+        };
+        let reply = self.node.propose(Body::SubmitJob(command), wait).await;
+        match reply.map_err(convert::node_error)? {
+            Reply::Submitted {
+                job_id,
+                existing: false,
+            } => {
+                metrics::submitted(convert::mode_name(effective.mode()));
+                Ok(SubmitJobResponse {
+                    job_id,
+                    effective: Some(effective),
+                    existing: false,
+                })
+            }
+            // Two calls with one key at once: the first one's spec counts.
+            Reply::Submitted { existing: true, .. } => self
+                .known(&caller.tenant, &key, &request_digest, wait)
+                .await?
+                .ok_or_else(|| Status::aborted("the job expired meanwhile")),
+            other => {
+                convert::reply(other, "")?;
+                Err(Status::internal("a submission was applied without a job"))
+            }
+        }
+    }
+
+    /// The job that the key stands for already.
+    async fn known(
+        &self,
+        tenant: &str,
+        key: &str,
+        digest: &[u8],
+        wait: Duration,
+    ) -> Result<Option<SubmitJobResponse>, Status> {
+        let (tenant, key, digest) = (tenant.to_owned(), key.to_owned(), digest.to_vec());
+        let read = move |state: &State| {
+            let known = state.key(&tenant, &key)?;
+            let job = state.job(&known.job_id).map(|job| job.spec.clone());
+            Some((known.job_id.clone(), known.request_digest == digest, job))
+        };
+        let found = self
+            .node
+            .read(true, wait, read)
+            .await
+            .map_err(convert::node_error)?;
+        let Some((job_id, same, stored)) = found else {
+            return Ok(None);
+        };
+        if !same {
+            return convert::reply(Reply::Conflict { job_id }, "").map(|()| None);
+        }
+        let local = self.blobs.local.clone();
+        let effective: Option<JobSpec> = match stored {
+            Some(stored) => Some(
+                self.with_blobs(wait, move || payload::decode(&stored, &local))
+                    .await?,
+            ),
+            // The job has expired; its key lives on.
+            None => None,
+        };
+        Ok(Some(SubmitJobResponse {
+            job_id,
+            effective,
+            existing: true,
+        }))
+    }
+
+    /// Refuses what there is no room for; what was accepted goes on.
+    fn room(&self) -> Result<(), Status> {
+        let live = self.node.status().borrow().live_jobs;
+        if live >= self.config.max_live_jobs {
+            metrics::refused("max_live_jobs");
+            return Err(convert::exhausted(
+                format!(
+                    "{live} jobs have not ended, at most {} may",
+                    self.config.max_live_jobs
+                ),
+                LATER,
+            ));
+        }
+        let free = disk::free_bytes(&self.config.data_dir);
+        if free.is_some_and(|free| free < self.config.disk_reserve_bytes) {
+            metrics::refused("disk_reserve");
+            return Err(convert::exhausted(
+                format!(
+                    "less than {} bytes of disk are free: they are kept for running jobs",
+                    self.config.disk_reserve_bytes
+                ),
+                LATER * 10,
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,355 @@
+//! `WatchJob`: state events without gaps, text as it comes, resumable (law 8).
+//!
+//! A watch is a relay: while this node leads, it reads the state and the feed
+//! here; while another leads, it passes that node's stream on; and when the
+//! leader changes, it goes on behind the last cursor.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use conclave_coordinator_core::{MissingBlob, State, view};
+use conclave_proto::v1::{
+    AgentCursor, JobEvent, WatchCursor, WatchJobRequest, WatchJobResponse,
+    contemplation_client::ContemplationClient, watch_job_response::Update,
+};
+use futures::Stream;
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Status, metadata::MetadataMap, transport::Channel};
+
+use super::{Api, LOOK_UP, Route, contemplation::USERS, convert, look_again};
+use crate::{
+    auth::Principal,
+    feed::{Position, Positions, Seat},
+};
+
+/// Updates that wait for one watcher.
+const QUEUE: usize = 16;
+/// Events sent between two looks at the feed.
+const PAGE: usize = 64;
+
+type Updates = Pin<Box<dyn Stream<Item = Result<WatchJobResponse, Status>> + Send>>;
+type Queue = mpsc::Sender<Result<WatchJobResponse, Status>>;
+
+/// Where a watcher stands.
+#[derive(Clone, Default)]
+struct Cursor {
+    event: u64,
+    positions: Positions,
+}
+
+impl Cursor {
+    fn decode(bytes: &[u8]) -> Result<Self, Status> {
+        let cursor = WatchCursor::decode(bytes)
+            .map_err(|_| Status::invalid_argument("cursor: not one that a watch returned"))?;
+        let position = |a: AgentCursor| {
+            (
+                a.agent,
+                Position {
+                    attempt: a.attempt,
+                    offset: a.offset,
+                },
+            )
+        };
+        let positions = cursor.agents.into_iter().map(position).collect();
+        Ok(Self {
+            event: cursor.event,
+            positions,
+        })
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let agent = |(agent, p): (&u32, &Position)| AgentCursor {
+            agent: *agent,
+            attempt: p.attempt,
+            offset: p.offset,
+        };
+        let agents = self.positions.iter().map(agent).collect();
+        WatchCursor {
+            event: self.event,
+            agents,
+        }
+        .encode_to_vec()
+    }
+
+    /// Moves behind an update.
+    fn pass(&mut self, update: &Update) {
+        match update {
+            Update::Event(event) => self.event = event.index,
+            Update::Tokens(t) => {
+                let position = Position {
+                    attempt: t.attempt,
+                    offset: t.offset + t.tokens,
+                };
+                self.positions.insert(t.agent, position);
+            }
+            Update::Reset(r) => {
+                self.positions.insert(
+                    r.agent,
+                    Position {
+                        attempt: r.attempt,
+                        offset: 0,
+                    },
+                );
+            }
+            Update::Done(_) => {}
+        }
+    }
+}
+
+/// Why one leg of the relay ended.
+enum Leg {
+    /// `done` was sent, or the watcher left.
+    Over,
+    /// The leader changed: go on behind the cursor.
+    Next,
+}
+
+/// One watcher.
+struct Watch {
+    api: Arc<Api>,
+    caller: Principal,
+    metadata: MetadataMap,
+    job_id: String,
+    tokens: bool,
+    cursor: Cursor,
+    queue: Queue,
+    _seat: Seat,
+}
+
+impl Api {
+    /// Opens a watch.
+    ///
+    /// # Errors
+    /// NOT_FOUND, INVALID_ARGUMENT for a foreign cursor, RESOURCE_EXHAUSTED
+    /// without room for one more watcher.
+    pub async fn watch(
+        self: Arc<Self>,
+        request: Request<WatchJobRequest>,
+    ) -> Result<Updates, Status> {
+        let caller = self.tokens.require(request.metadata(), &USERS)?;
+        let wait = self.patience(request.metadata());
+        let (metadata, _, request) = request.into_parts();
+        let cursor = Cursor::decode(&request.cursor)?;
+        let Some(seat) = self.feeds.seat() else {
+            let text = format!(
+                "{} watchers are here, the most there may",
+                self.config.max_watchers
+            );
+            return Err(convert::exhausted(text, Duration::from_secs(1)));
+        };
+        self.job_seen(&caller, &request.job_id, wait).await?;
+        let (queue, updates) = mpsc::channel(QUEUE);
+        let watch = Watch {
+            api: self,
+            caller,
+            metadata,
+            job_id: request.job_id,
+            tokens: request.tokens,
+            cursor,
+            queue,
+            _seat: seat,
+        };
+        tokio::spawn(watch.relay());
+        Ok(Box::pin(ReceiverStream::new(updates)))
+    }
+
+    async fn job_seen(&self, caller: &Principal, id: &str, wait: Duration) -> Result<(), Status> {
+        let (job_id, caller) = (id.to_owned(), caller.clone());
+        let read = move |s: &State| s.job(&job_id).is_some_and(|job| caller.sees(&job.tenant));
+        let seen = self
+            .node
+            .read(true, wait, read)
+            .await
+            .map_err(convert::node_error)?;
+        seen.then_some(()).ok_or_else(|| convert::no_job(id))
+    }
+}
+
+impl Watch {
+    async fn relay(mut self) {
+        loop {
+            let deadline = Instant::now() + self.api.config.request_timeout();
+            let queue = self.queue.clone();
+            let leg = tokio::select! {
+                () = queue.closed() => return,
+                leg = self.leg(deadline) => leg,
+            };
+            match leg {
+                Ok(Leg::Over) => return,
+                Ok(Leg::Next) => {}
+                Err(status) => {
+                    let _ = self.queue.send(Err(status)).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn leg(&mut self, deadline: Instant) -> Result<Leg, Status> {
+        match self.api.route(&self.metadata, deadline).await? {
+            Route::Here => self.here().await,
+            Route::Leader(channel) => self.there(channel).await,
+        }
+    }
+
+    /// Passes the leader's stream on.
+    async fn there(&mut self, channel: Channel) -> Result<Leg, Status> {
+        let mut status = self.api.node.status();
+        status.mark_unchanged();
+        let request = WatchJobRequest {
+            job_id: self.job_id.clone(),
+            cursor: self.cursor.encode(),
+            tokens: self.tokens,
+        };
+        let mut request = self.api.pass_on(&self.metadata, request, Duration::ZERO);
+        request.metadata_mut().remove("grpc-timeout");
+        let refusal = match ContemplationClient::new(channel).watch_job(request).await {
+            Err(refusal) => refusal,
+            Ok(response) => {
+                let mut stream = response.into_inner();
+                loop {
+                    match stream.message().await {
+                        Ok(Some(message)) => {
+                            let done = matches!(message.update, Some(Update::Done(_)));
+                            self.cursor = Cursor::decode(&message.cursor)?;
+                            if self.queue.send(Ok(message)).await.is_err() || done {
+                                return Ok(Leg::Over);
+                            }
+                        }
+                        Ok(None) => return Ok(Leg::Next),
+                        Err(refusal) => break refusal,
+                    }
+                }
+            }
+        };
+        if !look_again(&refusal, true) {
+            return Err(refusal);
+        }
+        // Whichever is first: news of a leader, or time to try the same again.
+        let _ = tokio::time::timeout(LOOK_UP, status.changed()).await;
+        Ok(Leg::Next)
+    }
+
+    /// Reads the state and the feed here, until the job ends or this node no
+    /// longer leads.
+    async fn here(&mut self) -> Result<Leg, Status> {
+        let feed = self.api.feeds.of(&self.job_id);
+        let mut bell = feed.subscribe();
+        let mut status = self.api.node.status();
+        loop {
+            let version = *bell.borrow_and_update();
+            if version.closed {
+                return Ok(Leg::Next);
+            }
+            if self.tokens {
+                let mut positions = self.cursor.positions.clone();
+                for update in feed.read(&mut positions) {
+                    if !self.send(update).await {
+                        return Ok(Leg::Over);
+                    }
+                }
+            }
+            let (events, more, ended) = self.events().await?;
+            for event in events {
+                if !self.send(Update::Event(event)).await {
+                    return Ok(Leg::Over);
+                }
+            }
+            if more {
+                continue;
+            }
+            if ended {
+                // The feed of an ended job may have been made by this very watch.
+                self.api.feeds.ended(&self.job_id);
+                let wait = self.api.config.request_timeout();
+                let job = self.api.show(&self.caller, &self.job_id, wait).await?;
+                self.send(Update::Done(job)).await;
+                return Ok(Leg::Over);
+            }
+            tokio::select! {
+                rung = bell.changed() => if rung.is_err() { return Ok(Leg::Next) },
+                _ = status.wait_for(|s| !s.serving) => return Ok(Leg::Next),
+            }
+        }
+    }
+
+    /// The events behind the cursor, whether there are more, and whether the
+    /// job has ended.
+    async fn events(&self) -> Result<(Vec<JobEvent>, bool, bool), Status> {
+        let wait = self.api.config.request_timeout();
+        loop {
+            let (id, from) = (self.job_id.clone(), self.cursor.event);
+            let local = self.api.blobs.local.clone();
+            let read = move |state: &State| {
+                let job = state.job(&id)?;
+                let first = usize::try_from(from)
+                    .unwrap_or(usize::MAX)
+                    .min(job.events.len());
+                let behind = &job.events[first..];
+                let page = behind
+                    .iter()
+                    .take(PAGE)
+                    .map(|event| view::event(job, event, &local));
+                let events: Result<Vec<_>, MissingBlob> = page.collect();
+                Some((events, behind.len() > PAGE, job.is_final()))
+            };
+            // Local state suffices: it only ever grows, and the bell rings for it.
+            let found = self
+                .api
+                .node
+                .read(false, wait, read)
+                .await
+                .map_err(convert::node_error)?;
+            let (events, more, ended) = found.ok_or_else(|| convert::no_job(&self.job_id))?;
+            match events {
+                Ok(events) => return Ok((events, more, ended)),
+                Err(MissingBlob::Absent { hash }) => {
+                    let hash = hash
+                        .as_slice()
+                        .try_into()
+                        .map_err(|_| Status::data_loss("a payload's hash has not 32 bytes"))?;
+                    self.api.blobs.fetch(hash, wait).await?;
+                }
+                Err(broken) => return Err(convert::missing(&broken)),
+            }
+        }
+    }
+
+    async fn send(&mut self, update: Update) -> bool {
+        self.cursor.pass(&update);
+        let message = WatchJobResponse {
+            update: Some(update),
+            cursor: self.cursor.encode(),
+        };
+        self.queue.send(Ok(message)).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_comes_back_as_it_was_and_a_foreign_one_is_refused() {
+        let mut cursor = Cursor {
+            event: 7,
+            ..Cursor::default()
+        };
+        cursor.positions.insert(
+            3,
+            Position {
+                attempt: 2,
+                offset: 40,
+            },
+        );
+        let back = Cursor::decode(&cursor.encode()).unwrap();
+        assert_eq!((back.event, back.positions), (7, cursor.positions));
+        assert_eq!(Cursor::decode(&[]).unwrap().event, 0);
+        assert!(Cursor::decode(b"\xff\xff\xff").is_err());
+    }
+}

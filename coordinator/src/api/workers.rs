@@ -1,0 +1,258 @@
+//! Worker sessions: the stream's side of [`crate::dispatch`].
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use conclave_coordinator_core::placement::Load;
+use conclave_proto::v1::{
+    AttemptResult, CoordinatorMessage, Heartbeat, Hello, NotLeader, Progress, Resend,
+    WorkerMessage, attempt_result, coordinator_message::Message as ToWorker,
+    worker_message::Message as FromWorker, workers_server::Workers,
+};
+use futures::Stream;
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Api, convert};
+use crate::{
+    auth::Role,
+    dispatch::{OUTBOX, Outbox, Outcome, SessionInput},
+    node::{Input, NodeError},
+};
+
+/// How long a worker may take to say hello.
+const HELLO: Duration = Duration::from_secs(5);
+/// How long the loop may be too busy to take a session's message.
+const SEND: Duration = Duration::from_secs(5);
+/// How long a draft's payload may take to reach a majority.
+const SPREAD: Duration = Duration::from_secs(5);
+
+/// Serves `conclave.v1.Workers`.
+#[derive(Clone)]
+pub struct WorkersService(pub Arc<Api>);
+
+type Messages = Pin<Box<dyn Stream<Item = Result<CoordinatorMessage, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Workers for WorkersService {
+    type SessionStream = Messages;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<WorkerMessage>>,
+    ) -> Result<Response<Messages>, Status> {
+        self.0.tokens.require(request.metadata(), &[Role::Worker])?;
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        let session = Session::new(self.0.clone(), outbox);
+        tokio::spawn(session.run(request.into_inner()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+}
+
+struct Session {
+    api: Arc<Api>,
+    id: u64,
+    outbox: Outbox,
+    steps: Option<u64>,
+    /// The last text asked for again: not asked for twice.
+    asked: Option<Resend>,
+}
+
+impl Session {
+    fn new(api: Arc<Api>, outbox: Outbox) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self {
+            api,
+            id,
+            outbox,
+            steps: None,
+            asked: None,
+        }
+    }
+
+    async fn run(mut self, mut messages: Streaming<WorkerMessage>) {
+        let result = self.talk(&mut messages).await;
+        let session = self.id;
+        let _ = self.tell(SessionInput::Closed { session }).await;
+        if let Err(status) = result {
+            // A worker that is gone does not read this.
+            let _ = self.outbox.send(Err(status)).await;
+        }
+    }
+
+    async fn talk(&mut self, messages: &mut Streaming<WorkerMessage>) -> Result<(), Status> {
+        let first = tokio::time::timeout(HELLO, messages.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("a session begins with Hello"))??;
+        let Some(FromWorker::Hello(mut hello)) = first.and_then(|m| m.message) else {
+            return Err(Status::invalid_argument("a session begins with Hello"));
+        };
+        if hello.worker_id.is_empty() || hello.incarnation.is_empty() {
+            return Err(Status::invalid_argument(
+                "Hello: worker_id and incarnation are required",
+            ));
+        }
+        if !self.may_lead(&hello) {
+            return self.refuse().await;
+        }
+        let finished = std::mem::take(&mut hello.finished);
+        // The loop needs the keys only; the results follow one by one.
+        hello.finished = finished
+            .iter()
+            .map(|r| AttemptResult {
+                key: r.key.clone(),
+                ..AttemptResult::default()
+            })
+            .collect();
+        let outbox = self.outbox.clone();
+        self.tell(SessionInput::Opened {
+            session: self.id,
+            hello: Box::new(hello),
+            outbox,
+        })
+        .await?;
+        for result in finished {
+            self.finished(result).await?;
+        }
+        loop {
+            let message = tokio::select! {
+                message = messages.message() => message?,
+                // The loop dropped the session: the worker is to come back.
+                () = self.outbox.closed() => return Ok(()),
+            };
+            let Some(message) = message else {
+                return Ok(());
+            };
+            self.take(message).await?;
+        }
+    }
+
+    /// A worker that has seen a higher term belongs to another leader (law 5).
+    fn may_lead(&self, hello: &Hello) -> bool {
+        let status = self.api.node.status();
+        let status = status.borrow();
+        status.serving && hello.term <= status.term
+    }
+
+    async fn refuse(&self) -> Result<(), Status> {
+        let status = self.api.node.now();
+        let leader = if status.leads() { 0 } else { status.leader_id };
+        let refusal = NotLeader {
+            leader: self.api.network.address(leader).unwrap_or_default(),
+            members: self.api.network.addresses().into_values().collect(),
+        };
+        let message = CoordinatorMessage {
+            term: status.term,
+            message: Some(ToWorker::NotLeader(refusal)),
+        };
+        let _ = self.outbox.send(Ok(message)).await;
+        Ok(())
+    }
+
+    async fn take(&mut self, message: WorkerMessage) -> Result<(), Status> {
+        let session = self.id;
+        match message.message {
+            Some(FromWorker::Hello(_)) => Err(Status::invalid_argument(
+                "Hello comes once, at the beginning",
+            )),
+            Some(FromWorker::Prepared(prepared)) => {
+                self.tell(SessionInput::Prepared { session, prepared })
+                    .await
+            }
+            Some(FromWorker::Progress(progress)) => {
+                self.progress(progress);
+                Ok(())
+            }
+            Some(FromWorker::Result(result)) => self.finished(result).await,
+            Some(FromWorker::Heartbeat(beat)) => self.alive(&beat).await,
+            Some(FromWorker::Draining(_)) => self.tell(SessionInput::Draining { session }).await,
+            None => Err(Status::invalid_argument("a message without content")),
+        }
+    }
+
+    /// Text goes to the feed, past the loop.
+    fn progress(&mut self, progress: Progress) {
+        let (Some(key), Some(delta)) = (progress.key, progress.delta) else {
+            return;
+        };
+        let Some(offset) = self.api.feeds.push(&key, delta) else {
+            return;
+        };
+        let resend = Resend {
+            key: Some(key),
+            offset,
+        };
+        if self.asked.as_ref() == Some(&resend) {
+            return;
+        }
+        self.asked = Some(resend.clone());
+        let term = self.api.node.status().borrow().term;
+        let message = CoordinatorMessage {
+            term,
+            message: Some(ToWorker::Resend(resend)),
+        };
+        // A full outbox ends the session elsewhere; text can be asked for later.
+        let _ = self.outbox.try_send(Ok(message));
+    }
+
+    /// A draft that is too long for the log is on a majority before its hash
+    /// is proposed. A worker keeps its result until it is acknowledged.
+    async fn finished(&self, result: AttemptResult) -> Result<(), Status> {
+        let Some(key) = result.key else {
+            return Err(Status::invalid_argument("a result without a key"));
+        };
+        let outcome = match result.result {
+            Some(attempt_result::Result::Draft(draft)) => Outcome::Draft(
+                self.api
+                    .blobs
+                    .payload(draft.encode_to_vec(), SPREAD)
+                    .await?,
+            ),
+            Some(attempt_result::Result::Error(error)) => Outcome::Error(error),
+            None => return Err(Status::invalid_argument("a result without a body")),
+        };
+        let incarnation = result.incarnation;
+        self.tell(SessionInput::Finished {
+            session: self.id,
+            key,
+            incarnation,
+            outcome,
+        })
+        .await
+    }
+
+    /// A lease is renewed only if steps move while there is work (law 4).
+    async fn alive(&mut self, beat: &Heartbeat) -> Result<(), Status> {
+        let moved = self.steps.replace(beat.steps) != Some(beat.steps);
+        let load = Load {
+            running: beat.running,
+            waiting: beat.waiting,
+            kv_blocks_free: beat.kv_blocks_free,
+        };
+        let renew = moved || !beat.has_work;
+        self.tell(SessionInput::Alive {
+            session: self.id,
+            load,
+            renew,
+        })
+        .await
+    }
+
+    async fn tell(&self, input: SessionInput) -> Result<(), Status> {
+        let deadline = Instant::now() + SEND;
+        match self.api.node.send(Input::Session(input), deadline).await {
+            Ok(()) => Ok(()),
+            Err(NodeError::Busy) => Err(Status::unavailable("the node is busy: say hello again")),
+            Err(error) => Err(convert::node_error(error)),
+        }
+    }
+}

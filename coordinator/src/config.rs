@@ -1,0 +1,330 @@
+//! The settings of a coordinator: read here, checked once, nowhere else.
+
+use std::{
+    fs, io,
+    net::{SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use conclave_coordinator_core::worker::LEASE_TTL_MS;
+use serde::Deserialize;
+
+/// Every key that a file may hold, in the order of [`Config`]'s fields.
+const KEYS: [&str; 18] = [
+    "data_dir",
+    "listen",
+    "advertise",
+    "http_listen",
+    "seeds",
+    "tokens_file",
+    "open",
+    "open_beyond_loopback",
+    "election_ms",
+    "heartbeat_ms",
+    "request_timeout_ms",
+    "max_message_bytes",
+    "max_live_jobs",
+    "max_watchers",
+    "retention_hours",
+    "retention_bytes",
+    "disk_reserve_bytes",
+    "snapshot_every",
+];
+
+/// Settings of one coordinator process.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Folder that holds the log, snapshots, payloads and the node's identity.
+    pub data_dir: PathBuf,
+    /// Where gRPC listens, `host:port`; port 0 takes a free one.
+    pub listen: String,
+    /// What other members and workers dial; empty: the address listened on.
+    pub advertise: String,
+    /// Where `/metrics`, `/healthz` and `/readyz` listen; empty: nowhere.
+    pub http_listen: String,
+    /// Addresses of members, for a node whose peers have all moved.
+    pub seeds: Vec<String>,
+    /// Tokens of tenants, workers and peers; see [`crate::auth::Tokens`].
+    pub tokens_file: Option<PathBuf>,
+    /// Serves without tokens: everybody is the operator of tenant `local`.
+    pub open: bool,
+    /// Allows `open` on an address that other machines reach.
+    pub open_beyond_loopback: bool,
+    /// Silence of the leader after which a member campaigns, milliseconds.
+    pub election_ms: u64,
+    /// Period of the leader's heartbeats, milliseconds.
+    pub heartbeat_ms: u64,
+    /// How long a call without a deadline waits for the cluster, milliseconds.
+    pub request_timeout_ms: u64,
+    /// Longest gRPC message, bytes.
+    pub max_message_bytes: usize,
+    /// Jobs that have not ended, of all tenants; more are refused.
+    pub max_live_jobs: usize,
+    /// Concurrent `WatchJob` streams; more are refused.
+    pub max_watchers: usize,
+    /// How long an ended job is kept, hours.
+    pub retention_hours: u64,
+    /// Bytes of ended jobs kept for one tenant; the oldest go first.
+    pub retention_bytes: u64,
+    /// Free disk below which submissions are refused, bytes.
+    pub disk_reserve_bytes: u64,
+    /// Entries applied between two snapshots.
+    pub snapshot_every: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("conclave-data"),
+            listen: "127.0.0.1:7400".to_owned(),
+            advertise: String::new(),
+            http_listen: "127.0.0.1:7401".to_owned(),
+            seeds: Vec::new(),
+            tokens_file: None,
+            open: false,
+            open_beyond_loopback: false,
+            election_ms: 1_000,
+            heartbeat_ms: 100,
+            request_timeout_ms: 10_000,
+            max_message_bytes: 4 << 20,
+            max_live_jobs: 10_000,
+            max_watchers: 10_000,
+            retention_hours: 72,
+            retention_bytes: 1 << 30,
+            disk_reserve_bytes: 256 << 20,
+            snapshot_every: 10_000,
+        }
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A key that no version of this program knows.
+    #[error("unknown setting `{key}`; did you mean `{nearest}`?")]
+    UnknownKey {
+        /// The key in the file.
+        key: String,
+        /// The known key that is spelled most like it.
+        nearest: &'static str,
+    },
+    /// Not TOML, or a value of the wrong type.
+    #[error("the configuration does not parse: {0}")]
+    Parse(#[from] toml::de::Error),
+    /// A value out of range, or two that contradict.
+    #[error("setting `{key}`: {why}")]
+    Invalid {
+        /// The setting.
+        key: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Reads a TOML file; keys that are absent keep their defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: unreadable, not TOML, an unknown key, or a value that
+    /// [`Config::check`] refuses.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text)
+    }
+
+    /// Like [`Config::read`], from the text itself.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let table: toml::Table = toml::from_str(text)?;
+        if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            return Err(ConfigError::UnknownKey {
+                key: key.clone(),
+                nearest: nearest_key(key),
+            });
+        }
+        let config: Self = toml::from_str(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks ranges and contradictions; [`crate::Coordinator::start`] calls it.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] names the first setting that is wrong.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key, why: &str| {
+            Err(ConfigError::Invalid {
+                key,
+                why: why.to_owned(),
+            })
+        };
+        let listen = self.listen_addr()?;
+        if self.open && self.tokens_file.is_some() {
+            return refuse(
+                "open",
+                "contradicts `tokens_file`: either everybody or nobody needs one",
+            );
+        }
+        if !self.open && self.tokens_file.is_none() {
+            return refuse(
+                "tokens_file",
+                "needed, unless `open = true` serves everybody",
+            );
+        }
+        if self.open && !listen.ip().is_loopback() && !self.open_beyond_loopback {
+            return refuse(
+                "open",
+                "would let every machine that reaches `listen` in without a token; \
+                 use `tokens_file`, or say `open_beyond_loopback = true`",
+            );
+        }
+        if self.heartbeat_ms < 5 {
+            return refuse("heartbeat_ms", "must be at least 5");
+        }
+        if self.election_ms < 3 * self.heartbeat_ms {
+            return refuse("election_ms", "must be at least three heartbeats");
+        }
+        if LEASE_TTL_MS < 2 * self.election_ms {
+            return refuse("election_ms", "a worker's lease must outlive two elections");
+        }
+        if self.request_timeout_ms < self.election_ms {
+            return refuse("request_timeout_ms", "must be at least `election_ms`");
+        }
+        if self.max_message_bytes < 64 << 10 {
+            return refuse("max_message_bytes", "must be at least 65536");
+        }
+        if self.max_live_jobs == 0 || self.max_watchers == 0 {
+            return refuse("max_live_jobs", "limits must be at least 1");
+        }
+        if self.snapshot_every < 16 {
+            return refuse("snapshot_every", "must be at least 16");
+        }
+        Ok(())
+    }
+
+    /// The address of `listen`, resolved.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] if it is not `host:port`.
+    pub fn listen_addr(&self) -> Result<SocketAddr, ConfigError> {
+        resolve("listen", &self.listen)
+    }
+
+    /// The address of `http_listen`, resolved; `None` when it is empty.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] if it is not `host:port`.
+    pub fn http_addr(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        if self.http_listen.is_empty() {
+            return Ok(None);
+        }
+        resolve("http_listen", &self.http_listen).map(Some)
+    }
+
+    /// `heartbeat_ms` as a duration: the period of the node's clock too.
+    pub fn tick(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms)
+    }
+
+    /// `request_timeout_ms` as a duration.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_millis(self.request_timeout_ms)
+    }
+
+    /// `election_ms` as a duration.
+    pub fn election(&self) -> Duration {
+        Duration::from_millis(self.election_ms)
+    }
+}
+
+fn resolve(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
+    let invalid = |why: String| ConfigError::Invalid { key, why };
+    text.to_socket_addrs()
+        .map_err(|e| invalid(format!("`{text}` is not host:port ({e})")))?
+        .next()
+        .ok_or_else(|| invalid(format!("`{text}` names no address")))
+}
+
+fn nearest_key(key: &str) -> &'static str {
+    KEYS.iter()
+        .copied()
+        .min_by_key(|known| strsim::damerau_levenshtein(key, known))
+        .unwrap_or(KEYS[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_known_one() {
+        let error = Config::parse("open = true\nlisten_ = '127.0.0.1:0'").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "unknown setting `listen_`; did you mean `listen`?"
+        );
+        let error = Config::parse("snapshots_every = 3").unwrap_err();
+        assert!(matches!(
+            error,
+            ConfigError::UnknownKey {
+                nearest: "snapshot_every",
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn every_listed_key_is_a_field() {
+        for key in KEYS {
+            let text = format!("{key} = {{}}");
+            let error = toml::from_str::<Config>(&text).unwrap_err().to_string();
+            assert!(!error.contains("unknown field"), "{key}: {error}");
+        }
+        assert!(
+            KEYS.len() <= 20,
+            "more settings than an operator can hold in mind"
+        );
+    }
+
+    #[test]
+    fn open_mode_stays_on_loopback_unless_told_otherwise() {
+        let error = Config::parse("open = true\nlisten = '0.0.0.0:7400'").unwrap_err();
+        assert!(
+            error.to_string().contains("open_beyond_loopback"),
+            "{error}"
+        );
+        Config::parse("open = true\nlisten = '0.0.0.0:7400'\nopen_beyond_loopback = true").unwrap();
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for text in [
+            "",
+            "open = true\ntokens_file = 'x'",
+            "open = true\nelection_ms = 100\nheartbeat_ms = 100",
+            "open = true\nelection_ms = 60000",
+            "open = true\nlisten = 'nonsense'",
+        ] {
+            assert!(
+                matches!(Config::parse(text), Err(ConfigError::Invalid { .. })),
+                "{text:?}"
+            );
+        }
+        Config::parse("open = true").unwrap();
+    }
+}

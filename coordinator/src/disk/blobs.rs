@@ -1,0 +1,166 @@
+//! Payloads above the inline limit, stored by hash.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{sync_folder, write_atomically};
+
+/// A blake3 hash.
+pub type Hash = [u8; 32];
+
+/// Why a blob cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// No such blob here.
+    #[error("blob {0} is not here")]
+    Missing(String),
+    /// The bytes on disk are not those that were stored.
+    #[error("blob {0} is damaged")]
+    Damaged(String),
+    /// The file system refuses.
+    #[error("blobs: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl conclave_coordinator_core::Payloads for Blobs {
+    fn blob(&self, hash: &[u8]) -> Option<Vec<u8>> {
+        self.get(hash.try_into().ok()?).ok()
+    }
+}
+
+/// Blobs of one data folder, `blobs/ab/abcd...`: written once, never changed.
+#[derive(Clone, Debug)]
+pub struct Blobs {
+    folder: PathBuf,
+}
+
+impl Blobs {
+    /// Opens `data_dir/blobs`, making it if absent.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(data_dir: &Path) -> io::Result<Self> {
+        let folder = data_dir.join("blobs");
+        fs::create_dir_all(&folder)?;
+        Ok(Self { folder })
+    }
+
+    /// Stores `data` durably and returns its hash; a blob that is there
+    /// already costs a look.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn put(&self, data: &[u8]) -> io::Result<Hash> {
+        let hash = *blake3::hash(data).as_bytes();
+        let path = self.path(&hash);
+        if path.exists() {
+            return Ok(hash);
+        }
+        if let Some(shard) = path.parent()
+            && !shard.exists()
+        {
+            fs::create_dir_all(shard)?;
+            sync_folder(&self.folder)?;
+        }
+        write_atomically(&path, data)?;
+        Ok(hash)
+    }
+
+    /// Reads a blob and checks it against its name.
+    ///
+    /// # Errors
+    /// [`BlobError`]: missing, damaged, or IO.
+    pub fn get(&self, hash: &Hash) -> Result<Vec<u8>, BlobError> {
+        let data = match fs::read(self.path(hash)) {
+            Ok(data) => data,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(BlobError::Missing(hex::encode(hash)));
+            }
+            Err(e) => return Err(e.into()),
+        };
+        if blake3::hash(&data).as_bytes() != hash {
+            return Err(BlobError::Damaged(hex::encode(hash)));
+        }
+        Ok(data)
+    }
+
+    /// True if the blob is here (unread).
+    pub fn has(&self, hash: &Hash) -> bool {
+        self.path(hash).exists()
+    }
+
+    /// Removes every blob that `live` does not name and that is older than
+    /// `age` (younger ones may be on their way into the log); returns how many.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn retain(&self, age: Duration, live: &dyn Fn(&Hash) -> bool) -> io::Result<usize> {
+        let mut removed = 0;
+        for shard in fs::read_dir(&self.folder)? {
+            let shard = shard?.path();
+            if !shard.is_dir() {
+                continue;
+            }
+            for entry in fs::read_dir(shard)? {
+                let path = entry?.path();
+                let mut hash = [0_u8; 32];
+                let name = path
+                    .file_name()
+                    .and_then(|n| n.to_str())
+                    .unwrap_or_default();
+                if hex::decode_to_slice(name, &mut hash).is_ok() && !live(&hash) && old(&path, age)
+                {
+                    fs::remove_file(&path)?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    fn path(&self, hash: &Hash) -> PathBuf {
+        let name = hex::encode(hash);
+        self.folder.join(&name[..2]).join(name)
+    }
+}
+
+fn old(path: &Path, age: Duration) -> bool {
+    let modified = fs::metadata(path).and_then(|data| data.modified()).ok();
+    // A clock that was set back makes a blob look young: it stays.
+    modified
+        .and_then(|at| at.elapsed().ok())
+        .is_some_and(|elapsed| elapsed >= age)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_comes_back_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        let data = vec![7_u8; 100_000];
+        let hash = blobs.put(&data).unwrap();
+        assert_eq!(blobs.put(&data).unwrap(), hash);
+        assert_eq!(blobs.get(&hash).unwrap(), data);
+        assert!(matches!(blobs.get(&[0; 32]), Err(BlobError::Missing(_))));
+        fs::write(blobs.path(&hash), b"other").unwrap();
+        assert!(matches!(blobs.get(&hash), Err(BlobError::Damaged(_))));
+    }
+
+    #[test]
+    fn only_dead_blobs_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        let (live, dead) = (blobs.put(b"live").unwrap(), blobs.put(b"dead").unwrap());
+        assert_eq!(
+            blobs.retain(Duration::ZERO, &|hash| *hash == live).unwrap(),
+            1
+        );
+        assert!(blobs.has(&live) && !blobs.has(&dead));
+    }
+}

@@ -1,0 +1,371 @@
+//! The node as everybody else in the process sees it: what it may be asked,
+//! what it says of itself. Its loop is [`task`].
+
+pub mod carry;
+pub mod lead;
+pub mod reads;
+pub mod storage;
+pub mod task;
+pub mod waiters;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use conclave_coordinator_core::{Reply, State};
+use conclave_proto::v1::{Decide, command::Command as Body};
+use raft::eraftpb::Message as RaftMessage;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::dispatch::SessionInput;
+
+/// A member as the configuration has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Where it listens.
+    pub address: String,
+    /// It replicates and does not vote.
+    pub learner: bool,
+}
+
+/// What part a node plays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeRole {
+    /// Of no cluster yet.
+    #[default]
+    Blank,
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// Replicates and does not vote.
+    Learner,
+    /// Was taken out of its cluster.
+    Removed,
+}
+
+impl NodeRole {
+    /// The word in `StatusResponse.role`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Blank => "blank",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Leader => "leader",
+            Self::Learner => "learner",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+/// What the node says of itself after each turn of its loop.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Raft id, never 0.
+    pub node_id: u64,
+    /// `None` while blank.
+    pub cluster_id: Option<String>,
+    /// What part it plays.
+    pub role: NodeRole,
+    /// Raft term.
+    pub term: u64,
+    /// 0: none known.
+    pub leader_id: u64,
+    /// It leads, has applied an entry of its own term, and may speak to workers.
+    pub serving: bool,
+    /// Highest committed entry.
+    pub commit: u64,
+    /// Highest applied entry.
+    pub applied: u64,
+    /// Voters and learners.
+    pub members: BTreeMap<u64, MemberInfo>,
+    /// Members that the leader has not heard from lately; known to the leader only.
+    pub silent: Vec<u64>,
+    /// The cluster's audit key; empty before there is one.
+    pub public_key: Vec<u8>,
+    /// Jobs that have not ended.
+    pub live_jobs: usize,
+    /// Why the loop ended.
+    pub stopped: Option<String>,
+}
+
+impl NodeStatus {
+    /// Why `/readyz` says no; `None` when it says yes.
+    pub fn unready(&self) -> Option<String> {
+        if let Some(why) = &self.stopped {
+            return Some(format!("the node stopped: {why}"));
+        }
+        match self.role {
+            NodeRole::Blank => Some("this node belongs to no cluster yet".to_owned()),
+            NodeRole::Removed => Some("this node was removed from its cluster".to_owned()),
+            _ if self.leader_id == 0 => Some("no leader is known".to_owned()),
+            _ if self.applied < self.commit => Some(format!(
+                "applied {} of {} entries",
+                self.applied, self.commit
+            )),
+            _ => None,
+        }
+    }
+
+    /// True if this node leads.
+    pub fn leads(&self) -> bool {
+        self.role == NodeRole::Leader
+    }
+}
+
+/// Why the node did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// Only the leader does this.
+    #[error("this node does not lead")]
+    NotLeader,
+    /// The node is in no cluster.
+    #[error("this node belongs to no cluster yet: create one with `conclave cluster init`")]
+    Blank,
+    /// The deadline passed and nothing was proposed or read.
+    #[error("the cluster did not answer in time; {0}")]
+    NoQuorum(String),
+    /// The deadline passed after proposing: it may yet be done.
+    #[error("the proposal was not confirmed in time and may yet commit")]
+    Unknown,
+    /// A queue is full.
+    #[error("the node is busy")]
+    Busy,
+    /// The request contradicts the node's or the cluster's state.
+    #[error("{0}")]
+    Refused(String),
+    /// The node's loop has ended.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+/// One command to replicate.
+pub struct Proposal {
+    /// What is to be applied.
+    pub body: Body,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+    /// Told once the command was applied, or will not be waited for.
+    pub reply: oneshot::Sender<Result<Reply, NodeError>>,
+}
+
+/// Runs on the replicated state inside the loop; must be quick.
+pub type ReadFn = Box<dyn FnOnce(Result<&State, NodeError>) + Send>;
+
+/// One read of the replicated state.
+pub struct Read {
+    /// Confirmed by ReadIndex first; otherwise of whatever is applied here.
+    pub linear: bool,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+    /// Called exactly once.
+    pub run: ReadFn,
+}
+
+/// What a caller of a membership change waits on.
+pub type Done = oneshot::Sender<Result<(), NodeError>>;
+
+/// What the loop is asked by the rest of the process.
+pub enum Input {
+    /// Replicate a command.
+    Propose(Proposal),
+    /// Read the state.
+    Read(Read),
+    /// Something of a worker's session.
+    Session(SessionInput),
+    /// Create a cluster with this node as its first voter.
+    Init {
+        /// The new cluster.
+        cluster_id: String,
+        /// Told once the node leads.
+        done: Done,
+    },
+    /// Bind a blank node to the cluster that invited it.
+    Bind {
+        /// The inviting cluster.
+        cluster_id: String,
+        /// Told once it is durable.
+        done: Done,
+    },
+    /// Add, promote or remove a member.
+    Change {
+        /// The member.
+        node_id: u64,
+        /// What becomes of it.
+        change: Change,
+        /// When the caller stops waiting.
+        deadline: Instant,
+        /// Told once the change is applied.
+        done: Done,
+    },
+    /// Hand leadership to a member (0: to the one most caught up).
+    Transfer {
+        /// The member, or 0.
+        node_id: u64,
+        /// Told once the transfer began.
+        done: Done,
+    },
+    /// How far each member is; answered by the leader.
+    Progress(oneshot::Sender<BTreeMap<u64, Follower>>),
+    /// A payload that was missing is here now.
+    BlobArrived,
+    /// The payload of a decision is stored; `None` if it could not be.
+    Decision {
+        /// The job.
+        job_id: String,
+        /// What is to be proposed.
+        decide: Option<Decide>,
+    },
+    /// A snapshot of this node's own is on disk.
+    SnapshotSaved(storage::Saved),
+}
+
+/// What becomes of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It replicates without a vote.
+    AddLearner,
+    /// It votes.
+    Promote,
+    /// It is out.
+    Remove,
+}
+
+/// A member as the leader knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Follower {
+    /// Highest entry that it is known to hold.
+    pub match_index: u64,
+    /// Heard from lately.
+    pub active: bool,
+}
+
+/// The way to the node's loop; cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    inputs: mpsc::Sender<Input>,
+    raft: mpsc::Sender<RaftMessage>,
+    status: watch::Receiver<NodeStatus>,
+}
+
+impl Handle {
+    /// Joins the loop's queues.
+    pub fn new(
+        inputs: mpsc::Sender<Input>,
+        raft: mpsc::Sender<RaftMessage>,
+        status: watch::Receiver<NodeStatus>,
+    ) -> Self {
+        Self {
+            inputs,
+            raft,
+            status,
+        }
+    }
+
+    /// What the node says of itself, and changes of it.
+    pub fn status(&self) -> watch::Receiver<NodeStatus> {
+        self.status.clone()
+    }
+
+    /// What the node says of itself now.
+    pub fn now(&self) -> NodeStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Queues a raft message; false if the queue is full and it was dropped.
+    pub fn step(&self, message: RaftMessage) -> bool {
+        self.raft.try_send(message).is_ok()
+    }
+
+    /// Queues an input, waiting for room until `deadline`.
+    ///
+    /// # Errors
+    /// [`NodeError::Busy`] without room, [`NodeError::Stopped`].
+    pub async fn send(&self, input: Input, deadline: Instant) -> Result<(), NodeError> {
+        match tokio::time::timeout_at(deadline.into(), self.inputs.send(input)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(NodeError::Stopped),
+            Err(_) => Err(NodeError::Busy),
+        }
+    }
+
+    /// Replicates a command and returns what applying it answered.
+    ///
+    /// # Errors
+    /// [`NodeError`]; `Unknown` means that it may yet be applied.
+    pub async fn propose(&self, body: Body, wait: Duration) -> Result<Reply, NodeError> {
+        let deadline = Instant::now() + wait;
+        let (reply, answer) = oneshot::channel();
+        self.send(
+            Input::Propose(Proposal {
+                body,
+                deadline,
+                reply,
+            }),
+            deadline,
+        )
+        .await?;
+        answer.await.unwrap_or(Err(NodeError::Unknown))
+    }
+
+    /// Reads the state, linearizably or as it is here.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn read<T: Send + 'static>(
+        &self,
+        linear: bool,
+        wait: Duration,
+        read: impl FnOnce(&State) -> T + Send + 'static,
+    ) -> Result<T, NodeError> {
+        let deadline = Instant::now() + wait;
+        let (reply, answer) = oneshot::channel();
+        let run: ReadFn = Box::new(move |state| {
+            // A caller that went away needs no answer.
+            let _ = reply.send(state.map(read));
+        });
+        self.send(
+            Input::Read(Read {
+                linear,
+                deadline,
+                run,
+            }),
+            deadline,
+        )
+        .await?;
+        answer.await.unwrap_or(Err(NodeError::Stopped))
+    }
+
+    /// Asks for something that is answered with `Ok` or an error.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn ask(
+        &self,
+        wait: Duration,
+        input: impl FnOnce(Instant, Done) -> Input,
+    ) -> Result<(), NodeError> {
+        let deadline = Instant::now() + wait;
+        let (done, answer) = oneshot::channel();
+        self.send(input(deadline, done), deadline).await?;
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(NodeError::Stopped),
+            Err(_) => Err(NodeError::Unknown),
+        }
+    }
+
+    /// How far each member is; empty where this node does not lead.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn progress(&self, wait: Duration) -> Result<BTreeMap<u64, Follower>, NodeError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Input::Progress(reply), Instant::now() + wait)
+            .await?;
+        answer.await.map_err(|_| NodeError::Stopped)
+    }
+}

@@ -1,0 +1,390 @@
+//! What raft says is to be done: write, send, apply, answer.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use conclave_coordinator_core::{
+    Applied, Effect, Reply, State, codec,
+    node::{Committed, Node, Output, Payload, Role},
+};
+use conclave_proto::v1::command::Command as Body;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChangeType, Message as RaftMessage, MessageType};
+
+use super::{
+    Change, Done, Follower, Input, NodeError,
+    lead::Lead,
+    reads::Wanted,
+    storage::{self, Fatal},
+    task::Task,
+    waiters::Waiter,
+};
+use crate::metrics;
+
+/// How long a missing payload is looked for before it is looked for again.
+const FETCH: Duration = Duration::from_secs(5);
+/// Age below which an unnamed blob may be on its way into the log.
+const BLOB_AGE: Duration = Duration::from_secs(3600);
+
+impl Task {
+    /// Carries out all that raft has ready; true if there was anything.
+    pub(super) fn carry_out(&mut self) -> Result<bool, Fatal> {
+        let mut moved = false;
+        while let Some(output) = self.node.ready() {
+            self.carry(output)?;
+            moved = true;
+        }
+        for wanted in self.reads.ready(self.state.applied_index()) {
+            match wanted {
+                Wanted::Caller(read) => (read.run)(Ok(&self.state)),
+                Wanted::Resume => {
+                    if let Some(lead) = &mut self.lead {
+                        lead.resume();
+                        moved = true;
+                    }
+                }
+            }
+        }
+        Ok(moved)
+    }
+
+    /// The order is the core's: send, write, send what waited, apply.
+    fn carry(&mut self, output: Output) -> Result<(), Fatal> {
+        self.send(output.messages);
+        if let Some(state) = self.storage.persist(output.persist)? {
+            self.replace_state(state);
+        }
+        self.send(output.after_persist);
+        self.node.persisted(output.number);
+        if !output.committed.is_empty() {
+            self.apply_all(output.committed)?;
+        }
+        for read in output.reads {
+            self.reads.confirmed(&read.context, read.index);
+        }
+        if output.leadership.is_some() {
+            self.leadership_changed();
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, messages: Vec<RaftMessage>) {
+        let Some(lanes) = &mut self.lanes else { return };
+        let mut dropped = 0;
+        for message in messages {
+            let to = message.to;
+            let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
+            let sent = match message.write_to_bytes() {
+                Ok(bytes) => lanes.send(to, bytes),
+                Err(error) => {
+                    tracing::error!(%error, "a raft message does not encode");
+                    false
+                }
+            };
+            if snapshot {
+                // The receiver fetches the state itself. If it does not get it,
+                // it refuses the next entries, and is sent a snapshot again.
+                self.node.report_snapshot(to, sent);
+            } else if !sent {
+                dropped += 1;
+                self.node.report_unreachable(to);
+            }
+        }
+        if dropped > 0 {
+            metrics::messages_dropped(dropped);
+        }
+    }
+
+    /// A snapshot from the leader stands for all that was applied.
+    fn replace_state(&mut self, state: State) {
+        self.state = state;
+        metrics::snapshot_installed();
+        self.learn_members();
+        self.fetch(self.state.live_blobs().into_keys().collect());
+    }
+
+    fn apply_all(&mut self, committed: Vec<Committed>) -> Result<(), Fatal> {
+        let started = Instant::now();
+        let count = committed.len();
+        for entry in committed {
+            // A snapshot that was just installed may stand behind its entries.
+            if entry.index > self.state.applied_index() {
+                self.apply(entry)?;
+            }
+        }
+        self.node.applied(self.state.applied_index());
+        metrics::applied(count, started.elapsed());
+        self.begin_serving();
+        Ok(())
+    }
+
+    fn apply(&mut self, entry: Committed) -> Result<(), Fatal> {
+        let Committed {
+            index,
+            term,
+            payload,
+        } = entry;
+        match payload {
+            Payload::Empty => self.state.skip(index, term),
+            Payload::Command { context, data } => {
+                let command = codec::decode(&data)?;
+                let applied = self.state.apply(index, term, &command);
+                self.note_member(command.command.as_ref());
+                self.applied(&context, applied);
+            }
+            Payload::Conf { context, change } => {
+                self.state.skip(index, term);
+                let result = self.node.apply_conf(&change);
+                if let Err(error) = &result {
+                    tracing::warn!(%error, "a change of members was refused");
+                }
+                if let Some(Waiter::Change(done)) = self.waiters.take(&context, Instant::now()) {
+                    let _ = done.send(
+                        result
+                            .map(|_| ())
+                            .map_err(|e| NodeError::Refused(e.to_string())),
+                    );
+                }
+                let conf = self.node.conf_state();
+                let member = |id| conf.voters.contains(&id) || conf.learners.contains(&id);
+                if let Some(lanes) = &mut self.lanes {
+                    lanes.retain(&member);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note_member(&self, body: Option<&Body>) {
+        if let Some(Body::SetMemberAddress(set)) = body {
+            if set.removed {
+                self.network.forget(set.node_id);
+            } else if set.node_id != self.identity.node_id() {
+                self.network.learn(set.node_id, &set.address);
+            }
+        }
+    }
+
+    fn applied(&mut self, context: &[u8], applied: Applied) {
+        let (blobs, effects): (Vec<_>, Vec<_>) = applied
+            .effects
+            .into_iter()
+            .partition(|e| matches!(e, Effect::FetchBlob { .. }));
+        let hashes = blobs.into_iter().filter_map(|e| match e {
+            Effect::FetchBlob { hash, .. } => Some(hash),
+            _ => None,
+        });
+        self.fetch(hashes.collect());
+        let waiter = self.waiters.take(context, Instant::now());
+        if let Some(lead) = self.lead.as_mut().filter(|lead| lead.serving()) {
+            lead.effects(effects);
+        }
+        match waiter {
+            Some(Waiter::Call(reply)) => {
+                let _ = reply.send(Ok(applied.reply));
+            }
+            Some(waiter) => self.applied_own(waiter, &applied.reply),
+            None => {}
+        }
+    }
+
+    fn applied_own(&mut self, waiter: Waiter, reply: &Reply) {
+        match waiter {
+            Waiter::Result { worker_id, key } => {
+                let taken = matches!(reply, Reply::Ok);
+                if let Some(lead) = self.lead.as_mut().filter(|_| !taken) {
+                    // Nobody wants it any more: the worker may forget it.
+                    lead.effects(vec![Effect::Ack {
+                        worker_id,
+                        keys: vec![key],
+                    }]);
+                }
+            }
+            Waiter::Hello { session } => self.welcome(session, reply),
+            Waiter::Decide(job_id) => {
+                if let Some(lead) = &mut self.lead {
+                    lead.decision_applied(job_id);
+                }
+            }
+            Waiter::Place => {
+                if let Some(lead) = &mut self.lead {
+                    lead.placement_applied();
+                }
+            }
+            Waiter::Change(done) => {
+                let _ = done.send(Ok(()));
+            }
+            Waiter::Nobody | Waiter::Call(_) => {}
+        }
+    }
+
+    fn leadership_changed(&mut self) {
+        let old = self.leadership;
+        self.leadership = self.node.leadership();
+        let new = self.leadership;
+        if new.leader_id != 0 && new.leader_id != old.leader_id {
+            metrics::leader_changed();
+            tracing::info!(leader = new.leader_id, term = new.term, "a leader is known");
+        }
+        let leads = new.role == Role::Leader;
+        let same = self.lead.as_ref().is_some_and(|lead| lead.term == new.term);
+        if leads && same {
+            return;
+        }
+        if self.lead.take().is_some() {
+            self.dismiss_workers();
+            self.feeds.close();
+        }
+        if leads {
+            self.lead = Some(Lead::new(new.term, Instant::now()));
+            self.begin_serving();
+        }
+    }
+
+    /// Fetches payloads that are named in the log and not here, off the loop.
+    pub(super) fn fetch(&self, hashes: Vec<[u8; 32]>) {
+        for hash in hashes {
+            if self.blobs.local.has(&hash) {
+                continue;
+            }
+            let (blobs, handle, stop) =
+                (self.blobs.clone(), self.handle.clone(), self.stop.clone());
+            self.runtime.spawn(async move {
+                let work = async {
+                    while let Err(status) = blobs.fetch(hash, FETCH).await {
+                        tracing::warn!(%status, "a payload is missing");
+                        tokio::time::sleep(FETCH / 10).await;
+                    }
+                    let _ = handle
+                        .send(Input::BlobArrived, Instant::now() + FETCH)
+                        .await;
+                };
+                stop.run_until_cancelled(work).await;
+            });
+        }
+    }
+
+    /// Starts a snapshot off the loop once enough was applied since the last.
+    pub(super) fn save_when_due(&mut self) {
+        let behind = self
+            .state
+            .applied_index()
+            .saturating_sub(self.storage.snapshot_index);
+        if self.saving || behind < self.config.snapshot_every {
+            return;
+        }
+        self.saving = true;
+        let (state, conf_state) = (self.state.clone(), self.node.conf_state());
+        let (snapshots, handle) = (self.storage.snapshots.clone(), self.handle.clone());
+        self.runtime.spawn(async move {
+            let work = move || storage::save(&snapshots, &state, conf_state);
+            if let Ok(saved) = tokio::task::spawn_blocking(work).await {
+                let _ = handle
+                    .send(Input::SnapshotSaved(saved), Instant::now() + FETCH * 60)
+                    .await;
+            }
+        });
+    }
+
+    /// Removes payloads that nothing names, off the loop.
+    pub(super) fn drop_dead_blobs(&self) {
+        let (blobs, live) = (self.blobs.local.clone(), self.state.live_blobs());
+        self.runtime.spawn_blocking(move || {
+            if let Err(error) = blobs.retain(BLOB_AGE, &|hash| live.contains_key(hash)) {
+                tracing::warn!(%error, "dead payloads were not removed");
+            }
+        });
+    }
+
+    /// Creates a cluster with this node as its first voter.
+    pub(super) fn init(&mut self, cluster_id: &str) -> Result<Result<(), NodeError>, Fatal> {
+        if let Some(mine) = self.identity.cluster_id() {
+            let why = format!("this node belongs to cluster {mine} already");
+            return Ok(Err(NodeError::Refused(why)));
+        }
+        // The log first: a crash between the two leaves a blank node that
+        // begins anew, never a member without a log.
+        let (node, state) = self.storage.genesis(&self.raft_config)?;
+        self.identity.bind(cluster_id)?;
+        self.node = node;
+        self.state = state;
+        self.open_lanes();
+        self.node.campaign()?;
+        Ok(Ok(()))
+    }
+
+    /// Joins the cluster that invited this blank node.
+    pub(super) fn bind(&mut self, cluster_id: &str) -> Result<(), NodeError> {
+        self.identity
+            .bind(cluster_id)
+            .map_err(|e| NodeError::Refused(e.to_string()))?;
+        tracing::info!(cluster_id, "this node was invited into a cluster");
+        self.open_lanes();
+        Ok(())
+    }
+
+    pub(super) fn change(&mut self, node_id: u64, change: Change, deadline: Instant, done: Done) {
+        let kind = match change {
+            Change::AddLearner => ConfChangeType::AddLearnerNode,
+            Change::Promote => ConfChangeType::AddNode,
+            Change::Remove => ConfChangeType::RemoveNode,
+        };
+        let context = self
+            .waiters
+            .add(Waiter::Change(done), Instant::now(), deadline);
+        let result = self
+            .node
+            .propose_conf_change(context.clone(), kind, node_id);
+        if let Err(error) = result
+            && let Some(Waiter::Change(done)) = self.waiters.take(&context, Instant::now())
+        {
+            let _ = done.send(Err(match error {
+                _ if self.leadership.role != Role::Leader => NodeError::NotLeader,
+                _ => NodeError::Busy,
+            }));
+        }
+    }
+
+    pub(super) fn transfer(&mut self, node_id: u64) -> Result<(), NodeError> {
+        if self.leadership.role != Role::Leader {
+            return Err(NodeError::NotLeader);
+        }
+        let me = self.identity.node_id();
+        let able = self
+            .node
+            .progress()
+            .into_iter()
+            .filter(|p| !p.learner && p.active && p.id != me);
+        let to = match node_id {
+            0 => able.max_by_key(|p| p.matched).map(|p| p.id),
+            wanted => able.map(|p| p.id).find(|id| *id == wanted),
+        };
+        let Some(to) = to else {
+            return Err(NodeError::Refused(match node_id {
+                0 => "no other voter answers".to_owned(),
+                id => format!("{id:x} is no voter that answers"),
+            }));
+        };
+        self.node.transfer(to);
+        Ok(())
+    }
+
+    pub(super) fn progress(&self) -> BTreeMap<u64, Follower> {
+        progress_of(&self.node)
+    }
+}
+
+fn progress_of(node: &Node) -> BTreeMap<u64, Follower> {
+    let follower = |p: conclave_coordinator_core::node::MemberProgress| {
+        (
+            p.id,
+            Follower {
+                match_index: p.matched,
+                active: p.active,
+            },
+        )
+    };
+    node.progress().into_iter().map(follower).collect()
+}

@@ -1,0 +1,182 @@
+//! The node's folder, opened and read: what the loop starts from.
+
+use std::time::{Duration, Instant};
+
+use conclave_coordinator_core::{
+    State,
+    node::{Node, NodeConfig, NodeError as CoreError, Persist, Restored, snapshot_of},
+    snapshot,
+};
+use conclave_proto::v1::SnapshotManifest;
+use raft::eraftpb::ConfState;
+
+use crate::disk::{
+    log_store::{Batch, LogError, LogStore},
+    snapshots::{SnapshotError, Snapshots},
+};
+
+/// Why the node's loop ends, or does not begin. Nothing of it can be mended
+/// while running: what reached the disk is known again after a restart.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A snapshot file.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A snapshot's content.
+    #[error(transparent)]
+    State(#[from] snapshot::SnapshotError),
+    /// raft-rs.
+    #[error(transparent)]
+    Raft(#[from] CoreError),
+    /// An entry of the log.
+    #[error(transparent)]
+    Entry(#[from] conclave_coordinator_core::codec::CodecError),
+    /// The identity file.
+    #[error(transparent)]
+    Identity(#[from] crate::disk::identity::IdentityError),
+}
+
+/// A snapshot of this node's own, on disk.
+pub struct Saved {
+    /// What it is; `None` if saving it failed (said why in the log).
+    pub manifest: Option<SnapshotManifest>,
+    /// Members as of its index.
+    pub conf_state: ConfState,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Log and snapshots of one folder.
+pub struct Storage {
+    log: LogStore,
+    /// The snapshot files.
+    pub snapshots: Snapshots,
+    /// Index of the newest snapshot in the log.
+    pub snapshot_index: u64,
+}
+
+impl Storage {
+    /// Reads the folder: state from the newest snapshot, entries behind it.
+    ///
+    /// # Errors
+    /// [`Fatal`]: damaged, of a newer version, or IO.
+    pub fn open(
+        data_dir: &std::path::Path,
+        snapshots: Snapshots,
+    ) -> Result<(Self, Restored, State), Fatal> {
+        let (log, recovered) = LogStore::open(data_dir)?;
+        let mut restored = Restored {
+            hard_state: recovered.hard_state,
+            entries: recovered.entries,
+            ..Restored::default()
+        };
+        let mut state = State::new();
+        if let Some(snapshot) = recovered.snapshot {
+            let manifest = snapshot::manifest(snapshot.get_data())?;
+            state = snapshot::decode(&manifest, &snapshots.get(&manifest)?)?;
+            restored.conf_state = snapshot.get_metadata().get_conf_state().clone();
+            restored.applied = snapshot.get_metadata().index;
+            restored.snapshot = Some(snapshot);
+        }
+        let snapshot_index = restored.applied;
+        Ok((
+            Self {
+                log,
+                snapshots,
+                snapshot_index,
+            },
+            restored,
+            state,
+        ))
+    }
+
+    /// Makes a new cluster's beginning durable and returns the node on it.
+    ///
+    /// # Errors
+    /// [`Fatal`] from the disk.
+    pub fn genesis(&mut self, config: &NodeConfig) -> Result<(Node, State), Fatal> {
+        let (manifest, bytes) = snapshot::genesis();
+        self.snapshots.put(&manifest, &bytes)?;
+        let restored = Restored::genesis(config.id, &manifest);
+        self.log.append(&Batch {
+            snapshot: restored.snapshot.clone(),
+            hard_state: Some(restored.hard_state.clone()),
+            ..Batch::default()
+        })?;
+        self.snapshot_index = manifest.index;
+        let state = snapshot::decode(&manifest, &bytes)?;
+        Ok((Node::new(config, restored)?, state))
+    }
+
+    /// Writes what a turn asks for, with one fsync. Returns the state behind a
+    /// received snapshot, which replaces the node's.
+    ///
+    /// # Errors
+    /// [`Fatal`]: the node must end.
+    pub fn persist(&mut self, persist: Persist) -> Result<Option<State>, Fatal> {
+        if persist.is_empty() {
+            return Ok(None);
+        }
+        let mut state = None;
+        if let Some(snapshot) = &persist.snapshot {
+            let manifest = snapshot::manifest(snapshot.get_data())?;
+            state = Some(snapshot::decode(
+                &manifest,
+                &self.snapshots.get(&manifest)?,
+            )?);
+            self.snapshot_index = manifest.index;
+        }
+        let took = self.log.append(&Batch {
+            lazy: !persist.must_sync && state.is_none(),
+            snapshot: persist.snapshot,
+            entries: persist.entries,
+            hard_state: persist.hard_state,
+        })?;
+        crate::metrics::fsync(took);
+        Ok(state)
+    }
+
+    /// Takes an own snapshot as the log's beginning, for disk and raft alike.
+    /// `keep` entries before it stay for members that lag a little.
+    ///
+    /// # Errors
+    /// [`Fatal`] from the disk.
+    pub fn compact(&mut self, node: &mut Node, saved: Saved, keep: u64) -> Result<(), Fatal> {
+        let Some(manifest) = saved.manifest.filter(|m| m.index > self.snapshot_index) else {
+            return Ok(());
+        };
+        let snapshot = snapshot_of(&manifest, saved.conf_state);
+        let keep_from = (manifest.index + 1).saturating_sub(keep);
+        self.log.compact(&snapshot, keep_from)?;
+        node.compact(snapshot, keep_from);
+        self.snapshot_index = manifest.index;
+        crate::metrics::snapshot_saved(saved.took);
+        Ok(())
+    }
+}
+
+/// Encodes `state` and stores it: the part of a snapshot that runs off the loop.
+pub fn save(snapshots: &Snapshots, state: &State, conf_state: ConfState) -> Saved {
+    let started = Instant::now();
+    let (manifest, bytes) = snapshot::encode(state);
+    let manifest = match snapshots.put(&manifest, &bytes) {
+        Ok(()) => Some(manifest),
+        Err(error) => {
+            tracing::error!(%error, "a snapshot was not saved");
+            None
+        }
+    };
+    if let Some(manifest) = &manifest
+        && let Err(error) = snapshots.remove_before(manifest.index, 1)
+    {
+        tracing::warn!(%error, "old snapshots were not removed");
+    }
+    Saved {
+        manifest,
+        conf_state,
+        took: started.elapsed(),
+    }
+}

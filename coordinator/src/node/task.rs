@@ -1,0 +1,493 @@
+//! The node's loop: one owner of raft, state and sessions, on a thread of its
+//! own so that an fsync holds up nothing else.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use conclave_coordinator_core::{
+    State, codec,
+    node::{Leadership, Node, NodeConfig, Role},
+};
+use conclave_proto::v1::{NotLeader, coordinator_message::Message as ToWorker};
+use raft::eraftpb::Message as RaftMessage;
+use tokio::{sync::mpsc, sync::watch, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Handle, Input, MemberInfo, NodeError, NodeRole, NodeStatus, Read,
+    lead::Lead,
+    reads::{Reads, Wanted},
+    storage::{Fatal, Storage},
+    waiters::{Waiter, Waiters},
+};
+use crate::{
+    config::Config,
+    disk::identity::Identity,
+    dispatch::Sessions,
+    feed::Feeds,
+    metrics,
+    transport::{
+        Network,
+        blobs::BlobNet,
+        lanes::{Lanes, Sender},
+    },
+};
+
+/// Inputs taken in one turn before raft is asked what to do: they share an fsync.
+const TURN: usize = 256;
+
+/// Everything the loop owns.
+pub struct Task {
+    pub(super) config: Config,
+    pub(super) address: String,
+    pub(super) identity: Identity,
+    pub(super) storage: Storage,
+    pub(super) raft_config: NodeConfig,
+    pub(super) node: Node,
+    pub(super) state: State,
+    pub(super) waiters: Waiters,
+    pub(super) reads: Reads,
+    pub(super) sessions: Sessions,
+    pub(super) feeds: Arc<Feeds>,
+    pub(super) blobs: BlobNet,
+    pub(super) network: Network,
+    pub(super) lanes: Option<Lanes>,
+    pub(super) lead: Option<Lead>,
+    pub(super) leadership: Leadership,
+    pub(super) handle: Handle,
+    pub(super) status: watch::Sender<NodeStatus>,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) stop: CancellationToken,
+    pub(super) saving: bool,
+    pub(super) last_tick: Instant,
+}
+
+/// What the loop is made of, besides the folder.
+pub struct Parts {
+    /// Settings.
+    pub config: Config,
+    /// Where this node listens, as others dial it.
+    pub address: String,
+    /// The folder's identity.
+    pub identity: Identity,
+    /// Log and snapshots, the raft node and the state that were read from them.
+    pub storage: (Storage, Node, State),
+    /// Settings of the raft node.
+    pub raft_config: NodeConfig,
+    /// Tells this start of the process from others.
+    pub boot: u64,
+    /// Watchers' feeds.
+    pub feeds: Arc<Feeds>,
+    /// Payloads.
+    pub blobs: BlobNet,
+    /// Channels and addresses.
+    pub network: Network,
+    /// The way to the loop itself.
+    pub handle: Handle,
+    /// Where it says what it is.
+    pub status: watch::Sender<NodeStatus>,
+    /// Where its helpers run.
+    pub runtime: tokio::runtime::Handle,
+    /// Ends the loop.
+    pub stop: CancellationToken,
+}
+
+impl Task {
+    /// The loop, ready to run.
+    pub fn new(parts: Parts) -> Self {
+        let (storage, node, state) = parts.storage;
+        let mut task = Self {
+            leadership: node.leadership(),
+            config: parts.config,
+            address: parts.address,
+            identity: parts.identity,
+            storage,
+            raft_config: parts.raft_config,
+            node,
+            state,
+            waiters: Waiters::new(parts.boot),
+            reads: Reads::default(),
+            sessions: Sessions::default(),
+            feeds: parts.feeds,
+            blobs: parts.blobs,
+            network: parts.network,
+            lanes: None,
+            lead: None,
+            handle: parts.handle,
+            status: parts.status,
+            runtime: parts.runtime,
+            stop: parts.stop,
+            saving: false,
+            last_tick: Instant::now(),
+        };
+        task.learn_members();
+        task.open_lanes();
+        task
+    }
+
+    /// Runs until stopped or until the disk fails; says why in the status.
+    pub async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        mut messages: mpsc::Receiver<RaftMessage>,
+    ) {
+        let stop = self.stop.clone();
+        let result = tokio::select! {
+            result = self.turns(&mut inputs, &mut messages) => result,
+            () = stop.cancelled() => Ok(()),
+        };
+        let why = match result {
+            Ok(()) => "it was told to".to_owned(),
+            Err(error) => {
+                tracing::error!(%error, "the node stops");
+                error.to_string()
+            }
+        };
+        self.dismiss_workers();
+        self.feeds.close();
+        self.status.send_modify(|s| s.stopped = Some(why));
+    }
+
+    async fn turns(
+        &mut self,
+        inputs: &mut mpsc::Receiver<Input>,
+        messages: &mut mpsc::Receiver<RaftMessage>,
+    ) -> Result<(), Fatal> {
+        let mut clock = tokio::time::interval(self.config.tick());
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.settle()?;
+        loop {
+            tokio::select! {
+                Some(message) = messages.recv() => self.step(message)?,
+                Some(input) = inputs.recv() => self.take(input)?,
+                _ = clock.tick() => self.tick()?,
+            }
+            for _ in 0..TURN {
+                if let Ok(message) = messages.try_recv() {
+                    self.step(message)?;
+                } else if let Ok(input) = inputs.try_recv() {
+                    self.take(input)?;
+                } else {
+                    break;
+                }
+            }
+            self.settle()?;
+        }
+    }
+
+    /// Carries out everything that follows from what was taken in.
+    fn settle(&mut self) -> Result<(), Fatal> {
+        loop {
+            self.ask_reads();
+            let moved = self.carry_out()?;
+            let proposed = self.lead_on();
+            if !moved && !proposed {
+                break;
+            }
+        }
+        self.save_when_due();
+        self.publish();
+        Ok(())
+    }
+
+    fn step(&mut self, message: RaftMessage) -> Result<(), Fatal> {
+        if self.identity.cluster_id().is_some() {
+            self.node.step(message)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, input: Input) -> Result<(), Fatal> {
+        match input {
+            Input::Propose(p) => self.propose(p.body, Waiter::Call(p.reply), p.deadline),
+            Input::Read(read) => self.read(read),
+            Input::Session(input) => self.session(input),
+            Input::Init { cluster_id, done } => {
+                let result = self.init(&cluster_id)?;
+                let _ = done.send(result);
+            }
+            Input::Bind { cluster_id, done } => {
+                let result = self.bind(&cluster_id);
+                let _ = done.send(result);
+            }
+            Input::Change {
+                node_id,
+                change,
+                deadline,
+                done,
+            } => {
+                self.change(node_id, change, deadline, done);
+            }
+            Input::Transfer { node_id, done } => {
+                let _ = done.send(self.transfer(node_id));
+            }
+            Input::Progress(reply) => {
+                let _ = reply.send(self.progress());
+            }
+            Input::BlobArrived => {
+                if let Some(lead) = &mut self.lead {
+                    lead.look_again(&self.state);
+                }
+            }
+            Input::Decision { job_id, decide } => self.decided(job_id, decide),
+            Input::SnapshotSaved(saved) => {
+                self.saving = false;
+                let keep = self.config.snapshot_every.min(1_000);
+                self.storage.compact(&mut self.node, saved, keep)?;
+                self.drop_dead_blobs();
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, read: Read) {
+        if self.identity.cluster_id().is_none() {
+            (read.run)(Err(NodeError::Blank));
+        } else if read.linear {
+            self.reads.add(Wanted::Caller(read));
+        } else {
+            (read.run)(Ok(&self.state));
+        }
+    }
+
+    fn ask_reads(&mut self) {
+        let retry = self.config.tick() * 5;
+        if let Some(context) = self.reads.ask(Instant::now(), retry) {
+            self.node.read_index(context);
+        }
+    }
+
+    /// Proposes a command; whoever waits is told at once if it is not taken.
+    pub(super) fn propose(
+        &mut self,
+        body: conclave_proto::v1::command::Command,
+        waiter: Waiter,
+        deadline: Instant,
+    ) {
+        let command = codec::command(body);
+        let context = self.waiters.add(waiter, Instant::now(), deadline);
+        let taken = command.log_version <= self.state.log_version()
+            && self
+                .node
+                .propose(context.clone(), codec::encode(&command))
+                .is_ok();
+        if !taken && let Some(waiter) = self.waiters.take(&context, Instant::now()) {
+            metrics::proposals_failed(1);
+            let error = if self.identity.cluster_id().is_none() {
+                NodeError::Blank
+            } else {
+                NodeError::NotLeader
+            };
+            self.fail(waiter, error);
+        }
+    }
+
+    /// Tells a waiter that its entry was not applied (yet).
+    fn fail(&mut self, waiter: Waiter, error: NodeError) {
+        match waiter {
+            Waiter::Call(reply) => {
+                let _ = reply.send(Err(error));
+            }
+            Waiter::Change(done) => {
+                let _ = done.send(Err(error));
+            }
+            Waiter::Decide(job_id) => {
+                if let Some(lead) = &mut self.lead {
+                    lead.decision_failed(job_id);
+                }
+            }
+            Waiter::Place => {
+                if let Some(lead) = &mut self.lead {
+                    lead.placement_failed();
+                }
+            }
+            // The worker keeps its result, and says hello again.
+            Waiter::Result { .. } | Waiter::Nobody => {}
+            Waiter::Hello { session } => self.sessions.close(session),
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), Fatal> {
+        let now = Instant::now();
+        let gap = now - std::mem::replace(&mut self.last_tick, now);
+        if gap > self.config.election()
+            && let Some(lead) = &mut self.lead
+        {
+            // The world may have moved on while this process stood still (law 5).
+            tracing::warn!(
+                gap_ms = gap.as_millis(),
+                "the clock stood still: confirming leadership"
+            );
+            lead.pause();
+            self.reads.add(Wanted::Resume);
+        }
+        if self.identity.cluster_id().is_some() {
+            self.node.tick();
+        }
+        let lost = self.waiters.expired(now);
+        if !lost.is_empty() {
+            metrics::proposals_failed(lost.len());
+        }
+        for waiter in lost {
+            self.fail(waiter, NodeError::Unknown);
+        }
+        for read in self.reads.expired(now) {
+            (read.run)(Err(NodeError::NoQuorum(self.missing())));
+        }
+        self.lead_tick(now);
+        self.gauges();
+        Ok(())
+    }
+
+    /// What stands between this node and an answer, for people.
+    fn missing(&self) -> String {
+        let silent = &self.status.borrow().silent;
+        if self.leadership.role == Role::Leader && !silent.is_empty() {
+            return format!("members without an answer: {}", self.name_members(silent));
+        }
+        if self.leadership.leader_id == 0 {
+            return "no leader is known".to_owned();
+        }
+        format!(
+            "the leader ({}) did not confirm",
+            self.name_members(&[self.leadership.leader_id])
+        )
+    }
+
+    fn name_members(&self, ids: &[u64]) -> String {
+        let name = |id: &u64| {
+            let address = self
+                .network
+                .address(*id)
+                .unwrap_or_else(|| "address unknown".to_owned());
+            format!("{id:x} at {address}")
+        };
+        ids.iter().map(name).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Puts every member's replicated address into the book.
+    pub(super) fn learn_members(&self) {
+        for (id, address) in self.state.members() {
+            if self.network.address(*id).is_none() {
+                self.network.learn(*id, address);
+            }
+        }
+        self.network.learn(self.identity.node_id(), &self.address);
+    }
+
+    /// Lanes need the cluster's id: there are none while blank.
+    pub(super) fn open_lanes(&mut self) {
+        let Some(cluster_id) = self.identity.cluster_id() else {
+            return;
+        };
+        let sender = Sender {
+            cluster_id: cluster_id.to_owned(),
+            node_id: self.identity.node_id(),
+            address: self.address.clone(),
+        };
+        let (runtime, stop) = (self.runtime.clone(), self.stop.clone());
+        self.lanes = Some(Lanes::new(self.network.clone(), sender, runtime, stop));
+    }
+
+    /// Tells workers where to go, and closes their sessions.
+    pub(super) fn dismiss_workers(&mut self) {
+        let me = self.identity.node_id();
+        let leader = Some(self.leadership.leader_id)
+            .filter(|id| *id != me)
+            .and_then(|id| self.network.address(id))
+            .unwrap_or_default();
+        let members = self.network.addresses().into_values().collect();
+        let message = ToWorker::NotLeader(NotLeader { leader, members });
+        self.sessions.dismiss(self.leadership.term, &message);
+    }
+
+    fn publish(&mut self) {
+        let status = self.describe();
+        self.status.send_if_modified(|old| {
+            let changed = *old != status;
+            if changed {
+                *old = status;
+            }
+            changed
+        });
+    }
+
+    fn describe(&self) -> NodeStatus {
+        let me = self.identity.node_id();
+        let conf = self.node.conf_state();
+        let info = |id: u64, learner: bool| {
+            let known = self.network.address(id);
+            let address = known.or_else(|| self.state.members().get(&id).cloned());
+            (
+                id,
+                MemberInfo {
+                    address: address.unwrap_or_default(),
+                    learner,
+                },
+            )
+        };
+        let voters = conf.voters.iter().map(|id| info(*id, false));
+        let members = voters
+            .chain(conf.learners.iter().map(|id| info(*id, true)))
+            .collect();
+        let progress = self.node.progress();
+        NodeStatus {
+            node_id: me,
+            cluster_id: self.identity.cluster_id().map(str::to_owned),
+            role: self.role(!conf.voters.is_empty()),
+            term: self.leadership.term,
+            leader_id: self.leadership.leader_id,
+            serving: self.lead.as_ref().is_some_and(Lead::serving),
+            commit: self.node.commit_index(),
+            applied: self.state.applied_index(),
+            members,
+            silent: progress
+                .iter()
+                .filter(|p| !p.active)
+                .map(|p| p.id)
+                .collect(),
+            public_key: crate::api::audit::public_key(self.state.signing_seed()),
+            live_jobs: self
+                .state
+                .active_jobs()
+                .filter(|job| !job.is_final())
+                .count(),
+            stopped: None,
+        }
+    }
+
+    fn role(&self, has_members: bool) -> NodeRole {
+        if self.identity.cluster_id().is_none() {
+            return NodeRole::Blank;
+        }
+        match self.leadership.role {
+            Role::Leader => NodeRole::Leader,
+            Role::Candidate => NodeRole::Candidate,
+            Role::Learner => NodeRole::Learner,
+            Role::Outside if has_members => NodeRole::Removed,
+            Role::Follower | Role::Outside => NodeRole::Follower,
+        }
+    }
+
+    fn gauges(&self) {
+        metrics::raft(metrics::RaftGauges {
+            has_leader: self.leadership.leader_id != 0,
+            is_leader: self.leadership.role == Role::Leader,
+            term: self.leadership.term,
+            commit: self.node.commit_index(),
+            applied: self.state.applied_index(),
+            snapshot: self.storage.snapshot_index,
+            pending: self.waiters.len(),
+        });
+    }
+}
+
+/// The wall clock, Unix milliseconds.
+pub fn unix_ms() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,423 @@
+//! One coordinator: opened, served, drained.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use conclave_coordinator_core::node::{Node, NodeConfig};
+use conclave_proto::v1::{
+    audit_server::AuditServer, cluster_server::ClusterServer,
+    contemplation_server::ContemplationServer, raft_server::RaftServer,
+    workers_server::WorkersServer,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::{
+    api::{
+        Api, audit::AuditService, cluster::ClusterService, contemplation::ContemplationService,
+        workers::WorkersService,
+    },
+    auth::{Tokens, TokensError},
+    config::{Config, ConfigError},
+    disk::{
+        blobs::Blobs,
+        identity::{Identity, IdentityError},
+        snapshots::Snapshots,
+    },
+    feed::Feeds,
+    http, metrics,
+    node::{
+        Handle, Input, NodeStatus,
+        storage::{Fatal, Storage},
+        task::{Parts, Task},
+    },
+    transport::{Network, blobs::BlobNet, service::PeerService},
+};
+
+/// Inputs that wait for the loop.
+const INPUTS: usize = 4096;
+/// Raft messages that wait for the loop; more are dropped, and sent anew.
+const MESSAGES: usize = 4096;
+/// Period of keepalive pings on every connection, and how long they may go unanswered.
+const KEEPALIVE: Duration = Duration::from_secs(3);
+/// Room in one message for what goes round a payload, bytes.
+const ENVELOPE: usize = 1 << 20;
+
+/// Why a coordinator did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The tokens file.
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    /// The data folder.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// What lies in it.
+    #[error("the data folder cannot be used: {0}")]
+    Storage(#[from] Fatal),
+    /// A socket.
+    #[error("{0}")]
+    Listen(io::Error),
+    /// The file system or the system's limits.
+    #[error("cannot start: {0}")]
+    Io(#[from] io::Error),
+    /// No randomness.
+    #[error("no randomness: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// A running coordinator. Dropping it stops it at once, as a crash would;
+/// [`Coordinator::shutdown`] hands over first.
+pub struct Coordinator {
+    grpc_addr: SocketAddr,
+    http_addr: Option<SocketAddr>,
+    node: Handle,
+    /// Stops sockets.
+    serve: CancellationToken,
+    /// Stops the node's loop and its helpers.
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        self.serve.cancel();
+        self.stop.cancel();
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Coordinator {
+    /// Opens the data folder, starts the node and serves. A node of no cluster
+    /// starts too: it waits to be invited, or for `cluster init`.
+    ///
+    /// # Errors
+    /// [`StartError`] names the setting, file or socket.
+    pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Self, StartError> {
+        config.check()?;
+        metrics::describe();
+        let tokens = match &config.tokens_file {
+            Some(path) => Tokens::read(path)?,
+            None => Tokens::open(),
+        };
+        let tokens = Arc::new(tokens);
+        let listener = listen(config.listen_addr()?).await?;
+        let http_listener = match config.http_addr()? {
+            Some(address) => Some(http::bind(address).await.map_err(StartError::Listen)?),
+            None => None,
+        };
+        let grpc_addr = listener.local_addr()?;
+        let http_addr = http_listener
+            .as_ref()
+            .map(TcpListener::local_addr)
+            .transpose()?;
+        let address = match config.advertise.as_str() {
+            "" => grpc_addr.to_string(),
+            advertise => advertise.to_owned(),
+        };
+        let stop = CancellationToken::new();
+        let serve = CancellationToken::new();
+        let network = Network::new(tokens.peer(), config.max_message_bytes + ENVELOPE);
+        let opened = Opened::open(&config, address.clone(), &network, &stop)?;
+        let node = opened.handle.clone();
+        let thread = opened.thread;
+        let api = Arc::new(Api {
+            tokens: tokens.clone(),
+            node: node.clone(),
+            network: network.clone(),
+            blobs: opened.blobs.clone(),
+            feeds: opened.feeds,
+            config: config.clone(),
+            address: address.clone(),
+        });
+        let peers = PeerService {
+            tokens,
+            node: node.clone(),
+            network: network.clone(),
+            blobs: opened.blobs.local,
+            snapshots: opened.snapshots,
+            address,
+            fetching: Arc::default(),
+        };
+        let mut tasks = vec![
+            tokio::spawn(serve_grpc(listener, api, peers, serve.clone())),
+            tokio::spawn(find_seeds(
+                config.clone(),
+                network,
+                node.status(),
+                stop.clone(),
+            )),
+        ];
+        if let Some(listener) = http_listener {
+            let served = http::serve(listener, metrics, node.status(), serve.clone());
+            tasks.push(tokio::spawn(async move {
+                if let Err(error) = served.await {
+                    tracing::error!(%error, "the HTTP listener ended");
+                }
+            }));
+        }
+        Ok(Self {
+            grpc_addr,
+            http_addr,
+            node,
+            serve,
+            stop,
+            tasks,
+            thread: Some(thread),
+        })
+    }
+
+    /// Where gRPC listens.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.grpc_addr
+    }
+
+    /// Where HTTP listens, if it does.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http_addr
+    }
+
+    /// What the node says of itself, and changes of it.
+    pub fn status(&self) -> watch::Receiver<NodeStatus> {
+        self.node.status()
+    }
+
+    /// Waits until the node stops by itself (a failed disk); returns why.
+    pub async fn wait(&self) -> String {
+        let mut status = self.node.status();
+        match status.wait_for(|s| s.stopped.is_some()).await {
+            Ok(status) => status.stopped.clone().unwrap_or_default(),
+            Err(_) => "the node's thread ended".to_owned(),
+        }
+    }
+
+    /// Hands leadership over, lets calls end (GOAWAY), stops; all within
+    /// `deadline`, then at once.
+    pub async fn shutdown(mut self, deadline: Duration) {
+        let until = Instant::now() + deadline;
+        let half = Instant::now() + deadline / 2;
+        self.hand_over(half).await;
+        self.serve.cancel();
+        for task in &mut self.tasks[..1] {
+            let _ = tokio::time::timeout_at(until.into(), task).await;
+        }
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            // Ends with the disk write that it is in.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+
+    async fn hand_over(&self, until: Instant) {
+        let mut status = self.node.status();
+        let me = status.borrow().node_id;
+        if !status.borrow().leads() || status.borrow().members.len() < 2 {
+            return;
+        }
+        let wait = until.saturating_duration_since(Instant::now());
+        let asked = self
+            .node
+            .ask(wait, |_, done| Input::Transfer { node_id: 0, done })
+            .await;
+        if let Err(error) = asked {
+            tracing::warn!(%error, "leadership was not handed over");
+            return;
+        }
+        let other = |s: &NodeStatus| s.leader_id != 0 && s.leader_id != me;
+        let _ = tokio::time::timeout_at(until.into(), status.wait_for(other)).await;
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|e| {
+        StartError::Listen(io::Error::new(
+            e.kind(),
+            format!("cannot listen on {address}: {e}"),
+        ))
+    })
+}
+
+/// The data folder, opened, with the loop running on it.
+struct Opened {
+    handle: Handle,
+    feeds: Arc<Feeds>,
+    blobs: BlobNet,
+    snapshots: Snapshots,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Opened {
+    fn open(
+        config: &Config,
+        address: String,
+        network: &Network,
+        stop: &CancellationToken,
+    ) -> Result<Self, StartError> {
+        let identity = Identity::open(&config.data_dir)?;
+        let snapshots = Snapshots::open(&config.data_dir)?;
+        let (storage, restored, state) = Storage::open(&config.data_dir, snapshots.clone())?;
+        let raft_config = raft_config(config, identity.node_id());
+        let node = Node::new(&raft_config, restored).map_err(Fatal::from)?;
+        let status = watch::Sender::new(NodeStatus {
+            node_id: identity.node_id(),
+            cluster_id: identity.cluster_id().map(str::to_owned),
+            ..NodeStatus::default()
+        });
+        let (inputs, input_queue) = mpsc::channel(INPUTS);
+        let (messages, message_queue) = mpsc::channel(MESSAGES);
+        let handle = Handle::new(inputs, messages, status.subscribe());
+        let local = Blobs::open(&config.data_dir)?;
+        let blobs = BlobNet::new(local, network.clone(), status.subscribe());
+        let feeds = Feeds::new(config.max_watchers);
+        let task = Task::new(Parts {
+            config: config.clone(),
+            address,
+            identity,
+            storage: (storage, node, state),
+            raft_config,
+            boot: getrandom::u64()?,
+            feeds: feeds.clone(),
+            blobs: blobs.clone(),
+            network: network.clone(),
+            handle: handle.clone(),
+            status,
+            runtime: tokio::runtime::Handle::current(),
+            stop: stop.clone(),
+        });
+        // A thread and a small runtime of its own: an fsync blocks nothing else.
+        let own = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()?;
+        let thread = thread::Builder::new()
+            .name("conclave-node".to_owned())
+            .spawn(move || own.block_on(task.run(input_queue, message_queue)))?;
+        Ok(Self {
+            handle,
+            feeds,
+            blobs,
+            snapshots,
+            thread,
+        })
+    }
+}
+
+fn raft_config(config: &Config, node_id: u64) -> NodeConfig {
+    let ticks = config.election_ms / config.heartbeat_ms;
+    NodeConfig {
+        election_ticks: usize::try_from(ticks).unwrap_or(usize::MAX),
+        heartbeat_ticks: 1,
+        max_message_bytes: (config.max_message_bytes / 2) as u64,
+        ..NodeConfig::new(node_id, node_id)
+    }
+}
+
+async fn serve_grpc(
+    listener: TcpListener,
+    api: Arc<Api>,
+    peers: PeerService,
+    stop: CancellationToken,
+) {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(conclave_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    let reflection = match reflection {
+        Ok(service) => service,
+        Err(error) => {
+            tracing::error!(%error, "the descriptors of this build are broken");
+            return;
+        }
+    };
+    let most = api.config.max_message_bytes;
+    let jobs =
+        ContemplationServer::new(ContemplationService(api.clone())).max_decoding_message_size(most);
+    let workers = WorkersServer::new(WorkersService(api.clone())).max_decoding_message_size(most);
+    let raft = RaftServer::new(peers)
+        .max_decoding_message_size(most + ENVELOPE)
+        .max_encoding_message_size(most + ENVELOPE);
+    let router = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .tcp_nodelay(true)
+        .max_concurrent_streams(4096)
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(jobs)
+        .add_service(ClusterServer::new(ClusterService(api.clone())))
+        .add_service(AuditServer::new(AuditService(api.clone())))
+        .add_service(workers)
+        .add_service(raft);
+    let incoming = TcpListenerStream::new(listener);
+    let report = report_health(health, api.node.status());
+    let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    tokio::select! {
+        result = served => if let Err(error) = result {
+            tracing::error!(%error, "the gRPC listener ended");
+        },
+        () = report => {}
+    }
+}
+
+/// `grpc.health.v1`: serving once this replica has caught up with a leader.
+async fn report_health(
+    health: tonic_health::server::HealthReporter,
+    mut status: watch::Receiver<NodeStatus>,
+) {
+    type Jobs = ContemplationServer<ContemplationService>;
+    loop {
+        let ready = status.borrow_and_update().unready().is_none();
+        let word = if ready {
+            tonic_health::ServingStatus::Serving
+        } else {
+            tonic_health::ServingStatus::NotServing
+        };
+        health.set_service_status("", word).await;
+        health
+            .set_service_status(<Jobs as tonic::server::NamedService>::NAME, word)
+            .await;
+        if status.changed().await.is_err() {
+            // The node is gone; the sockets close by themselves.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Asks seeds who they are while no leader is known: members may all have moved.
+async fn find_seeds(
+    config: Config,
+    network: Network,
+    mut status: watch::Receiver<NodeStatus>,
+    stop: CancellationToken,
+) {
+    let search = async {
+        let mut period = tokio::time::interval(config.election());
+        while !config.seeds.is_empty() && status.wait_for(|s| s.leader_id == 0).await.is_ok() {
+            period.tick().await;
+            for seed in &config.seeds {
+                if let Ok(found) = network.identify(seed, config.election()).await {
+                    network.learn(found.node_id, seed);
+                }
+            }
+        }
+    };
+    stop.run_until_cancelled(search).await;
+}

@@ -1,0 +1,154 @@
+//! Between coordinators: channels, lanes of raft messages, snapshots, payloads.
+
+pub mod blobs;
+pub mod lanes;
+pub mod service;
+pub mod snapshot;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use conclave_proto::v1::{IdentifyRequest, IdentifyResponse, raft_client::RaftClient};
+use dashmap::DashMap;
+use tonic::{
+    Request, Status,
+    metadata::AsciiMetadataValue,
+    transport::{Channel, Endpoint},
+};
+
+/// How long a dial may take.
+const DIAL: Duration = Duration::from_secs(2);
+/// How long a peer may leave a keepalive unanswered.
+const KEEPALIVE: Duration = Duration::from_secs(3);
+
+/// An address that cannot be dialled.
+#[derive(Debug, thiserror::Error)]
+#[error("`{address}` is not host:port")]
+pub struct BadAddress {
+    /// What was given.
+    pub address: String,
+}
+
+/// Connections to other coordinators, one an address, dialled when used and
+/// again when lost; and the book of members' addresses.
+#[derive(Clone)]
+pub struct Network {
+    channels: Arc<DashMap<String, Channel>>,
+    book: Arc<RwLock<BTreeMap<u64, String>>>,
+    token: Option<AsciiMetadataValue>,
+    max_message: usize,
+}
+
+impl Network {
+    /// Nothing dialled yet. `token` is shown to peers; `max_message` bounds
+    /// what is read from them, bytes.
+    pub fn new(token: Option<&str>, max_message: usize) -> Self {
+        let token = token.and_then(|t| format!("Bearer {t}").parse().ok());
+        Self {
+            channels: Arc::default(),
+            book: Arc::default(),
+            token,
+            max_message,
+        }
+    }
+
+    /// The address of a member, as last heard.
+    pub fn address(&self, node_id: u64) -> Option<String> {
+        self.book
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&node_id)
+            .cloned()
+    }
+
+    /// Every address in the book, by node id.
+    pub fn addresses(&self) -> BTreeMap<u64, String> {
+        self.book
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Learns where a member listens.
+    pub fn learn(&self, node_id: u64, address: &str) {
+        if node_id == 0 || address.is_empty() {
+            return;
+        }
+        let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
+        if book.get(&node_id).is_none_or(|known| known != address) {
+            book.insert(node_id, address.to_owned());
+        }
+    }
+
+    /// Forgets a member that left.
+    pub fn forget(&self, node_id: u64) {
+        self.book
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&node_id);
+    }
+
+    /// A channel to `address` (`host:port`); connects when first used.
+    ///
+    /// # Errors
+    /// [`BadAddress`].
+    pub fn channel(&self, address: &str) -> Result<Channel, BadAddress> {
+        if let Some(channel) = self.channels.get(address) {
+            return Ok(channel.clone());
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|_| BadAddress {
+                address: address.to_owned(),
+            })?
+            .connect_timeout(DIAL)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(true);
+        let channel = endpoint.connect_lazy();
+        self.channels.insert(address.to_owned(), channel.clone());
+        Ok(channel)
+    }
+
+    /// A client of the peer service at `address`.
+    ///
+    /// # Errors
+    /// [`BadAddress`].
+    pub fn peer(&self, address: &str) -> Result<RaftClient<Channel>, BadAddress> {
+        Ok(RaftClient::new(self.channel(address)?)
+            .max_decoding_message_size(self.max_message)
+            .max_encoding_message_size(self.max_message))
+    }
+
+    /// A request that shows this node's peer token.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request
+                .metadata_mut()
+                .insert("authorization", token.clone());
+        }
+        request
+    }
+
+    /// Asks a node what it is.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for a bad address, else what the call says.
+    pub async fn identify(
+        &self,
+        address: &str,
+        wait: Duration,
+    ) -> Result<IdentifyResponse, Status> {
+        let mut peer = self
+            .peer(address)
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let mut request = self.request(IdentifyRequest {});
+        request.set_timeout(wait);
+        let answer = peer.identify(request).await?.into_inner();
+        Ok(answer)
+    }
+}

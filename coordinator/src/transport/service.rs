@@ -1,0 +1,241 @@
+//! The peer service: what other coordinators send and ask.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use conclave_proto::{
+    LOG_VERSION,
+    v1::{
+        FetchSnapshotRequest, GetBlobRequest, GetBlobResponse, IdentifyRequest, IdentifyResponse,
+        PutBlobRequest, PutBlobResponse, RaftBatch, RaftLaneClosed, SnapshotChunk,
+        SnapshotManifest, raft_server::Raft,
+    },
+};
+use dashmap::DashSet;
+use futures::Stream;
+use prost::Message as _;
+use protobuf::Message as _;
+use raft::eraftpb::{Message as RaftMessage, MessageType};
+use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Network, blobs, snapshot};
+use crate::{
+    auth::{Role, Tokens},
+    disk::{blobs::Blobs, snapshots::Snapshots},
+    node::{Handle, Input},
+};
+
+/// How long binding a blank node may take.
+const BIND: Duration = Duration::from_secs(5);
+
+/// Serves `conclave.v1.Raft`.
+#[derive(Clone)]
+pub struct PeerService {
+    /// Who may call.
+    pub tokens: Arc<Tokens>,
+    /// The node.
+    pub node: Handle,
+    /// Addresses and channels.
+    pub network: Network,
+    /// This node's payloads.
+    pub blobs: Blobs,
+    /// This node's snapshots.
+    pub snapshots: Snapshots,
+    /// Where this node listens, as others dial it.
+    pub address: String,
+    /// Snapshots that are being fetched, by index.
+    pub fetching: Arc<DashSet<u64>>,
+}
+
+impl PeerService {
+    fn peer<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.tokens
+            .require(request.metadata(), &[Role::Peer])
+            .map(|_| ())
+    }
+
+    fn same_cluster(&self, cluster_id: &str) -> Result<(), Status> {
+        match &self.node.status().borrow().cluster_id {
+            Some(mine) if mine == cluster_id => Ok(()),
+            Some(mine) => Err(Status::failed_precondition(format!(
+                "this node belongs to cluster {mine}, not to {cluster_id}"
+            ))),
+            None => Err(Status::failed_precondition(
+                "this node belongs to no cluster yet",
+            )),
+        }
+    }
+
+    /// Checks a batch's ends. A blank node is bound by the first batch that an
+    /// authenticated member sends to its own id: ids are random and known only
+    /// to whoever asked `Identify` with a peer's token, and only a leader that
+    /// was told to add this node has messages for it.
+    async fn admit(&self, batch: &RaftBatch) -> Result<(), Status> {
+        let (me, blank) = {
+            let status = self.node.status();
+            let status = status.borrow();
+            (status.node_id, status.cluster_id.is_none())
+        };
+        if batch.to != me {
+            return Err(Status::failed_precondition(format!(
+                "this is node {me}, not {}: its data folder is another",
+                batch.to
+            )));
+        }
+        if blank && !batch.cluster_id.is_empty() && !batch.messages.is_empty() {
+            let cluster_id = batch.cluster_id.clone();
+            self.node
+                .ask(BIND, |_, done| Input::Bind { cluster_id, done })
+                .await
+                .map_err(|e| Status::failed_precondition(e.to_string()))?;
+        }
+        self.same_cluster(&batch.cluster_id)
+    }
+
+    fn take(&self, batch: RaftBatch) -> Result<(), Status> {
+        self.network.learn(batch.from, &batch.from_address);
+        let mut dropped = 0;
+        for bytes in batch.messages {
+            let message = RaftMessage::parse_from_bytes(&bytes)
+                .map_err(|e| Status::invalid_argument(format!("not a raft message: {e}")))?;
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.fetch_then_step(message);
+            } else if !self.node.step(message) {
+                dropped += 1;
+            }
+        }
+        if dropped > 0 {
+            crate::metrics::messages_dropped(dropped);
+        }
+        Ok(())
+    }
+
+    /// The raft snapshot is a manifest: the state behind it comes first.
+    fn fetch_then_step(&self, message: RaftMessage) {
+        let Ok(manifest) = SnapshotManifest::decode(message.get_snapshot().get_data()) else {
+            tracing::warn!(
+                from = message.from,
+                "a snapshot without manifest was dropped"
+            );
+            return;
+        };
+        if !self.fetching.insert(manifest.index) {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            let index = manifest.index;
+            let result = match this.network.address(message.from) {
+                _ if this.snapshots.get(&manifest).is_ok() => Ok(()),
+                Some(from) => {
+                    snapshot::fetch(&this.network, &from, &manifest, &this.snapshots).await
+                }
+                None => Err(Status::unavailable("the sender's address is unknown")),
+            };
+            this.fetching.remove(&index);
+            match result {
+                Ok(()) => {
+                    this.node.step(message);
+                }
+                // Dropped like any message: the leader sends it again.
+                Err(status) => tracing::warn!(index, %status, "a snapshot was not fetched"),
+            }
+        });
+    }
+}
+
+type Chunks = Pin<Box<dyn Stream<Item = Result<SnapshotChunk, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Raft for PeerService {
+    async fn messages(
+        &self,
+        request: Request<Streaming<RaftBatch>>,
+    ) -> Result<Response<RaftLaneClosed>, Status> {
+        self.peer(&request)?;
+        let mut batches = request.into_inner();
+        while let Some(batch) = batches.message().await? {
+            self.admit(&batch).await?;
+            self.take(batch)?;
+        }
+        Ok(Response::new(RaftLaneClosed {}))
+    }
+
+    type FetchSnapshotStream = Chunks;
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<FetchSnapshotRequest>,
+    ) -> Result<Response<Chunks>, Status> {
+        self.peer(&request)?;
+        let wanted = request.into_inner();
+        self.same_cluster(&wanted.cluster_id)?;
+        let snapshots = self.snapshots.clone();
+        let state = spawn_blocking(move || snapshots.find(wanted.index, &wanted.digest))
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?
+            .map_err(|e| Status::not_found(e.to_string()))?;
+        let (queue, chunks) = mpsc::channel(4);
+        tokio::spawn(async move {
+            for chunk in snapshot::chunks(&state) {
+                // The fetcher went away: it will ask again.
+                if queue.send(Ok(chunk)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
+    }
+
+    async fn put_blob(
+        &self,
+        request: Request<PutBlobRequest>,
+    ) -> Result<Response<PutBlobResponse>, Status> {
+        self.peer(&request)?;
+        let put = request.into_inner();
+        self.same_cluster(&put.cluster_id)?;
+        let blobs = self.blobs.clone();
+        let hash = spawn_blocking(move || blobs.put(&put.data))
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?
+            .map_err(|e| Status::internal(format!("cannot store the payload: {e}")))?;
+        Ok(Response::new(PutBlobResponse {
+            hash: hash.to_vec(),
+        }))
+    }
+
+    async fn get_blob(
+        &self,
+        request: Request<GetBlobRequest>,
+    ) -> Result<Response<GetBlobResponse>, Status> {
+        self.peer(&request)?;
+        let get = request.into_inner();
+        self.same_cluster(&get.cluster_id)?;
+        let hash = get
+            .hash
+            .as_slice()
+            .try_into()
+            .map_err(|_| Status::invalid_argument("a hash has 32 bytes"))?;
+        let blobs = self.blobs.clone();
+        let data = spawn_blocking(move || blobs.get(&hash))
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?
+            .map_err(|e| blobs::status_of(&e))?;
+        Ok(Response::new(GetBlobResponse { data }))
+    }
+
+    async fn identify(
+        &self,
+        request: Request<IdentifyRequest>,
+    ) -> Result<Response<IdentifyResponse>, Status> {
+        self.peer(&request)?;
+        let status = self.node.now();
+        Ok(Response::new(IdentifyResponse {
+            node_id: status.node_id,
+            cluster_id: status.cluster_id.unwrap_or_default(),
+            address: self.address.clone(),
+            max_log_version: LOG_VERSION,
+        }))
+    }
+}

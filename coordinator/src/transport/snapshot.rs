@@ -1,0 +1,89 @@
+//! The state behind a raft snapshot, in checksummed chunks.
+
+use std::time::Duration;
+
+use conclave_proto::v1::{FetchSnapshotRequest, SnapshotChunk, SnapshotManifest};
+use tonic::Status;
+
+use super::Network;
+use crate::disk::snapshots::Snapshots;
+
+/// Bytes of state in one chunk.
+pub const CHUNK: usize = 256 << 10;
+/// How long the sender may be silent between two chunks.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Cuts a state into chunks, each with its own digest.
+pub fn chunks(state: &[u8]) -> impl Iterator<Item = SnapshotChunk> + '_ {
+    state
+        .chunks(CHUNK)
+        .enumerate()
+        .map(|(i, data)| SnapshotChunk {
+            offset: (i * CHUNK) as u64,
+            data: data.to_vec(),
+            digest: blake3::hash(data).as_bytes().to_vec(),
+        })
+}
+
+/// Fetches the state behind `manifest` from `address` and stores it. Nothing
+/// is stored unless the whole state is what the manifest says.
+///
+/// # Errors
+/// DATA_LOSS for a wrong chunk, DEADLINE_EXCEEDED for a silent sender, or what
+/// the call or the disk says.
+pub async fn fetch(
+    network: &Network,
+    address: &str,
+    manifest: &SnapshotManifest,
+    snapshots: &Snapshots,
+) -> Result<(), Status> {
+    let mut peer = network
+        .peer(address)
+        .map_err(|e| Status::invalid_argument(e.to_string()))?;
+    let request = network.request(FetchSnapshotRequest {
+        cluster_id: manifest.cluster_id.clone(),
+        index: manifest.index,
+        digest: manifest.digest.clone(),
+    });
+    let mut stream = peer.fetch_snapshot(request).await?.into_inner();
+    let mut state = Vec::new();
+    loop {
+        let next = tokio::time::timeout(SILENCE, stream.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the sender of a snapshot fell silent"))?;
+        let Some(chunk) = next? else { break };
+        let whole = chunk.offset == state.len() as u64
+            && blake3::hash(&chunk.data).as_bytes().as_slice() == chunk.digest
+            && state.len() as u64 + chunk.data.len() as u64 <= manifest.length;
+        if !whole {
+            return Err(Status::data_loss(format!(
+                "snapshot chunk at {} is damaged",
+                chunk.offset
+            )));
+        }
+        state.extend_from_slice(&chunk.data);
+    }
+    let (snapshots, manifest) = (snapshots.clone(), manifest.clone());
+    tokio::task::spawn_blocking(move || snapshots.put(&manifest, &state))
+        .await
+        .map_err(|e| Status::internal(e.to_string()))?
+        .map_err(|e| Status::data_loss(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_the_state_once_and_in_order() {
+        let state: Vec<u8> = (0..CHUNK * 2 + 7).map(|i| (i % 251) as u8).collect();
+        let mut joined = Vec::new();
+        for chunk in chunks(&state) {
+            assert_eq!(chunk.offset, joined.len() as u64);
+            assert_eq!(chunk.digest, blake3::hash(&chunk.data).as_bytes());
+            joined.extend_from_slice(&chunk.data);
+        }
+        assert_eq!(joined, state);
+        assert_eq!(chunks(&[]).count(), 0);
+    }
+}
