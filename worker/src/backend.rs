@@ -46,14 +46,14 @@ pub trait AgentRunner: Runner {
     /// Begins to keep `plan` for `seq`, which is about to be submitted.
     fn admit(&mut self, seq: SeqId, plan: Self::Plan);
 
-    /// The text since the last call, if there is any. `agent`, `attempt`, `cached_tokens` and
-    /// `prompt_tokens` are the caller's to fill. Also answers for a sequence that has ended, until
+    /// What came since the last call, one phase at a time: ask until there is none. `agent`, `attempt`
+    /// and `cached_tokens` are the caller's to fill. Also answers for a sequence that has ended, until
     /// [`AgentRunner::finish`].
     fn take_delta(&mut self, seq: SeqId) -> Option<TokenDelta>;
 
     /// What `finished.seq` hands in, once; `None` for a sequence that was never admitted. Called after
     /// [`Runner::release`], which therefore must not forget the text.
-    fn finish(&mut self, finished: &Finished) -> Option<Draft>;
+    fn finish(&mut self, finished: &Finished) -> Option<Result<Draft, AttemptError>>;
 }
 
 /// An error that another attempt may not meet.

@@ -74,7 +74,7 @@ pub enum StartError {
         /// As configured.
         asked: &'static str,
         /// The best there is.
-        has: String,
+        has: &'static str,
     },
     /// The system gives no thread.
     #[error("the engine's thread cannot be started: {0}")]

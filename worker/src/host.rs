@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::engine_thread;
 use crate::error::StartError;
 use crate::http;
+use crate::load;
 use crate::metrics;
 use crate::session::link::Dialer;
 use crate::session::{Control, Session, SessionParts, SessionStatus};
@@ -46,6 +47,26 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// Loads the models and runs a worker on them. Returns once the models are loaded; the session with
+    /// the coordinators is made meanwhile and again whenever it is lost.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub async fn start(
+        config: Config,
+        metrics_handle: PrometheusHandle,
+    ) -> Result<Self, StartError> {
+        config.check()?;
+        let capacity = CAPACITY_PER_SEQUENCE * config.max_sequences as usize;
+        let settings = config.clone();
+        let loading = tokio::task::spawn_blocking(move || load::backends(&settings, capacity));
+        let backends = match loading.await {
+            Ok(backends) => backends?,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        Self::start_with(config, backends, metrics_handle).await
+    }
+
     /// Runs a worker on these backends, one for each model. `config.models` is not looked at.
     ///
     /// # Errors

@@ -6,8 +6,10 @@
 
 pub mod blocking;
 pub mod desk;
+mod inbound;
 pub mod link;
 pub mod members;
+mod outbound;
 pub mod progress;
 
 use std::future::Future;
@@ -16,10 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use conclave_proto::v1::{
-    AttemptError, CoordinatorMessage, Heartbeat, Hello, Prepared, Welcome, WorkerMessage,
-    coordinator_message, worker_message,
-};
+use conclave_proto::v1::{AttemptError, CoordinatorMessage, Prepared};
 use conclave_worker_core::{Request, SeqId};
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -28,18 +27,12 @@ use crate::backend::{Backend, drained, transient};
 use crate::engine_thread::{Command, EngineHandle, SeqEvent};
 use crate::metrics::SessionMetrics;
 use blocking::Blocking;
-use desk::{Action, Desk, Ended, Planned};
+use desk::{Desk, Ended};
 use link::{Dialer, Link, LinkError};
 use members::Members;
 
-/// Text is sent at most this often, so that a step's many tokens travel together.
-const PROGRESS_EVERY: Duration = Duration::from_millis(30);
-
 /// Until the leader says otherwise.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
-
-/// Bounds of what the leader may ask for.
-const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
 
 /// Of the time to drain, so much is left for results to be acknowledged.
 const ACK_SHARE: f64 = 0.25;
@@ -309,32 +302,6 @@ impl<B: Backend> Session<B> {
         self.link = LinkState::Dialing(Box::pin(self.parts.dialer.clone().dial(address, hello)));
     }
 
-    fn hello(&mut self, now: Instant) -> Hello {
-        let (running, finished) = self.desk.hello(now);
-        Hello {
-            worker_id: self.parts.worker_id.clone(),
-            incarnation: self.parts.incarnation.clone(),
-            models: self
-                .parts
-                .backends
-                .iter()
-                .map(|backend| backend.model())
-                .collect(),
-            max_sequences: self.parts.max_sequences,
-            kv_blocks: self
-                .parts
-                .backends
-                .iter()
-                .map(|backend| backend.limits().blocks)
-                .sum(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            running,
-            finished,
-            term: self.term,
-            draining: self.desk.draining() || self.engine_gone,
-        }
-    }
-
     /// The session, or the try of one, is over; the next follows.
     fn lose(&mut self, reason: &'static str) {
         self.metrics.session_ended(reason);
@@ -347,137 +314,6 @@ impl<B: Backend> Session<B> {
         self.parts.status.up.store(false, Ordering::Relaxed);
         self.metrics.connected(false);
         self.link = LinkState::Waiting(Instant::now() + self.members.wait());
-    }
-
-    fn message(&mut self, message: CoordinatorMessage) {
-        use coordinator_message::Message as M;
-        if message.term < self.term {
-            tracing::warn!(
-                term = message.term,
-                seen = self.term,
-                "refused a coordinator of an older term"
-            );
-            return self.lose("stale_term");
-        }
-        self.term = message.term;
-        let action = match message.message {
-            Some(M::Welcome(welcome)) => return self.welcomed(&welcome),
-            Some(M::NotLeader(not_leader)) => {
-                self.members.learn(&not_leader.members);
-                self.members.hint(&not_leader.leader);
-                return self.lose("not_leader");
-            }
-            Some(M::Prepare(prepare)) => self.desk.prepare(prepare),
-            Some(M::Start(start)) => self.desk.start(start),
-            Some(M::Cancel(cancel)) => self.desk.cancel(cancel),
-            Some(M::Ack(ack)) => {
-                self.desk.acknowledge(ack.keys);
-                None
-            }
-            Some(M::Resend(resend)) => {
-                self.desk.resend(resend);
-                None
-            }
-            None => {
-                tracing::debug!("a message of a kind that this version does not know");
-                None
-            }
-        };
-        if let Some(action) = action {
-            self.act(action);
-        }
-    }
-
-    fn welcomed(&mut self, welcome: &Welcome) {
-        let (least, most) = HEARTBEAT_BOUNDS;
-        if welcome.heartbeat_ms > 0 {
-            self.heartbeat_every = Duration::from_millis(welcome.heartbeat_ms).clamp(least, most);
-        }
-        self.heartbeat_at = Instant::now();
-        self.members.learn(&welcome.members);
-        self.members.welcomed();
-        let state = std::mem::replace(&mut self.link, LinkState::Waiting(Instant::now()));
-        self.link = match state {
-            LinkState::Greeting(link, _) | LinkState::Up(link) => {
-                tracing::info!(address = link.address, term = self.term, "welcomed");
-                self.parts.status.up.store(true, Ordering::Relaxed);
-                self.metrics.connected(true);
-                LinkState::Up(link)
-            }
-            other @ (LinkState::Waiting(_) | LinkState::Dialing(_)) => other,
-        };
-    }
-
-    fn act(&mut self, action: Action) {
-        match action {
-            Action::Plan { seq, model, start } => {
-                let backend = Arc::clone(&self.parts.backends[model]);
-                let fault = move || {
-                    Worked::Planned(seq, model, Err(transient("planning the agent panicked")))
-                };
-                let work = move || Worked::Planned(seq, model, backend.plan(seq, &start));
-                if !self.blocking.run(work, fault) {
-                    let (_, ended) = self
-                        .desk
-                        .planned(seq, Some(transient("the worker is busy")));
-                    self.count(ended);
-                }
-            }
-            Action::Prepare { model, prepare } => {
-                let backend = Arc::clone(&self.parts.backends[model]);
-                let retry = Prepared {
-                    job_id: prepare.job_id.clone(),
-                    retry: true,
-                    ..Prepared::default()
-                };
-                let busy = retry.clone();
-                let work = move || Worked::Prepared(backend.prepare(&prepare));
-                if !self.blocking.run(work, || Worked::Prepared(retry)) {
-                    self.desk.prepared(busy);
-                }
-            }
-            Action::Cancel(seq) => self.command(seq, Command::Cancel(seq)),
-        }
-    }
-
-    fn worked(&mut self, worked: Worked<B::Plan>) {
-        match worked {
-            Worked::Prepared(prepared) => self.desk.prepared(prepared),
-            Worked::Planned(seq, _, Err(error)) => {
-                let (_, ended) = self.desk.planned(seq, Some(error));
-                self.count(ended);
-            }
-            Worked::Planned(seq, model, Ok((request, plan))) => {
-                let (verdict, _) = self.desk.planned(seq, None);
-                if verdict == Planned::Drop {
-                    return;
-                }
-                self.command(
-                    seq,
-                    Command::Start {
-                        model,
-                        request,
-                        plan,
-                    },
-                );
-                if verdict == Planned::GoAndCancel {
-                    self.command(seq, Command::Cancel(seq));
-                }
-            }
-        }
-    }
-
-    /// Tells the engine. The queue is sized so that it is full only if the engine is stuck.
-    fn command(&mut self, seq: SeqId, command: Command<B::Plan>) {
-        let cancel = matches!(command, Command::Cancel(_));
-        if let Err(error) = self.parts.engine.commands.try_send(command) {
-            tracing::error!(%error, "the engine takes no commands");
-            if !cancel {
-                let outcome = Err(transient("the engine takes no commands"));
-                let ended = self.desk.engine(SeqEvent::Ended { seq, outcome });
-                self.count(ended);
-            }
-        }
     }
 
     /// The engine's thread ended: everything is given back, and nothing new is taken.
@@ -506,52 +342,6 @@ impl<B: Backend> Session<B> {
             && self.desk.unacknowledged() == 0
             && !self.desk.has_message(now);
         told || now >= draining.leave
-    }
-
-    /// Fills what room the stream has: replies and results, then the heartbeat, then text.
-    fn pump(&mut self, now: Instant) {
-        let LinkState::Up(link) = &self.link else {
-            return;
-        };
-        let outbound = link.outbound.clone();
-        while let Ok(permit) = outbound.try_reserve() {
-            let Some(message) = self.message_to_send(now) else {
-                return;
-            };
-            permit.send(WorkerMessage {
-                message: Some(message),
-            });
-        }
-    }
-
-    fn message_to_send(&mut self, now: Instant) -> Option<worker_message::Message> {
-        if now >= self.heartbeat_at {
-            self.heartbeat_at = now + self.heartbeat_every;
-            return Some(worker_message::Message::Heartbeat(self.heartbeat()));
-        }
-        if let Some(message) = self.desk.next_message(now) {
-            return Some(message);
-        }
-        if now < self.progress_at {
-            return None;
-        }
-        let progress = self.desk.next_progress();
-        if progress.is_some() && !self.desk.has_progress() {
-            self.progress_at = now + PROGRESS_EVERY;
-        }
-        progress
-    }
-
-    fn heartbeat(&self) -> Heartbeat {
-        let status = &self.parts.engine.status;
-        let (running, waiting, kv_blocks_free) = status.load();
-        Heartbeat {
-            steps: status.steps(),
-            has_work: status.has_work(),
-            running,
-            waiting,
-            kv_blocks_free,
-        }
     }
 
     fn count(&self, ended: Option<Ended>) {

@@ -224,13 +224,13 @@ impl AgentRunner for MockAgents {
         (delta.tokens > 0).then_some(delta)
     }
 
-    fn finish(&mut self, finished: &Finished) -> Option<Draft> {
+    fn finish(&mut self, finished: &Finished) -> Option<Result<Draft, AttemptError>> {
         let plan = self.plans.remove(&finished.seq)?;
         let stop = match finished.reason {
             StopReason::Cancelled => conclave_proto::v1::StopReason::Cancelled,
             _ => conclave_proto::v1::StopReason::Length,
         };
-        Some(Draft {
+        Some(Ok(Draft {
             answer: plan.text,
             token_ids: plan.ids,
             stop: stop.into(),
@@ -240,7 +240,7 @@ impl AgentRunner for MockAgents {
                 ..Usage::default()
             }),
             ..Draft::default()
-        })
+        }))
     }
 }
 
