@@ -201,15 +201,38 @@ pub fn open(record: &AuditRecord) -> Option<AuditEvent> {
     Some(event)
 }
 
-/// Checks every link, payload and body, and that the chain ends at `head` (if there is one).
-/// Erased payloads and bodies are accepted: their digests still bind.
+/// Checks every link, payload and body, and that the chain ends at `head` (if there is one). Strict:
+/// a payload or body that is missing counts as changed.
 ///
 /// # Errors
 /// The first record that does not hold.
 pub fn verify_chain(records: &[AuditRecord], head: Option<&AuditHead>) -> Result<(), ChainError> {
+    verify(records, head, false)
+}
+
+/// As [`verify_chain`], for a record whose payloads or bodies were erased: what is missing is passed
+/// over, its digest still binds.
+///
+/// # Errors
+/// The first record that does not hold.
+pub fn verify_erased(records: &[AuditRecord], head: Option<&AuditHead>) -> Result<(), ChainError> {
+    verify(records, head, true)
+}
+
+fn verify(
+    records: &[AuditRecord],
+    head: Option<&AuditHead>,
+    erased: bool,
+) -> Result<(), ChainError> {
     let mut prev = vec![0; 32];
     for (at, record) in records.iter().enumerate() {
-        verify_record(record, at as u64, &prev, &records[0].job_id)?;
+        let seq = at as u64;
+        let broken = |what| ChainError::Broken { seq, what };
+        if record.job_id != records[0].job_id {
+            return Err(broken("belongs to another job"));
+        }
+        verify_link(record, seq, &prev).map_err(broken)?;
+        verify_payload(record, erased).map_err(broken)?;
         prev.clone_from(&record.hash);
     }
     match head {
@@ -222,21 +245,12 @@ pub fn verify_chain(records: &[AuditRecord], head: Option<&AuditHead>) -> Result
     }
 }
 
-fn verify_record(
-    record: &AuditRecord,
-    at: u64,
-    prev: &[u8],
-    job_id: &str,
-) -> Result<(), ChainError> {
-    let broken = |what| Err(ChainError::Broken { seq: at, what });
-    if record.seq != at {
-        return broken("is out of order");
-    }
-    if record.job_id != job_id {
-        return broken("belongs to another job");
+fn verify_link(record: &AuditRecord, seq: u64, prev: &[u8]) -> Result<(), &'static str> {
+    if record.seq != seq {
+        return Err("is out of order");
     }
     if record.prev_hash != prev {
-        return broken("does not follow the record before it");
+        return Err("does not follow the record before it");
     }
     let hash = link_hash(
         prev,
@@ -245,28 +259,40 @@ fn verify_record(
         record.kind,
         &record.payload_digest,
     );
-    if record.hash != hash {
-        return broken("hash does not match its fields");
+    if record.hash == hash {
+        Ok(())
+    } else {
+        Err("hash does not match its fields")
     }
-    if record.payload.is_empty() {
+}
+
+fn verify_payload(record: &AuditRecord, erased: bool) -> Result<(), &'static str> {
+    if erased && record.payload.is_empty() {
         return Ok(());
     }
     if blake3::hash(&record.payload).as_bytes().as_slice() != record.payload_digest {
-        return broken("payload was changed");
+        return Err("payload was changed");
     }
-    let Some(event) = AuditEvent::decode(record.payload.as_slice())
+    let event = AuditEvent::decode(record.payload.as_slice())
         .ok()
-        .and_then(|event| event.event)
-    else {
-        return broken("payload does not decode");
+        .and_then(|e| e.event);
+    let Some(event) = event else {
+        return Err("payload does not decode");
     };
     if kind(&event) != record.kind {
-        return broken("kind does not match its payload");
+        return Err("kind does not match its payload");
     }
-    if !record.body.is_empty() && blake3::hash(&record.body).as_bytes() != body_digest(&event) {
-        return broken("body was changed");
+    let digest = body_digest(&event);
+    let named = if digest.is_empty() {
+        record.body.is_empty()
+    } else {
+        blake3::hash(&record.body).as_bytes() == digest || (erased && record.body.is_empty())
+    };
+    if named {
+        Ok(())
+    } else {
+        Err("body was changed")
     }
-    Ok(())
 }
 
 /// The digest by which the event names its body.
@@ -277,5 +303,113 @@ fn body_digest(event: &Event) -> &[u8] {
         Event::Draft(e) => &e.draft_digest,
         Event::AttemptEnded(e) => &e.cut_digest,
         _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        payload::InlineOnly,
+        testkit::{World, question, width},
+    };
+
+    fn exported() -> (Vec<AuditRecord>, AuditHead) {
+        let mut world = World::with_job(&question(width(2)));
+        world.go("j");
+        world.all_answer("j", "42");
+        world.go("j");
+        world.all_answer("j", "42");
+        world.go("j");
+        let job = world.job("j");
+        (
+            export(job, &InlineOnly).expect("all is inline"),
+            job.audit.head(),
+        )
+    }
+
+    #[test]
+    fn a_job_leaves_a_sealed_chain_with_its_bodies() {
+        let (records, head) = exported();
+        assert!(head.sealed);
+        assert_eq!(verify_chain(&records, Some(&head)), Ok(()));
+        let events: Vec<Event> = records
+            .iter()
+            .filter_map(open)
+            .filter_map(|e| e.event)
+            .collect();
+        let kinds: Vec<u32> = events.iter().map(kind).collect();
+        assert_eq!(kinds, [1, 2, 3, 4, 4, 5, 5, 7, 3, 4, 5, 7, 9, 10]);
+        let has = |found: bool| assert!(found, "bodies are put back in");
+        has(matches!(&events[0], Event::Submitted(e) if e.spec.is_some()));
+        has(
+            matches!(&events[5], Event::Draft(e) if e.draft.as_ref().is_some_and(|d| d.answer == "42")),
+        );
+        has(matches!(&events[8], Event::Round(e) if e.context.contains("[2] 42")));
+    }
+
+    #[test]
+    fn any_changed_byte_is_found() {
+        let (records, head) = exported();
+        for at in 0..records.len() {
+            let bytes = records[at].encode_to_vec();
+            for i in 0..bytes.len() {
+                let mut changed = bytes.clone();
+                changed[i] ^= 1;
+                let Ok(record) = AuditRecord::decode(changed.as_slice()) else {
+                    continue;
+                };
+                let mut forged = records.clone();
+                assert_ne!(record, records[at], "record {at} byte {i} means nothing");
+                forged[at] = record;
+                assert!(
+                    verify_chain(&forged, Some(&head)).is_err(),
+                    "record {at} byte {i}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn dropped_swapped_and_added_records_are_found() {
+        let (records, head) = exported();
+        let without_last = &records[..records.len() - 1];
+        assert_eq!(
+            verify_chain(without_last, None),
+            Ok(()),
+            "unanchored, a prefix is a chain"
+        );
+        assert!(verify_chain(without_last, Some(&head)).is_err());
+        let mut swapped = records.clone();
+        swapped.swap(3, 4);
+        assert!(verify_chain(&swapped, None).is_err());
+        assert!(verify_chain(&records[1..], None).is_err());
+    }
+
+    #[test]
+    fn erased_payloads_leave_the_chain_whole() {
+        let (mut records, head) = exported();
+        records[0].body.clear();
+        records[5].payload.clear();
+        records[5].body.clear();
+        assert_eq!(verify_erased(&records, Some(&head)), Ok(()));
+        assert!(
+            verify_chain(&records, Some(&head)).is_err(),
+            "unless it must be complete"
+        );
+        records[0].body = vec![1];
+        assert!(verify_erased(&records, Some(&head)).is_err());
+    }
+
+    #[test]
+    fn the_hash_is_the_published_formula() {
+        let mut bytes = b"conclave-audit-v1".to_vec();
+        bytes.extend_from_slice(&[3; 32]);
+        bytes.extend_from_slice(&[7, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0]);
+        bytes.extend_from_slice(&[4; 32]);
+        assert_eq!(
+            link_hash(&[3; 32], 7, 9, 5, &[4; 32]),
+            *blake3::hash(&bytes).as_bytes()
+        );
     }
 }

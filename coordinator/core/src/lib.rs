@@ -22,6 +22,8 @@ pub mod placement;
 pub mod snapshot;
 pub mod spec;
 pub mod state;
+#[cfg(test)]
+mod testkit;
 pub mod view;
 pub mod worker;
 

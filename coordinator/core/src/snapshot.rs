@@ -137,3 +137,6 @@ fn from_proto(snapshot: SnapshotState, term: u64) -> Result<State, SnapshotError
         .collect();
     Ok(state)
 }
+
+#[cfg(test)]
+mod tests;

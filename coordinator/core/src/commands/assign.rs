@@ -64,3 +64,70 @@ pub(crate) fn apply(state: &mut State, at: At, command: &Assign) -> Applied {
         },
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::command::Command as Body;
+
+    use super::*;
+    use crate::testkit::{World, choice, width};
+
+    fn assign(agent: u32, attempt: u32, incarnation: &str) -> Body {
+        Body::Assign(Assign {
+            job_id: "j".into(),
+            agent,
+            attempt,
+            worker_id: "w1".into(),
+            incarnation: incarnation.into(),
+            numeric_class: "a".into(),
+        })
+    }
+
+    fn world() -> World {
+        let mut world = World::with_job(&choice(width(2)));
+        world.decide("j");
+        world
+    }
+
+    #[test]
+    fn an_attempt_starts_once() {
+        let mut world = world();
+        let revision = world.job("j").revision;
+        let applied = world.apply(assign(1, 1, "i1"));
+        let key = world.key("j", 1);
+        assert!(matches!(&applied.effects[0], Effect::Start { key: k, .. } if *k == key));
+        assert_eq!(
+            world.apply(assign(1, 1, "i1")).reply,
+            Reply::Stale(Stale::Attempt)
+        );
+        assert_eq!(world.job("j").numeric_class, "a");
+        assert_eq!(
+            world.job("j").revision,
+            revision,
+            "a placement makes no decision stale"
+        );
+    }
+
+    #[test]
+    fn what_placement_saw_must_still_hold() {
+        let mut world = world();
+        assert_eq!(
+            world.apply(assign(1, 2, "i1")).reply,
+            Reply::Stale(Stale::Attempt)
+        );
+        assert_eq!(
+            world.apply(assign(1, 1, "i0")).reply,
+            Reply::Stale(Stale::Incarnation)
+        );
+        assert_eq!(world.apply(assign(9, 1, "i1")).reply, Reply::NotFound);
+        let lease = conclave_proto::v1::DrainWorker {
+            worker_id: "w1".into(),
+            incarnation: "i1".into(),
+        };
+        world.apply(Body::DrainWorker(lease));
+        assert!(matches!(
+            world.apply(assign(1, 1, "i1")).reply,
+            Reply::Rejected { .. }
+        ));
+    }
+}

@@ -28,3 +28,37 @@ pub(crate) fn apply(state: &mut State, at: At, command: &CancelJobCommand) -> Ap
     };
     Applied::ok(end(state, at, &command.job_id, ending))
 }
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::command::Command as Body;
+
+    use super::*;
+    use crate::testkit::{World, cancels, choice, width};
+
+    fn cancel(world: &mut World) -> Applied {
+        let job_id = "j".into();
+        let reason = "Ctrl-C".into();
+        world.apply(Body::CancelJob(CancelJobCommand {
+            job_id,
+            reason,
+            unix_ms: 0,
+        }))
+    }
+
+    #[test]
+    fn cancelling_reaches_every_attempt_and_may_be_repeated() {
+        let mut world = World::with_job(&choice(width(3)));
+        world.go("j");
+        let applied = cancel(&mut world);
+        assert_eq!(cancels(&applied.effects), [1, 2, 3]);
+        assert!(world.is_in("j", JobState::Cancelled));
+        assert_eq!(world.job("j").message, "cancelled: Ctrl-C");
+        assert_eq!(cancel(&mut world), Applied::only(Reply::Ok));
+        assert_eq!(
+            cancels(&world.state.outstanding()),
+            [1, 2, 3],
+            "a new leader repeats them"
+        );
+    }
+}

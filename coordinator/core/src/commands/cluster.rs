@@ -41,3 +41,56 @@ pub(crate) fn set_log_version(state: &mut State, command: &SetLogVersion) -> App
     state.log_version = state.log_version.max(command.log_version);
     Applied::only(Reply::Ok)
 }
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::command::Command as Body;
+
+    use super::*;
+    use crate::testkit::World;
+
+    #[test]
+    fn a_cluster_is_created_once() {
+        let mut world = World::new();
+        let salt = world.state.salt("t");
+        let create = |id: &str| CreateCluster {
+            cluster_id: id.into(),
+            salt_key: vec![9],
+            ..CreateCluster::default()
+        };
+        let other = world.apply(Body::CreateCluster(create("d")));
+        assert!(matches!(other.reply, Reply::Rejected { .. }));
+        assert_eq!(
+            world.apply(Body::CreateCluster(create("c"))).reply,
+            Reply::Ok
+        );
+        assert_eq!(
+            (world.state.cluster_id(), world.state.salt("t")),
+            ("c", salt)
+        );
+        assert_ne!(
+            world.state.salt("t"),
+            world.state.salt("u"),
+            "tenants do not share blocks"
+        );
+    }
+
+    #[test]
+    fn members_come_and_go_and_versions_only_rise() {
+        let mut world = World::new();
+        let member = |removed| SetMemberAddress {
+            node_id: 5,
+            address: "a:1".into(),
+            removed,
+        };
+        world.apply(Body::SetMemberAddress(member(false)));
+        assert_eq!(
+            world.state.members().get(&5).map(String::as_str),
+            Some("a:1")
+        );
+        world.apply(Body::SetMemberAddress(member(true)));
+        assert!(world.state.members().is_empty());
+        world.apply(Body::SetLogVersion(SetLogVersion { log_version: 0 }));
+        assert_eq!(world.state.log_version(), 1);
+    }
+}

@@ -124,3 +124,77 @@ fn await_review(job: &mut Job, now: i64, answer: &Answer, degraded: &str) {
     job.emit(now, job_event::Event::Answer(answer.clone()));
     job.enter(now, JobState::AwaitingReview);
 }
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::{AgentState, command::Command as Body};
+
+    use super::*;
+    use crate::testkit::{World, cancels, choice, draft, width};
+
+    #[test]
+    fn a_decision_on_an_old_revision_changes_nothing() {
+        let mut world = World::with_job(&choice(width(2)));
+        let decide = world.next("j").expect("a round to start");
+        world.apply(Body::Decide(decide.clone()));
+        let before = world.job("j").clone();
+        let again = world.apply(Body::Decide(decide));
+        assert_eq!(again, Applied::only(Reply::Stale(Stale::Revision)));
+        assert_eq!(*world.job("j"), before, "no second set of agents");
+    }
+
+    #[test]
+    fn a_round_whose_agents_are_misnumbered_is_refused() {
+        let mut world = World::with_job(&choice(width(2)));
+        let mut decide = world.next("j").expect("a round to start");
+        if let Some(Next::StartRound(round)) = &mut decide.next {
+            round.agents[1].agent = 7;
+        }
+        assert!(matches!(
+            world.apply(Body::Decide(decide)).reply,
+            Reply::Rejected { .. }
+        ));
+        assert!(world.job("j").agents.is_empty());
+    }
+
+    #[test]
+    fn stragglers_are_told_to_stop_and_hold_the_seal_until_they_report() {
+        let policy = conclave_proto::v1::ContemplationPolicy {
+            quorum: Some(1),
+            ..width(3)
+        };
+        let mut world = World::with_job(&choice(policy));
+        world.go("j");
+        world.hand_in("j", 1, &draft("yes", 1));
+        let decide = world.next("j").expect("the quorum is there");
+        let applied = world.apply(Body::Decide(decide));
+        assert_eq!(cancels(&applied.effects), [2, 3]);
+        let job = world.job("j");
+        assert!(job.is_final() && !job.audit.is_sealed() && job.is_active());
+        world.hand_in("j", 2, &draft("ye", 1));
+        world.hand_in("j", 3, &draft("n", 1));
+        let job = world.job("j");
+        assert!(job.audit.is_sealed() && !job.is_active());
+        assert_eq!(
+            world.agents("j", AgentState::Cancelled),
+            [2, 3],
+            "a late draft changes no vote"
+        );
+        assert!(
+            job.agents[1].draft.is_some(),
+            "but it is on record where it was cut"
+        );
+    }
+
+    #[test]
+    fn events_have_gapless_indices() {
+        let mut world = World::with_job(&choice(width(2)));
+        world.go("j");
+        world.all_answer("j", "yes");
+        world.go("j");
+        let indices: Vec<u64> = world.job("j").events.iter().map(|e| e.index).collect();
+        assert_eq!(indices, (1..=indices.len() as u64).collect::<Vec<_>>());
+        let last = world.job("j").events.last().and_then(|e| e.event.clone());
+        assert_eq!(last, Some(job_event::Event::State(JobState::Done as i32)));
+    }
+}

@@ -32,3 +32,41 @@ pub(crate) fn apply(state: &mut State, command: &ExpireJobs) -> Applied {
         .retain(|_, key| key.unix_ms > oldest || jobs.contains_key(&key.job_id));
     Applied::only(Reply::Ok)
 }
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::{Tick, command::Command as Body};
+
+    use super::*;
+    use crate::testkit::{World, choice, width};
+
+    fn expire(world: &mut World, ids: Vec<String>) {
+        world.apply(Body::ExpireJobs(ExpireJobs { job_ids: ids }));
+    }
+
+    #[test]
+    fn ended_jobs_are_forgotten_and_their_keys_later() {
+        let mut world = World::with_job(&choice(width(1)));
+        world.go("j");
+        expire(&mut world, vec!["j".into()]);
+        assert!(
+            world.state.job("j").is_some(),
+            "a running job is never forgotten"
+        );
+        world.all_answer("j", "yes");
+        world.go("j");
+        assert_eq!(world.state.expirable(1, 10), Vec::<String>::new());
+        assert_eq!(world.state.expirable(0, 10), ["j"]);
+        expire(&mut world, vec!["j".into()]);
+        assert!(world.state.job("j").is_none() && world.state.jobs("t").count() == 0);
+        assert!(world.state.key("t", "key-j").is_some());
+        let unix_ms = 1_000 + KEY_RETENTION_MS;
+        world.apply(Body::Tick(Tick {
+            elapsed_ms: 0,
+            unix_ms,
+            new_term: false,
+        }));
+        expire(&mut world, Vec::new());
+        assert!(world.state.key("t", "key-j").is_none());
+    }
+}

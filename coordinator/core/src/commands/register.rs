@@ -18,16 +18,17 @@ pub(crate) fn apply(state: &mut State, at: At, command: &RegisterWorker) -> Appl
         });
     }
     let mut effects = Vec::new();
-    let before = state
-        .workers
-        .get(&command.worker_id)
-        .map(|w| w.incarnation.clone());
-    if let Some(old) = before.filter(|old| *old != command.incarnation) {
+    let before = state.workers.get(&command.worker_id).cloned();
+    let same = before
+        .as_ref()
+        .is_some_and(|w| w.incarnation == command.incarnation);
+    if let Some(old) = before.as_ref().filter(|_| !same) {
+        let (id, incarnation) = (&command.worker_id, &old.incarnation);
         effects.extend(lose_worker(
             state,
             at,
-            &command.worker_id,
-            &old,
+            id,
+            incarnation,
             "the worker restarted",
         ));
     }
@@ -39,7 +40,8 @@ pub(crate) fn apply(state: &mut State, at: At, command: &RegisterWorker) -> Appl
         kv_blocks: command.kv_blocks,
         version: command.version.clone(),
         expires_ms: state.lease_clock_ms + LEASE_TTL_MS,
-        draining: false,
+        // A process that drains never takes up work again.
+        draining: same && before.is_some_and(|w| w.draining),
     };
     state.workers.insert(command.worker_id.clone(), worker);
     effects.extend(state.reconcile(&command.worker_id, &command.incarnation, &command.running));
@@ -76,5 +78,72 @@ impl State {
             reason: "another attempt took its place".into(),
         }));
         effects
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::AgentState;
+
+    use super::*;
+    use crate::testkit::{World, cancels, choice, width};
+
+    fn world() -> World {
+        let mut world = World::with_job(&choice(width(2)));
+        world.go("j");
+        world
+    }
+
+    #[test]
+    fn a_new_incarnation_requeues_the_attempts_of_the_old() {
+        let mut world = world();
+        let applied = world.register("w1", "i2", 8);
+        assert!(applied.effects.contains(&Effect::Place));
+        assert_eq!(world.agents("j", AgentState::Queued), [1, 2]);
+        assert_eq!(
+            world.job("j").agents[0].failures,
+            1,
+            "a crash counts: the prompt may cause it"
+        );
+        world.place();
+        assert_eq!(world.key("j", 1).attempt, 2);
+    }
+
+    #[test]
+    fn the_same_incarnation_goes_on_and_gets_what_it_missed() {
+        let mut world = world();
+        let known = [
+            world.key("j", 1),
+            AttemptKey {
+                job_id: "x".into(),
+                agent: 1,
+                attempt: 1,
+            },
+        ];
+        let effects = world.state.reconcile("w1", "i1", &known);
+        let key = world.key("j", 2);
+        assert!(
+            matches!(&effects[0], Effect::Start { key: k, .. } if *k == key),
+            "{effects:?}"
+        );
+        assert!(matches!(&effects[1], Effect::Cancel { key, .. } if key.job_id == "x"));
+        assert_eq!(effects.len(), 2);
+        world.register("w1", "i1", 8);
+        assert_eq!(world.agents("j", AgentState::Running), [1, 2]);
+    }
+
+    #[test]
+    fn a_stopping_attempt_is_cancelled_again() {
+        let mut world = world();
+        let cancel = conclave_proto::v1::CancelJobCommand {
+            job_id: "j".into(),
+            ..Default::default()
+        };
+        world.apply(conclave_proto::v1::command::Command::CancelJob(cancel));
+        let running = [world.key("j", 1), world.key("j", 2)];
+        assert_eq!(
+            cancels(&world.state.reconcile("w1", "i1", &running)),
+            [1, 2]
+        );
     }
 }

@@ -67,3 +67,54 @@ fn rejection(note: &str) -> String {
         format!("rejected in review: {note}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::{ContemplationPolicy, command::Command as Body};
+
+    use super::*;
+    use crate::testkit::{World, choice, width};
+
+    fn reviewed(verdict: Verdict) -> World {
+        let policy = ContemplationPolicy {
+            review: true,
+            ..width(1)
+        };
+        let mut world = World::with_job(&choice(policy));
+        world.go("j");
+        world.all_answer("j", "yes");
+        world.go("j");
+        let review = ReviewJobCommand {
+            job_id: "j".into(),
+            verdict: verdict as i32,
+            text: "no".into(),
+            note: "wrong".into(),
+            reviewer: "ann".into(),
+            unix_ms: 0,
+        };
+        assert_eq!(
+            world.apply(Body::ReviewJob(review.clone())).reply,
+            Reply::Ok
+        );
+        let again = world.apply(Body::ReviewJob(review));
+        assert!(
+            matches!(again.reply, Reply::Rejected { .. }),
+            "a verdict is given once"
+        );
+        world
+    }
+
+    #[test]
+    fn verdicts_approve_edit_or_reject() {
+        let text = |world: &World| world.job("j").answer.clone().map(|a| (a.text, a.edited));
+        let approved = reviewed(Verdict::Approve);
+        assert_eq!(approved.job("j").state, JobState::Done);
+        assert_eq!(text(&approved), Some(("yes".into(), false)));
+        let edited = reviewed(Verdict::Edit);
+        assert_eq!(edited.job("j").state, JobState::Done);
+        assert_eq!(text(&edited), Some(("no".into(), true)));
+        let rejected = reviewed(Verdict::Reject);
+        assert_eq!(rejected.job("j").state, JobState::Failed);
+        assert_eq!(rejected.job("j").message, "rejected in review: wrong");
+    }
+}

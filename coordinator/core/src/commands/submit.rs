@@ -99,3 +99,87 @@ fn new_job(at: At, now: i64, command: &SubmitJobCommand, spec: conclave_proto::v
     job.enter(now, JobState::Preparing);
     job
 }
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::{command::Command as Body, job_event};
+
+    use super::*;
+    use crate::testkit::{World, question, width};
+
+    fn resubmit(world: &mut World, digest: u8) -> Applied {
+        let command = match &world.log.last().expect("submitted").1.command {
+            Some(Body::SubmitJob(c)) => c.clone(),
+            other => panic!("{other:?}"),
+        };
+        let (job_id, request_digest) = ("other".into(), vec![digest]);
+        world.apply(Body::SubmitJob(SubmitJobCommand {
+            job_id,
+            request_digest,
+            ..command
+        }))
+    }
+
+    #[test]
+    fn a_submission_is_prepared_and_announced() {
+        let mut world = World::new();
+        let applied = world.submit("j", &question(width(2)));
+        let job_id = String::from("j");
+        assert_eq!(
+            applied.reply,
+            Reply::Submitted {
+                job_id: job_id.clone(),
+                existing: false
+            }
+        );
+        assert_eq!(
+            applied.effects,
+            [
+                Effect::Prepare {
+                    job_id: job_id.clone()
+                },
+                Effect::JobChanged { job_id }
+            ]
+        );
+        let event = job_event::Event::State(JobState::Preparing as i32);
+        assert_eq!(world.job("j").events[0].event, Some(event));
+        assert_eq!(world.state.jobs("t").count(), 1);
+        assert_eq!(world.state.jobs("stranger").count(), 0);
+    }
+
+    #[test]
+    fn the_same_key_and_digest_give_the_same_job() {
+        let mut world = World::new();
+        world.submit("j", &question(width(2)));
+        let again = resubmit(&mut world, 1);
+        assert_eq!(
+            again.reply,
+            Reply::Submitted {
+                job_id: "j".into(),
+                existing: true
+            }
+        );
+        assert_eq!(
+            (again.effects.len(), world.state.all_jobs().count()),
+            (0, 1)
+        );
+    }
+
+    #[test]
+    fn the_same_key_with_another_digest_conflicts() {
+        let mut world = World::new();
+        world.submit("j", &question(width(2)));
+        let other = resubmit(&mut world, 2);
+        assert_eq!(other, Applied::only(Reply::Conflict { job_id: "j".into() }));
+    }
+
+    #[test]
+    fn replicated_time_never_goes_back() {
+        let mut world = World::new();
+        world.now = 5_000;
+        world.submit("a", &question(width(1)));
+        world.now = 2_000;
+        world.submit("b", &question(width(1)));
+        assert_eq!(world.job("b").submitted_unix_ms, 5_000);
+    }
+}

@@ -615,3 +615,6 @@ fn raft_proto_v2(change: &ConfChange) -> ConfChangeV2 {
     v2.mut_changes().push(single);
     v2
 }
+
+#[cfg(test)]
+mod tests;

@@ -163,11 +163,19 @@ impl Storage for Log {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
+    /// A snapshot taken before `to` was added does not name it, and raft-rs ignores snapshots that do
+    /// not name their reader. So `to` gets it with itself as a learner: that touches no quorum, and
+    /// the log behind the snapshot says the same (and promotes it, if it was promoted).
+    fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
         let index = self.snapshot.get_metadata().index;
         if index == 0 || index < request_index {
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
-        Ok(self.snapshot.clone())
+        let mut snapshot = self.snapshot.clone();
+        let conf = snapshot.mut_metadata().mut_conf_state();
+        if !conf.voters.contains(&to) && !conf.learners.contains(&to) {
+            conf.learners.push(to);
+        }
+        Ok(snapshot)
     }
 }
