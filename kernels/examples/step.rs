@@ -1,12 +1,12 @@
 //! Times all matrix products of one step of SmolLM2-135M (Q4_1 with a Q8_0 head) and prints what
 //! tokens/s they alone would allow, then the other ops:
-//! `cargo run --release -p conclave-kernels --example step [TYPE] [THREADS]`.
+//! `cargo run --release -p conclave-kernels --example step [TYPE] [THREADS] [ISA] [int8|f32|others]`.
 
 #![allow(clippy::print_stdout, reason = "prints a table")]
 
 use conclave_kernels::{
     Activation, AttnPlan, BLOCK, Isa, Kernels, KvDtype, KvLayer, PackedMatrix, Pool, Product,
-    RopeStyle, RopeTable, Scratch, SeqSpan, WeightType, detect,
+    RopeStyle, RopeTable, Scratch, SeqSpan, WeightType,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -204,66 +204,94 @@ fn best_of(mut f: impl FnMut()) -> Duration {
     best
 }
 
-fn main() {
-    let argument = std::env::args().nth(1);
-    let ty = WeightType::ALL
-        .into_iter()
-        .find(|ty| Some(ty.name()) == argument.as_deref());
-    let ty = ty.unwrap_or(WeightType::Q4_1);
-    let pool = Pool::new(Pool::default_threads());
+/// What an op costs beyond its work when every thread must come for it.
+fn hand_out(pool: &Pool) -> Duration {
     let meeting = AtomicUsize::new(0);
-    let launch = best_of(|| {
+    let thousand = best_of(|| {
         for _ in 0..1000 {
             meeting.store(0, Ordering::Relaxed);
             pool.run(pool.threads(), &|_| {
-                // Every thread must come, or the fastest would take all tasks.
+                // Or else the fastest would take all tasks.
                 meeting.fetch_add(1, Ordering::Relaxed);
                 while meeting.load(Ordering::Relaxed) < pool.threads() {
                     std::hint::spin_loop();
                 }
             });
         }
-    }) / 1000;
-    println!(
-        "{} threads, {launch:?} to hand out an op to all of them",
-        pool.threads()
-    );
-    for isa in [Isa::Avx2, Isa::Avx512]
+    });
+    thousand / 1000
+}
+
+fn print_products(kernels: &Kernels, ty: WeightType, act: Activation) {
+    let start = Instant::now();
+    let model = Model::new(ty, act, kernels.isa());
+    let (time, megabytes) = (start.elapsed(), model.bytes() / 1_000_000);
+    let (ty, isa, act) = (ty.name(), kernels.isa(), act.name());
+    println!("\n{ty} {isa} {act}: {megabytes} MB, packed in {time:.2?}");
+    // From 128 rows on it is a prefill, which needs the head for its last row only.
+    for (m, heads) in [(1, 1), (4, 4), (8, 8), (32, 32), (128, 1), (512, 1)] {
+        let mut buffers = Buffers::new(m, heads);
+        let time = best_of(|| model.step(kernels, m, heads, &mut buffers));
+        let rate = m as f64 / time.as_secs_f64();
+        println!("  m={m:<4} head rows={heads:<3} {time:>10.2?}  {rate:>8.0} tokens/s");
+    }
+}
+
+fn print_others(kernels: &Kernels) {
+    println!("\n{}, {LAYERS} layers", kernels.isa());
+    let shapes = [
+        (1, 1, 300),
+        (1, 1, 4000),
+        (8, 1, 400),
+        (32, 1, 400),
+        (1, 128, 512),
+    ];
+    for (seqs, queries, context) in shapes {
+        let [f32, f16] = [KvDtype::F32, KvDtype::F16]
+            .map(|dtype| attention(kernels, seqs, queries, context, dtype));
+        println!(
+            "  attention {seqs:>2} x {queries:<3} of {context:<4}: {f32:.2?} f32, {f16:.2?} f16"
+        );
+    }
+    for m in [1, 8, 128] {
+        println!("  elementwise ops m={m}: {:.2?}", elementwise(kernels, m));
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |name: &str| arguments.iter().any(|a| a == name);
+    let ty = WeightType::ALL
         .into_iter()
-        .filter(|isa| *isa <= detect())
+        .find(|ty| has(ty.name()))
+        .unwrap_or(WeightType::Q4_1);
+    let threads = arguments.iter().find_map(|a| a.parse().ok());
+    let pool = Pool::new(threads.unwrap_or_else(Pool::default_threads));
+    println!(
+        "{} threads, {:?} to hand out an op to all of them",
+        pool.threads(),
+        hand_out(&pool)
+    );
+    let named = Isa::ALL.into_iter().any(|isa| has(isa.name()));
+    let wanted = |isa: &Isa| {
+        if named {
+            has(isa.name())
+        } else {
+            *isa != Isa::Portable
+        }
+    };
+    for isa in Isa::ALL
+        .into_iter()
+        .filter(|isa| isa.available())
+        .filter(wanted)
     {
         let kernels = Kernels::new(isa, pool.clone());
-        println!("\n{isa}, 30 layers");
-        for (seqs, queries, context) in [
-            (1, 1, 300),
-            (1, 1, 4000),
-            (8, 1, 400),
-            (32, 1, 400),
-            (1, 128, 512),
-        ] {
-            let [f32, f16] = [KvDtype::F32, KvDtype::F16]
-                .map(|dtype| attention(&kernels, seqs, queries, context, dtype));
-            println!(
-                "  attention {seqs:>2} x {queries:<3} of {context:<4}: {f32:.2?} f32, {f16:.2?} f16"
-            );
-        }
-        for m in [1, 8, 128] {
-            println!("  elementwise ops m={m}: {:.2?}", elementwise(&kernels, m));
+        if !has("int8") && !has("f32") {
+            print_others(&kernels);
         }
         for act in [Activation::Int8, Activation::F32] {
-            let model = Model::new(ty, act, isa);
-            println!(
-                "\n{} {isa} {}: {} MB",
-                ty.name(),
-                act.name(),
-                model.bytes() / 1_000_000
-            );
-            // From 64 rows on it is a prefill, which needs the head for its last row only.
-            for (m, heads) in [(1, 1), (4, 4), (8, 8), (32, 32), (128, 1), (512, 1)] {
-                let mut buffers = Buffers::new(m, heads);
-                let time = best_of(|| model.step(&kernels, m, heads, &mut buffers));
-                let rate = m as f64 / time.as_secs_f64();
-                println!("  m={m:<4} head rows={heads:<3} {time:>10.2?}  {rate:>8.0} tokens/s");
+            if has(act.name()) || !has("int8") && !has("f32") && !has("others") {
+                print_products(&kernels, ty, act);
             }
         }
     }

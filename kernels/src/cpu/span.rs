@@ -1,6 +1,6 @@
 //! The softmax recurrence over one span of slots, for a few query heads that share keys and values.
 
-use super::lanes::{Lanes, WIDTH, exp, softcap, sum};
+use super::lanes::{Lanes, WIDTH, exp, prefetch, softcap, sum};
 use crate::attention::{AttnPlan, BLOCK, KvDtype, KvLayer, SPAN};
 use std::ops::Range;
 
@@ -119,23 +119,32 @@ unsafe fn blocks<L: Lanes, S: Stored, const T: usize>(
     for block in start / BLOCK..end.div_ceil(BLOCK) {
         let first = start.max(block * BLOCK) - block * BLOCK;
         let last = end.min((block + 1) * BLOCK) - block * BLOCK;
-        let at = source.kv.head_start(source.table[block], source.head);
-        // SAFETY: the block is in the layer, and a head of a block has `dim * BLOCK` elements.
+        // Blocks lie scattered, so the processor cannot foresee the next one.
+        let next = if block * BLOCK + last < end {
+            block + 1
+        } else {
+            block
+        };
+        let [here, next] =
+            [block, next].map(|b| source.kv.head_start(source.table[b], source.head));
+        // SAFETY: both blocks are in the layer, and a head of a block has `dim * BLOCK` elements.
         unsafe {
-            let keys = source.kv.keys.as_ptr().cast::<S::Element>().add(at);
-            let values = source.kv.values.as_ptr().cast::<S::Element>().add(at);
-            let scores = scores::<L, S, T>(q, keys, plan);
+            let keys = source.kv.keys.as_ptr().cast::<S::Element>();
+            let values = source.kv.values.as_ptr().cast::<S::Element>();
+            let scores = scores::<L, S, T>(q, keys.add(here), keys.add(next), plan);
             let p = weigh::<L, T>(scores, first..last, plan.dim, state);
-            add_values::<L, S, T>(&p, values, first..last, plan.dim, state);
+            let (values, next) = (values.add(here), values.add(next));
+            add_values::<L, S, T>(&p, values, next, first..last, plan.dim, state);
         }
     }
 }
 
-/// Scores of 16 slots for each head: lanes are slots.
+/// Scores of 16 slots for each head: lanes are slots. Asks for `next`, the keys needed after.
 #[inline(always)]
 unsafe fn scores<L: Lanes, S: Stored, const T: usize>(
     q: &[f32],
     keys: *const S::Element,
+    next: *const S::Element,
     plan: &AttnPlan<'_>,
 ) -> [L; T] {
     let dim = plan.dim;
@@ -146,6 +155,8 @@ unsafe fn scores<L: Lanes, S: Stored, const T: usize>(
         for d in (0..dim - dim % 2).step_by(2) {
             let even = S::load::<L>(keys.add(d * BLOCK));
             let odd = S::load::<L>(keys.add((d + 1) * BLOCK));
+            prefetch(next.add(d * BLOCK).cast());
+            prefetch(next.add((d + 1) * BLOCK).cast());
             for (t, sums) in sums.iter_mut().enumerate() {
                 let q = q.as_ptr().add(t * dim + d);
                 sums[0] = L::splat(*q).fma(even, sums[0]);
@@ -206,11 +217,12 @@ unsafe fn weigh<L: Lanes, const T: usize>(
     weights
 }
 
-/// Adds weighted values: lanes are dimensions, slots go in ascending order.
+/// Adds weighted values: lanes are dimensions, slots go in ascending order. Asks for `next`.
 #[inline(always)]
 unsafe fn add_values<L: Lanes, S: Stored, const T: usize>(
     weights: &[[f32; BLOCK]; T],
     values: *const S::Element,
+    next: *const S::Element,
     slots: Range<usize>,
     dim: usize,
     state: &mut State<T>,
@@ -225,6 +237,7 @@ unsafe fn add_values<L: Lanes, S: Stored, const T: usize>(
             }
             for slot in slots.clone() {
                 let v = S::load::<L>(values.add(slot * dim + d));
+                prefetch(next.add(slot * dim + d).cast());
                 for (t, acc) in acc.iter_mut().enumerate() {
                     *acc = L::splat(weights[t][slot]).fma(v, *acc);
                 }
@@ -236,8 +249,8 @@ unsafe fn add_values<L: Lanes, S: Stored, const T: usize>(
         for d in whole..dim {
             for slot in slots.clone() {
                 let v = S::one(values.add(slot * dim + d));
-                for t in 0..T {
-                    state.acc[t][d] = weights[t][slot].mul_add(v, state.acc[t][d]);
+                for (acc, weights) in state.acc.iter_mut().zip(weights) {
+                    acc[d] = weights[slot].mul_add(v, acc[d]);
                 }
             }
         }

@@ -26,17 +26,15 @@ unsafe impl Lanes for Portable {
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: the trait asks for 16 elements.
-        Portable(from_fn(|i| {
-            f16::from_bits(unsafe { from.add(i).read_unaligned() }).to_f32()
-        }))
+        let bits: [u16; WIDTH] = unsafe { from.cast::<[u16; WIDTH]>().read_unaligned() };
+        Portable(bits.map(|bits| f16::from_bits(bits).to_f32()))
     }
 
     #[inline(always)]
     unsafe fn load_bf16(from: *const u16) -> Self {
         // SAFETY: the trait asks for 16 elements.
-        Portable(from_fn(|i| {
-            bf16::from_bits(unsafe { from.add(i).read_unaligned() }).to_f32()
-        }))
+        let bits: [u16; WIDTH] = unsafe { from.cast::<[u16; WIDTH]>().read_unaligned() };
+        Portable(bits.map(|bits| bf16::from_bits(bits).to_f32()))
     }
 
     #[inline(always)]

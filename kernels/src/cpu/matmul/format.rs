@@ -158,9 +158,7 @@ impl Out {
     #[inline(always)]
     pub(super) unsafe fn row(self, row: usize) -> Out {
         // SAFETY: within the slice by the caller's word.
-        Out {
-            first: unsafe { self.first.add(row * self.n) },
-            ..self
-        }
+        let first = unsafe { self.first.add(row * self.n) };
+        Out { first, ..self }
     }
 }

@@ -32,6 +32,7 @@ unsafe fn add_block<F: Format>(
     block: usize,
     acc: &mut [f32; TILE],
 ) {
+    tile.prefetch::<F>(block);
     let mut dots = [[0i32; TILE]; 2];
     for group in 0..8 {
         // SAFETY: the caller's block is within the tile, and its row has 32 integers there.
@@ -48,7 +49,7 @@ unsafe fn add_block<F: Format>(
     }
     // SAFETY: the caller's block.
     let meta = unsafe { rows.meta(row, block) };
-    for part in 0..F::PARTS {
+    for (part, dots) in dots.iter().enumerate().take(F::PARTS) {
         let start = match (F::PARTS, part) {
             (1, _) => meta.neg_sum,
             (_, 0) => meta.neg_first,
@@ -58,7 +59,7 @@ unsafe fn add_block<F: Format>(
         for lane in 0..TILE {
             // SAFETY: the caller's block.
             let scale = unsafe { number::<F>(tile.scale, block * F::PARTS + part, lane) };
-            acc[lane] = ((dots[part][lane] + start) as f32).mul_add(scale * meta.scale, acc[lane]);
+            acc[lane] = ((dots[lane] + start) as f32).mul_add(scale * meta.scale, acc[lane]);
         }
     }
     if F::MIN {
