@@ -324,3 +324,6 @@ pub(crate) fn undelivered(job: &Job, agent: &Agent) -> Option<Effect> {
         key,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! A leader in a box, for tests: a state, and what a shell would propose.
 
+pub(crate) mod history;
+
 use std::collections::BTreeMap;
 
 use conclave_proto::v1::{
