@@ -322,3 +322,75 @@ fn score(q: &[f32], k: &[f32], plan: &AttnPlan<'_>) -> f32 {
     let score = (sums[0] + sums[1]) * plan.scale;
     plan.softcap.map_or(score, |c| softcap(score, c))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for i in -87_000..=88_000 {
+            let x = i as f32 / 1000.0;
+            let (actual, expected) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!(
+                (actual / expected - 1.0).abs() < 2.4e-7,
+                "exp({x}) = {actual}, not {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn exp_is_exact_where_attention_relies_on_it() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-87.1), 0.0);
+        assert!(exp(f32::INFINITY).is_finite());
+    }
+
+    #[test]
+    fn softcap_is_the_scaled_hyperbolic_tangent() {
+        for i in -1000..=1000 {
+            let x = i as f32 / 5.0;
+            let expected = 50.0 * (f64::from(x) / 50.0).tanh();
+            assert!((f64::from(softcap(x, 50.0)) - expected).abs() < 2e-5, "{x}");
+        }
+    }
+
+    #[test]
+    fn rounded_blocks_keep_the_largest_input_and_zero() {
+        let mut x = [0f32; 32];
+        assert_eq!(
+            quantize_block(&x),
+            QuantBlock {
+                q: [0; 32],
+                scale: 0.0,
+                sum: 0
+            }
+        );
+        (x[3], x[9]) = (-2.54, 1.0);
+        let block = quantize_block(&x);
+        assert_eq!((block.q[3], block.q[9], block.sum), (-127, 50, -77));
+        assert!((block.scale - 0.02).abs() < 1e-6);
+    }
+
+    #[test]
+    fn lanes_are_added_in_halves() {
+        let mut lanes = [0f32; LANES];
+        // In ascending order the ones would be lost beside 2^25.
+        (lanes[0], lanes[8], lanes[1], lanes[2]) = (33_554_432.0, -33_554_432.0, 1.0, 1.0);
+        assert_eq!(sum_lanes(&lanes), 2.0);
+    }
+
+    #[test]
+    fn empty_spans_change_nothing() {
+        let mut state = SpanState {
+            max: 1.5,
+            sum: [0.25; LANES],
+            acc: vec![0.5, -3.0],
+        };
+        let before = state.clone();
+        state.merge(&SpanState::empty(2));
+        assert_eq!(state, before);
+    }
+}

@@ -384,3 +384,51 @@ fn pack_floats(ty: WeightType, source: &[u8], lane: usize, tile: &mut [u8]) {
         tile[(i * TILE + lane) * size..][..size].copy_from_slice(weight);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pack(ty: WeightType, bytes: usize, n: usize, k: usize) -> Result<PackedMatrix, PackError> {
+        PackedMatrix::pack(ty, &vec![0; bytes], n, k, Activation::Int8, Isa::Portable)
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let ty = WeightType::Q4_1;
+        assert_eq!(
+            pack(ty, 20, 1, 33).err(),
+            Some(PackError::RowLength { ty, k: 33 })
+        );
+        assert_eq!(
+            pack(ty, 0, 0, 32).err(),
+            Some(PackError::Shape { n: 0, k: 32 })
+        );
+        assert_eq!(
+            pack(ty, 20, usize::MAX / 2, 32).err(),
+            Some(PackError::Shape {
+                n: usize::MAX / 2,
+                k: 32
+            })
+        );
+        let error = pack(ty, 39, 2, 32).err().expect("one byte is missing");
+        assert_eq!(
+            error.to_string(),
+            "2 x 32 weights of Q4_1 take 40 bytes, not 39"
+        );
+    }
+
+    #[test]
+    fn packed_weights_take_the_file_s_size_and_the_padding_of_the_last_tile() {
+        let bytes = |ty: WeightType, n| pack(ty, n * ty.row_bytes(512), n, 512).map(|w| w.bytes());
+        for ty in [
+            WeightType::Q4_0,
+            WeightType::Q4_1,
+            WeightType::Q8_0,
+            WeightType::Bf16,
+        ] {
+            assert_eq!(bytes(ty, 32), Ok(32 * ty.row_bytes(512)));
+            assert_eq!(bytes(ty, 17), bytes(ty, 32));
+        }
+    }
+}
