@@ -5,7 +5,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     client::{Client, DEFAULT_ENDPOINTS},
-    commands::{cancel, cluster, jobs, review, submit, watch},
+    commands::{
+        ask, audit, cancel, cluster, coordinator, jobs, review, submit, up, watch, worker,
+    },
     duration,
     error::CliError,
 };
@@ -78,8 +80,16 @@ pub enum LogFormat {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Ask one question, with a cluster of its own if none is named
+    Ask(Box<ask::AskArgs>),
+    /// Keep a local cluster running
+    Up(up::UpArgs),
+    /// Run one coordinator
+    Coordinator(coordinator::CoordinatorArgs),
+    /// Run one worker
+    Worker(worker::WorkerArgs),
     /// Hand a job to a cluster; prints its id
-    Submit(submit::SubmitArgs),
+    Submit(Box<submit::SubmitArgs>),
     /// Follow a job to its end
     Watch(watch::WatchArgs),
     /// List jobs, or show one
@@ -88,6 +98,9 @@ pub enum Command {
     Cancel(cancel::CancelArgs),
     /// Approve, edit or reject an answer that awaits review
     Review(review::ReviewArgs),
+    /// Take a job's record along, check it, run it again
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Create a cluster, change its members, see its health
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),

@@ -22,7 +22,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::error::CliError;
+use crate::{error::CliError, out};
 
 /// Where `conclave up` listens unless told otherwise.
 pub const DEFAULT_ENDPOINTS: [&str; 3] = ["127.0.0.1:7400", "127.0.0.1:7401", "127.0.0.1:7402"];
@@ -192,6 +192,15 @@ impl Client {
             tracing::debug!(endpoint = link.address(), call, %status, "passing over");
             self.pass_over();
             let wait = pause.next(&status);
+            // Once, when every endpoint was tried in vain: silence would look like a hang.
+            if wait == FIRST_PAUSE {
+                out::note(format!(
+                    "{}: {}; trying on for {} s.",
+                    link.address(),
+                    reason(&status),
+                    left_of(deadline)
+                ));
+            }
             if Instant::now() + wait >= deadline {
                 return Err(self.unreachable(call, &link, &status));
             }
@@ -300,8 +309,16 @@ fn is_outcome_unknown(status: &Status) -> bool {
         .is_some_and(|value| value == "unknown")
 }
 
+/// Whole seconds until `deadline`, rounded up.
+fn left_of(deadline: Instant) -> u64 {
+    deadline
+        .saturating_duration_since(Instant::now())
+        .as_millis()
+        .div_ceil(1000) as u64
+}
+
 /// A status with the causes that tonic hides behind "transport error".
-fn reason(status: &Status) -> String {
+pub fn reason(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = status.source();
     while let Some(error) = cause {

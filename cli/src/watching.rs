@@ -116,3 +116,7 @@ async fn open(
         Err(_) => Err(Status::deadline_exceeded("no answer within 15 s")),
     }
 }
+
+#[cfg(test)]
+#[path = "watching_tests.rs"]
+mod tests;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args::Global,
-    client::{Client, Link},
+    client::{Client, Link, reason},
     error::CliError,
     out,
     view::json,
@@ -216,7 +216,7 @@ async fn status(client: &Client, print: Print) -> Result<(), CliError> {
     let mut any = false;
     let mut documents = Vec::new();
     for (address, reply) in answers {
-        let reply = reply.and_then(|reply| reply.map_err(|status| status.message().to_owned()));
+        let reply = reply.and_then(|reply| reply.map_err(|status| reason(&status)));
         any |= reply.is_ok();
         match (reply, print.json) {
             (Ok(reply), true) => documents.push(json::status(&reply.into_inner())),

@@ -8,17 +8,26 @@ use crate::{
     view::{names, summary},
 };
 
+pub mod ask;
+pub mod audit;
 pub mod cancel;
 pub mod cluster;
+pub mod coordinator;
 pub mod jobs;
+pub mod replay;
 pub mod review;
 pub mod submit;
+pub mod up;
 pub mod watch;
+pub mod worker;
 
 impl Command {
     /// The log filter when the user gave none.
     pub fn default_log(&self) -> &'static str {
-        "warn"
+        match self {
+            Self::Coordinator(_) | Self::Worker(_) => "info",
+            _ => "warn",
+        }
     }
 }
 
@@ -26,11 +35,16 @@ impl Command {
 pub async fn run(cli: Cli) -> Result<(), CliError> {
     let global = &cli.global;
     match cli.command {
-        Command::Submit(args) => submit::run(global, args).await,
+        Command::Ask(args) => ask::run(global, *args).await,
+        Command::Up(args) => up::run(global, args).await,
+        Command::Coordinator(args) => coordinator::run(args).await,
+        Command::Worker(args) => worker::run(global, args).await,
+        Command::Submit(args) => submit::run(global, *args).await,
         Command::Watch(args) => watch::run(global, args).await,
         Command::Jobs(args) => jobs::run(global, args).await,
         Command::Cancel(args) => cancel::run(global, args).await,
         Command::Review(args) => review::run(global, args).await,
+        Command::Audit(command) => audit::run(global, command).await,
         Command::Cluster(command) => cluster::run(global, command).await,
     }
 }

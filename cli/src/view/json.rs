@@ -77,7 +77,8 @@ pub fn agent(status: &AgentStatus) -> Value {
     value
 }
 
-fn draft_fields(draft: &Draft) -> Map<String, Value> {
+/// What a draft says, field by field.
+pub fn draft_fields(draft: &Draft) -> Map<String, Value> {
     let value = json!({
         "thought": draft.thought,
         "answer": draft.answer,
@@ -135,7 +136,8 @@ pub fn audit_head(head: &AuditHead) -> Value {
     })
 }
 
-fn answer(answer: &Answer) -> Value {
+/// An answer with its votes.
+pub fn answer(answer: &Answer) -> Value {
     json!({
         "text": answer.text,
         "canonical": answer.canonical,

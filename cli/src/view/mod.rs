@@ -2,6 +2,7 @@
 //!
 //! [`progress`] keeps what is known and draws nothing; [`live`] and [`plain`]
 //! draw it; [`summary`] and [`json`] show the end.
+pub mod audit;
 pub mod json;
 pub mod live;
 pub mod names;

@@ -41,14 +41,6 @@ pub fn replay(replay: Replay) -> &'static str {
     tail(replay.as_str_name(), "REPLAY_")
 }
 
-/// States that a job never leaves.
-pub fn is_final(state: JobState) -> bool {
-    matches!(
-        state,
-        JobState::Done | JobState::Degraded | JobState::Failed | JobState::Cancelled
-    )
-}
-
 /// Confidence in nats, as humans compare it.
 pub fn nats(micro: i64) -> f64 {
     // Exact for every value a mean log-probability can take.
@@ -69,11 +61,5 @@ mod tests {
         );
         assert_eq!(mode(Mode::Contemplating), "CONTEMPLATING");
         assert_eq!(stop(StopReason::LowConfidence), "LOW_CONFIDENCE");
-    }
-
-    #[test]
-    fn waiting_for_review_is_not_an_end() {
-        assert!(is_final(JobState::Degraded));
-        assert!(!is_final(JobState::AwaitingReview));
     }
 }
