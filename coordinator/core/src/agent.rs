@@ -80,6 +80,22 @@ impl Agent {
         u64::from(self.spec.thought_tokens) + u64::from(self.spec.answer_tokens)
     }
 
+    /// Forgets what only a running agent needs. The audit's round keeps the whole spec.
+    pub(crate) fn retire(&mut self) {
+        let spec = std::mem::take(&mut self.spec);
+        self.spec = AgentSpec {
+            agent: spec.agent,
+            role: spec.role,
+            round: spec.round,
+            index: spec.index,
+            seed: spec.seed,
+            thought_tokens: spec.thought_tokens,
+            answer_tokens: spec.answer_tokens,
+            sources: spec.sources,
+            ..AgentSpec::default()
+        };
+    }
+
     /// As the API shows it, without the draft.
     pub fn status(&self) -> AgentStatus {
         AgentStatus {

@@ -142,6 +142,14 @@ impl Job {
         }
     }
 
+    /// Forgets what neither `GetJob` nor the audit needs, once nothing more can happen.
+    pub(crate) fn retire(&mut self) {
+        self.agents.iter_mut().for_each(Agent::retire);
+        if let Some(prepared) = &mut self.prepared {
+            prepared.checkpoints.clear();
+        }
+    }
+
     pub(crate) fn to_record(&self) -> JobRecord {
         JobRecord {
             job_id: self.id.clone(),

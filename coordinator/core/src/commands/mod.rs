@@ -131,6 +131,7 @@ pub(crate) fn seal_if_quiet(job: &mut Job, at: At) {
     let quiet = job.agents.iter().all(|a| !a.holds_worker());
     if job.is_final() && quiet && !job.audit.is_sealed() {
         job.record(at.index, audit_event::Event::Sealed(AuditSealed {}));
+        job.retire();
     }
 }
 

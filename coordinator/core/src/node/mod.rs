@@ -10,108 +10,20 @@
 //! An incoming snapshot (`persist.snapshot`) carries a manifest; the shell fetches the state behind
 //! it before it calls [`Node::persisted`].
 
+mod config;
+mod output;
 mod storage;
 
-use conclave_proto::v1::SnapshotManifest;
-use prost::Message as _;
 use raft::{
     GetEntriesContext, RawNode, SnapshotStatus, StateRole, Storage as _,
-    eraftpb::{
-        ConfChange, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message,
-        Snapshot,
-    },
+    eraftpb::{ConfChange, ConfChangeType, ConfChangeV2, ConfState, Entry, Message, Snapshot},
 };
 
+pub use config::{NodeConfig, Restored, snapshot_of};
+pub use output::{
+    Committed, Leadership, MemberProgress, Output, Payload, Persist, ReadState, Role,
+};
 use storage::Log;
-
-/// How a node behaves. Ticks are the shell's timer periods.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeConfig {
-    /// Minted per data folder, never 0.
-    pub id: u64,
-    /// Election timeouts are derived from it (law 11).
-    pub seed: u64,
-    /// A follower campaigns after this to twice this many ticks of silence.
-    pub election_ticks: usize,
-    /// A leader beats every so many ticks.
-    pub heartbeat_ticks: usize,
-    /// Most bytes of entries in one message.
-    pub max_message_bytes: u64,
-    /// Most append messages in flight to one member.
-    pub max_inflight: usize,
-    /// Most bytes of entries that are proposed but not committed; further proposals are dropped.
-    pub max_uncommitted_bytes: u64,
-}
-
-impl NodeConfig {
-    /// The defaults for a node.
-    pub fn new(id: u64, seed: u64) -> NodeConfig {
-        NodeConfig {
-            id,
-            seed,
-            election_ticks: 10,
-            heartbeat_ticks: 2,
-            max_message_bytes: 1 << 20,
-            max_inflight: 128,
-            max_uncommitted_bytes: 64 << 20,
-        }
-    }
-}
-
-/// What a node finds on its disk.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Restored {
-    /// The last one written.
-    pub hard_state: HardState,
-    /// The members as of the last applied entry (the snapshot's, if none was applied since).
-    pub conf_state: ConfState,
-    /// The last snapshot, its data the manifest; `None` on a blank node.
-    pub snapshot: Option<Snapshot>,
-    /// The log behind it (older entries that are still there are fine).
-    pub entries: Vec<Entry>,
-    /// Last index that the restored [`crate::State`] has applied.
-    pub applied: u64,
-}
-
-impl Restored {
-    /// The beginning of a cluster, with this node as its only voter. The state behind `manifest` is
-    /// [`crate::snapshot::genesis`]'s. Persist it before [`Node::new`].
-    pub fn genesis(id: u64, manifest: &SnapshotManifest) -> Restored {
-        let conf_state = ConfState {
-            voters: vec![id],
-            ..ConfState::default()
-        };
-        let snapshot = snapshot_of(manifest, conf_state.clone());
-        let hard_state = HardState {
-            term: manifest.term,
-            commit: manifest.index,
-            ..HardState::default()
-        };
-        Restored {
-            hard_state,
-            conf_state,
-            snapshot: Some(snapshot),
-            entries: Vec::new(),
-            applied: manifest.index,
-        }
-    }
-
-    /// The node has never been a member: it waits to be added.
-    pub fn is_blank(&self) -> bool {
-        self.snapshot.is_none() && self.entries.is_empty()
-    }
-}
-
-/// A raft snapshot that carries this manifest.
-pub fn snapshot_of(manifest: &SnapshotManifest, conf_state: ConfState) -> Snapshot {
-    let mut snapshot = Snapshot::default();
-    snapshot.set_data(manifest.encode_to_vec().into());
-    let metadata = snapshot.mut_metadata();
-    metadata.index = manifest.index;
-    metadata.term = manifest.term;
-    metadata.set_conf_state(conf_state);
-    snapshot
-}
 
 /// Why the node refused an input.
 #[derive(Debug, thiserror::Error)]
@@ -125,126 +37,6 @@ pub enum NodeError {
     /// raft-rs refused.
     #[error("raft: {0}")]
     Raft(#[from] raft::Error),
-}
-
-/// The node's part in its cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Follows, or waits to be added.
-    Follower,
-    /// Votes are being asked for.
-    Candidate,
-    /// Leads.
-    Leader,
-    /// Follows without a vote.
-    Learner,
-    /// Not (or no longer) in the configuration.
-    Outside,
-}
-
-/// Who leads, as far as this node knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Leadership {
-    /// This node's part.
-    pub role: Role,
-    /// The term.
-    pub term: u64,
-    /// 0: none known.
-    pub leader_id: u64,
-}
-
-/// What must reach the disk before the rest may go on.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Persist {
-    /// Replaces the last one.
-    pub hard_state: Option<HardState>,
-    /// Appended; entries at and above the first one's index are replaced.
-    pub entries: Vec<Entry>,
-    /// Replaces state and log. Its data is a `SnapshotManifest`.
-    pub snapshot: Option<Snapshot>,
-    /// Fsync before [`Node::persisted`].
-    pub must_sync: bool,
-}
-
-impl Persist {
-    /// There is nothing to write.
-    pub fn is_empty(&self) -> bool {
-        self.hard_state.is_none() && self.entries.is_empty() && self.snapshot.is_none()
-    }
-}
-
-/// What a committed entry holds.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Payload {
-    /// A new leader's empty entry: [`crate::State::skip`].
-    Empty,
-    /// An encoded command, with the proposer's context.
-    Command {
-        /// As given to [`Node::propose`].
-        context: Vec<u8>,
-        /// For [`crate::codec::decode`].
-        data: Vec<u8>,
-    },
-    /// A change of configuration, with the proposer's context: [`Node::apply_conf`] and
-    /// [`crate::State::skip`].
-    Conf {
-        /// As given to [`Node::propose_conf_change`].
-        context: Vec<u8>,
-        /// The change.
-        change: ConfChangeV2,
-    },
-}
-
-/// A committed entry.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Committed {
-    /// Its index.
-    pub index: u64,
-    /// Its term.
-    pub term: u64,
-    /// What it holds.
-    pub payload: Payload,
-}
-
-/// A confirmed read: once `index` is applied, the read that `context` names may be served.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadState {
-    /// As given to [`Node::read_index`].
-    pub context: Vec<u8>,
-    /// What must be applied first.
-    pub index: u64,
-}
-
-/// What the shell must carry out now, in the order that the module's words give.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Output {
-    /// For [`Node::persisted`].
-    pub number: u64,
-    /// Send now.
-    pub messages: Vec<Message>,
-    /// Write.
-    pub persist: Persist,
-    /// Send after the write.
-    pub after_persist: Vec<Message>,
-    /// Apply, in order.
-    pub committed: Vec<Committed>,
-    /// Confirmed reads.
-    pub reads: Vec<ReadState>,
-    /// Set when role, term or leader changed.
-    pub leadership: Option<Leadership>,
-}
-
-/// How far a member is, as the leader knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemberProgress {
-    /// The member.
-    pub id: u64,
-    /// Its log agrees with the leader's up to here.
-    pub matched: u64,
-    /// Heard of within the last election timeout.
-    pub active: bool,
-    /// Without a vote.
-    pub learner: bool,
 }
 
 /// A raft node without disk, network or clock.
@@ -354,6 +146,7 @@ impl Node {
     /// Hands leadership to a member; given up after an election timeout.
     pub fn transfer(&mut self, to: u64) {
         self.raw.transfer_leader(to);
+        self.pin_timeout();
     }
 
     /// Campaigns now: the only voter of a new cluster need not wait.
@@ -407,7 +200,7 @@ impl Node {
             committed: ready
                 .take_committed_entries()
                 .into_iter()
-                .filter_map(committed)
+                .filter_map(output::committed)
                 .collect(),
             reads: ready
                 .take_read_states()
@@ -428,6 +221,7 @@ impl Node {
     /// Everything up to this output has been written.
     pub fn persisted(&mut self, number: u64) {
         self.raw.on_persist_ready(number);
+        self.pin_timeout();
     }
 
     /// Applies a committed change of configuration; returns the members from now on.
@@ -573,47 +367,6 @@ fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
-}
-
-/// The entry by what it holds; `None` for a change of configuration that does not decode, which
-/// raft-rs never writes.
-fn committed(mut entry: Entry) -> Option<Committed> {
-    let context = entry.take_context().to_vec();
-    let data = entry.take_data().to_vec();
-    let payload = match entry.get_entry_type() {
-        EntryType::EntryNormal if data.is_empty() => Payload::Empty,
-        EntryType::EntryNormal => Payload::Command { context, data },
-        EntryType::EntryConfChange => {
-            let change: ConfChange = protobuf::Message::parse_from_bytes(&data).ok()?;
-            use raft::eraftpb::ConfChangeV2;
-            let v2: ConfChangeV2 = raft_proto_v2(&change);
-            Payload::Conf {
-                context,
-                change: v2,
-            }
-        }
-        EntryType::EntryConfChangeV2 => Payload::Conf {
-            context,
-            change: protobuf::Message::parse_from_bytes(&data).ok()?,
-        },
-    };
-    Some(Committed {
-        index: entry.index,
-        term: entry.term,
-        payload,
-    })
-}
-
-fn raft_proto_v2(change: &ConfChange) -> ConfChangeV2 {
-    use raft::prelude::ConfChangeSingle;
-    let mut single = ConfChangeSingle {
-        node_id: change.node_id,
-        ..ConfChangeSingle::default()
-    };
-    single.set_change_type(change.get_change_type());
-    let mut v2 = ConfChangeV2::default();
-    v2.mut_changes().push(single);
-    v2
 }
 
 #[cfg(test)]

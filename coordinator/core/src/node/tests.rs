@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use conclave_proto::v1::SnapshotManifest;
+use raft::eraftpb::{ConfChangeType, Entry, Message};
+
 use super::*;
 use crate::snapshot;
 
