@@ -37,7 +37,9 @@ pub struct Load {
 /// A worker and what is placed on it, this call's suggestions included.
 struct Slot<'a> {
     worker: &'a Worker,
-    /// Attempts, by the state or by its own words, whichever are more.
+    /// What it said it runs and queues: only weighed, since it lags behind the state.
+    said: u32,
+    /// Attempts placed on it.
     agents: u32,
     /// KV blocks that the placed attempts may fill.
     blocks: u64,
@@ -69,7 +71,8 @@ impl Slot<'_> {
 
     /// Load in millionths of its sequences.
     fn load(&self) -> u64 {
-        u64::from(self.agents) * 1_000_000 / u64::from(self.worker.max_sequences.max(1))
+        u64::from(self.agents.max(self.said)) * 1_000_000
+            / u64::from(self.worker.max_sequences.max(1))
     }
 }
 
@@ -117,32 +120,28 @@ fn slots<'a>(state: &'a State, loads: &BTreeMap<String, Load>) -> Vec<Slot<'a>> 
             let said = load.running.saturating_add(load.waiting);
             Some(Slot {
                 worker,
-                agents: said,
+                said,
+                agents: 0,
                 blocks: 0,
                 jobs: BTreeMap::new(),
             })
         })
         .collect();
-    let mut placed = vec![0; slots.len()];
     for job in state.active_jobs() {
         for agent in job.agents.iter().filter(|a| a.holds_worker()) {
             let Some(on) = &agent.placement else { continue };
-            let at = slots.iter().position(|s| {
+            let slot = slots.iter_mut().find(|s| {
                 s.worker.worker_id == on.worker_id && s.worker.incarnation == on.incarnation
             });
-            if let Some(at) = at {
-                placed[at] += 1;
-                charge(&mut slots[at], job, agent);
+            if let Some(slot) = slot {
+                charge(slot, job, agent);
             }
         }
-    }
-    for (slot, placed) in slots.iter_mut().zip(placed) {
-        slot.agents = slot.agents.max(placed);
     }
     slots
 }
 
-/// Books an agent's blocks on a worker; the job's prompt with its first one.
+/// Books an agent and its blocks on a worker; the job's prompt with its first one.
 fn charge<'a>(slot: &mut Slot<'a>, job: &'a Job, agent: &Agent) {
     let count = slot.jobs.entry(job.id.as_str()).or_insert(0);
     if *count == 0 {
@@ -150,6 +149,7 @@ fn charge<'a>(slot: &mut Slot<'a>, job: &'a Job, agent: &Agent) {
     }
     *count += 1;
     slot.blocks += own_blocks(agent);
+    slot.agents += 1;
 }
 
 fn place_job<'a>(
@@ -187,7 +187,6 @@ fn place_job<'a>(
             numeric_class: class.clone(),
         });
         charge(slot, job, agent);
-        slot.agents += 1;
         left -= 1;
     }
     Ok(())

@@ -159,3 +159,14 @@ fn one_round_never_mixes_classes() {
     classes.dedup();
     assert_eq!(classes.len(), 1);
 }
+
+#[test]
+fn a_heartbeat_that_lags_keeps_nobody_waiting() {
+    let mut world = World::with_job(&choice(width(2)));
+    world.decide("j");
+    let stale = Load {
+        running: 8,
+        ..idle()
+    };
+    assert_eq!(suggest(&world, &[("w1", stale)]).len(), 2);
+}
