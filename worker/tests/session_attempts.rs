@@ -37,7 +37,11 @@ async fn the_text_comes_whole_and_before_the_result() {
     let mut deltas = Vec::new();
     let draft = draft(session.result(&mut deltas).await);
     assert_eq!(joined(&deltas), draft.answer);
-    assert!(deltas.iter().all(|delta| (delta.agent, delta.attempt) == (1, 1)));
+    assert!(
+        deltas
+            .iter()
+            .all(|delta| (delta.agent, delta.attempt) == (1, 1))
+    );
     assert_eq!(draft.usage.unwrap().answer_tokens, 40);
     drop(worker);
 }
@@ -52,16 +56,34 @@ async fn a_cancel_ends_the_attempt_before_the_next_step() {
     session.send(1, start(1, 1000, &hello)).await;
     backend.gate.let_through(3);
     let mut sampled = backend.sampled.subscribe();
-    soon("three tokens", sampled.wait_for(|n| *n == 3)).await.unwrap();
-    let cancel = Cancel { key: Some(key(1)), ..Cancel::default() };
+    soon("three tokens", sampled.wait_for(|n| *n == 3))
+        .await
+        .unwrap();
+    let cancel = Cancel {
+        key: Some(key(1)),
+        ..Cancel::default()
+    };
     session.send(1, FromLeader::Cancel(cancel)).await;
     // A reply to a later message shows that the cancel was taken; the engine waits inside a step.
-    session.send(1, FromLeader::Prepare(Prepare { job_id: "p".into(), spec: Some(JobSpec::default()), salt: vec![] })).await;
+    session
+        .send(
+            1,
+            FromLeader::Prepare(Prepare {
+                job_id: "p".into(),
+                spec: Some(JobSpec::default()),
+                salt: vec![],
+            }),
+        )
+        .await;
     while !matches!(session.next().await, FromWorker::Prepared(_)) {}
     backend.gate.open();
     let draft = draft(session.result(&mut Vec::new()).await);
     assert_eq!(draft.stop(), StopReason::Cancelled);
-    assert!(draft.token_ids.len() <= 4, "{} tokens", draft.token_ids.len());
+    assert!(
+        draft.token_ids.len() <= 4,
+        "{} tokens",
+        draft.token_ids.len()
+    );
     drop(worker);
 }
 
@@ -75,14 +97,29 @@ async fn text_is_sent_again_from_the_token_asked_for() {
     session.send(1, start(1, 100, &hello)).await;
     backend.gate.let_through(10);
     let mut seen = Vec::new();
-    while seen.iter().map(|delta: &conclave_proto::v1::TokenDelta| delta.tokens).sum::<u32>() < 10 {
+    while seen
+        .iter()
+        .map(|delta: &conclave_proto::v1::TokenDelta| delta.tokens)
+        .sum::<u32>()
+        < 10
+    {
         match session.next().await {
             FromWorker::Progress(progress) => seen.extend(progress.delta),
             other => panic!("{other:?} is no progress"),
         }
     }
-    session.send(1, FromLeader::Resend(Resend { key: Some(key(1)), offset: 4 })).await;
-    let FromWorker::Progress(again) = session.next().await else { panic!("no progress") };
+    session
+        .send(
+            1,
+            FromLeader::Resend(Resend {
+                key: Some(key(1)),
+                offset: 4,
+            }),
+        )
+        .await;
+    let FromWorker::Progress(again) = session.next().await else {
+        panic!("no progress")
+    };
     let again = again.delta.unwrap();
     assert_eq!((again.offset, again.tokens), (4, 6));
     assert!(joined(&seen).ends_with(&again.text));
@@ -100,11 +137,17 @@ async fn a_link_that_takes_nothing_does_not_hold_up_the_engine() {
     session.send(1, start(1, TOKENS, &hello)).await;
     // 400 KiB of text against a window of 64 KiB, and nobody reads.
     let mut sampled = backend.sampled.subscribe();
-    soon("all tokens", sampled.wait_for(|n| *n == u64::from(TOKENS))).await.unwrap();
+    soon("all tokens", sampled.wait_for(|n| *n == u64::from(TOKENS)))
+        .await
+        .unwrap();
     let mut deltas = Vec::new();
     let draft = draft(session.result(&mut deltas).await);
     assert_eq!(joined(&deltas), draft.answer);
-    assert!(deltas.len() < TOKENS as usize / 2, "{} messages: not merged", deltas.len());
+    assert!(
+        deltas.len() < TOKENS as usize / 2,
+        "{} messages: not merged",
+        deltas.len()
+    );
     drop(worker);
 }
 
@@ -114,13 +157,29 @@ async fn what_cannot_run_is_permanent_and_a_panic_is_not() {
     let backend = MockBackend::new(4);
     let worker = worker(&backend, &[&coordinator.address]).await;
     let (mut session, hello) = coordinator.welcome(1).await;
-    let FromLeader::Start(good) = start(1, 5, &hello) else { unreachable!() };
-    session.send(1, FromLeader::Start(Start { context: String::new(), ..good })).await;
+    let FromLeader::Start(good) = start(1, 5, &hello) else {
+        unreachable!()
+    };
+    session
+        .send(
+            1,
+            FromLeader::Start(Start {
+                context: String::new(),
+                ..good
+            }),
+        )
+        .await;
     let (kind, message) = error(session.result(&mut Vec::new()).await);
-    assert_eq!((kind, message.as_str()), (ErrorKind::Permanent, "the prompt is empty"));
+    assert_eq!(
+        (kind, message.as_str()),
+        (ErrorKind::Permanent, "the prompt is empty")
+    );
     backend.panic_next.store(true, Ordering::SeqCst);
     session.send(1, start(2, 5, &hello)).await;
-    assert_eq!(error(session.result(&mut Vec::new()).await).0, ErrorKind::Transient);
+    assert_eq!(
+        error(session.result(&mut Vec::new()).await).0,
+        ErrorKind::Transient
+    );
     session.send(1, start(3, 5, &hello)).await;
     let after = draft(session.result(&mut Vec::new()).await);
     assert_eq!(after.token_ids.len(), 5, "the engine was built anew");
@@ -137,7 +196,9 @@ async fn a_worker_that_leaves_finishes_what_runs_and_returns_what_comes() {
     session.send(1, start(1, 5, &hello)).await;
     backend.gate.let_through(1);
     let mut sampled = backend.sampled.subscribe();
-    soon("a token", sampled.wait_for(|n| *n == 1)).await.unwrap();
+    soon("a token", sampled.wait_for(|n| *n == 1))
+        .await
+        .unwrap();
     let left = tokio::spawn(worker.shutdown(Duration::from_secs(10)));
     loop {
         match session.next().await {
@@ -147,10 +208,23 @@ async fn a_worker_that_leaves_finishes_what_runs_and_returns_what_comes() {
         }
     }
     session.send(1, start(2, 5, &hello)).await;
-    assert_eq!(error(session.result(&mut Vec::new()).await).0, ErrorKind::Drained);
+    assert_eq!(
+        error(session.result(&mut Vec::new()).await).0,
+        ErrorKind::Drained
+    );
     backend.gate.open();
     let draft = draft(session.result(&mut Vec::new()).await);
-    assert_eq!((draft.token_ids.len(), draft.stop()), (5, StopReason::Length));
-    session.send(1, FromLeader::Ack(Ack { keys: vec![key(1), key(2)] })).await;
+    assert_eq!(
+        (draft.token_ids.len(), draft.stop()),
+        (5, StopReason::Length)
+    );
+    session
+        .send(
+            1,
+            FromLeader::Ack(Ack {
+                keys: vec![key(1), key(2)],
+            }),
+        )
+        .await;
     soon("the worker to leave", left).await.unwrap();
 }

@@ -9,13 +9,18 @@ use session_support::*;
 
 #[tokio::test]
 async fn a_worker_follows_the_hint_of_a_coordinator_that_does_not_lead() {
-    let (mut follower, mut leader) =
-        (MockCoordinator::listen().await, MockCoordinator::listen().await);
+    let (mut follower, mut leader) = (
+        MockCoordinator::listen().await,
+        MockCoordinator::listen().await,
+    );
     let backend = MockBackend::new(4);
     let worker = worker(&backend, &[&follower.address]).await;
     let mut session = follower.accept().await;
     let hello = session.hello().await;
-    assert_eq!((hello.worker_id.as_str(), hello.models[0].name.as_str()), ("w1", "mock"));
+    assert_eq!(
+        (hello.worker_id.as_str(), hello.models[0].name.as_str()),
+        ("w1", "mock")
+    );
     assert_eq!(session.authorization.as_deref(), Some("Bearer secret"));
     let not_leader = NotLeader {
         leader: leader.address.clone(),
@@ -30,7 +35,10 @@ async fn a_worker_follows_the_hint_of_a_coordinator_that_does_not_lead() {
 
 #[tokio::test]
 async fn a_coordinator_of_an_older_term_is_refused() {
-    let (mut old, mut new) = (MockCoordinator::listen().await, MockCoordinator::listen().await);
+    let (mut old, mut new) = (
+        MockCoordinator::listen().await,
+        MockCoordinator::listen().await,
+    );
     let backend = MockBackend::new(4);
     let worker = worker(&backend, &[&new.address, &old.address]).await;
     let (session, hello) = new.welcome(7).await;
@@ -41,7 +49,10 @@ async fn a_coordinator_of_an_older_term_is_refused() {
     stale.send(6, start(1, 5, &hello)).await;
     assert!(stale.closed().await, "the worker hangs up");
     let (mut session, hello) = new.welcome(7).await;
-    assert!(hello.running.is_empty() && hello.finished.is_empty(), "nothing was started");
+    assert!(
+        hello.running.is_empty() && hello.finished.is_empty(),
+        "nothing was started"
+    );
     session.send(7, start(2, 5, &hello)).await;
     assert_eq!(session.result(&mut Vec::new()).await.key, Some(key(2)));
     drop(worker);
@@ -58,14 +69,18 @@ async fn decoding_goes_on_without_a_session_and_results_are_repeated_until_ackno
     session.send(1, start(1, 6, &hello)).await;
     backend.gate.let_through(2);
     let mut sampled = backend.sampled.subscribe();
-    soon("two tokens", sampled.wait_for(|n| *n >= 2)).await.unwrap();
+    soon("two tokens", sampled.wait_for(|n| *n >= 2))
+        .await
+        .unwrap();
     drop(session);
     // The connection is lost with the attempt half done.
     let (session, hello) = coordinator.welcome(2).await;
     assert_eq!(hello.running, [key(1)]);
     drop(session);
     backend.gate.open();
-    soon("all tokens", sampled.wait_for(|n| *n >= 6)).await.unwrap();
+    soon("all tokens", sampled.wait_for(|n| *n >= 6))
+        .await
+        .unwrap();
     // Now it is done, and nobody has heard of it.
     let mut told = 0;
     for term in 3..6 {
@@ -75,21 +90,35 @@ async fn decoding_goes_on_without_a_session_and_results_are_repeated_until_ackno
             None => session.result(&mut Vec::new()).await,
         };
         assert_eq!(result.incarnation, hello.incarnation);
-        let Some(Outcome::Draft(draft)) = result.result else { panic!("no draft") };
-        assert_eq!((draft.token_ids.len(), draft.stop()), (6, StopReason::Length));
+        let Some(Outcome::Draft(draft)) = result.result else {
+            panic!("no draft")
+        };
+        assert_eq!(
+            (draft.token_ids.len(), draft.stop()),
+            (6, StopReason::Length)
+        );
         told += 1;
     }
     let (session, hello) = coordinator.welcome(6).await;
     assert_eq!((hello.finished.len(), told), (1, 3));
-    session.send(6, FromLeader::Ack(Ack { keys: vec![key(1)] })).await;
+    session
+        .send(6, FromLeader::Ack(Ack { keys: vec![key(1)] }))
+        .await;
     // A later message makes sure that the first was taken.
     let mut session = session;
     session.send(6, start(2, 1, &hello)).await;
     session.result(&mut Vec::new()).await;
-    session.send(6, FromLeader::Ack(Ack { keys: vec![key(2)] })).await;
+    session
+        .send(6, FromLeader::Ack(Ack { keys: vec![key(2)] }))
+        .await;
     drop(session);
     let (_session, hello) = coordinator.welcome(7).await;
-    assert!(!hello.finished.iter().any(|result| result.key == Some(key(1))));
+    assert!(
+        !hello
+            .finished
+            .iter()
+            .any(|result| result.key == Some(key(1)))
+    );
     assert_eq!(*backend.sampled.borrow(), 7, "the doubled start ran once");
     drop(worker);
 }
