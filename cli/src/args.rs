@@ -5,9 +5,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     client::{Client, DEFAULT_ENDPOINTS},
-    commands::{
-        ask, audit, cancel, cluster, coordinator, jobs, review, submit, up, watch, worker,
-    },
+    commands::{ask, audit, cancel, cluster, coordinator, jobs, review, submit, up, watch, worker},
     duration,
     error::CliError,
 };

@@ -1,0 +1,150 @@
+//! `conclave coordinator`: one member of a cluster, in this process.
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+use conclave_coordinator::{Config, Coordinator};
+use serde_json::json;
+
+use crate::{
+    duration,
+    ending::{asked_to_end, unless_asked_again},
+    error::CliError,
+    metrics, out,
+    settings::{Overrides, SetArgs},
+};
+
+/// Flags of `coordinator`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct CoordinatorArgs {
+    /// TOML file with the settings; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder for log, snapshots and identity [default: conclave-data]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where gRPC listens; port 0 takes a free one [default: 127.0.0.1:7400]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// What members and workers dial [default: the address listened on]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    /// Where /metrics, /healthz and /readyz listen [default: 127.0.0.1:7401]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub http_listen: Option<String>,
+    /// Address of a member, if all of them have moved; repeat for more
+    #[arg(long = "seed", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub seeds: Vec<String>,
+    /// JSON lines of {"token", "tenant", "role"}: who may call
+    #[arg(long, value_name = "FILE", conflicts_with = "open")]
+    pub tokens_file: Option<PathBuf>,
+    /// Serve everybody who reaches it, as operator of tenant `local`
+    #[arg(long)]
+    pub open: bool,
+    /// Any other setting.
+    #[command(flatten)]
+    pub set: SetArgs,
+    /// How long a drain may take after SIGTERM
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
+    pub drain: Duration,
+    /// Say where it listens as JSON: {"grpc": "127.0.0.1:7400", "http": "127.0.0.1:7401"}
+    #[arg(long)]
+    pub json: bool,
+}
+
+const EXAMPLES: &str = "\
+A new coordinator is blank: it waits for `conclave cluster init` or `add`.
+Prints one line when it listens. SIGTERM hands leadership over and drains; a
+second signal ends it at once.
+
+Examples:
+  conclave coordinator --open --data-dir /var/lib/conclave
+  conclave coordinator --config coordinator.toml --listen 0.0.0.0:7400 --set lease_ttl_ms=20000
+
+A file:
+  data_dir = \"/var/lib/conclave\"
+  listen = \"10.0.0.5:7400\"
+  http_listen = \"10.0.0.5:9400\"
+  tokens_file = \"/etc/conclave/tokens.jsonl\"";
+
+impl CoordinatorArgs {
+    fn settings(&self) -> Result<String, CliError> {
+        let mut flags = Overrides::default();
+        flags
+            .set_path("data_dir", self.data_dir.as_deref())
+            .set("listen", self.listen.clone())
+            .set("advertise", self.advertise.clone())
+            .set("http_listen", self.http_listen.clone())
+            .set_list("seeds", &self.seeds)
+            .set_path("tokens_file", self.tokens_file.as_deref())
+            .set("open", self.open.then_some(true))
+            .add(&self.set);
+        flags.over(self.config.as_deref())
+    }
+}
+
+/// Serves until a signal, or until the coordinator ends by itself.
+pub async fn run(args: CoordinatorArgs) -> Result<(), CliError> {
+    let config =
+        Config::parse(&args.settings()?).map_err(|error| CliError::usage(error.to_string()))?;
+    let coordinator = Coordinator::start(config, metrics::install()?)
+        .await
+        .map_err(|error| CliError::Hosting(error.to_string()))?;
+    let grpc = coordinator.grpc_addr().to_string();
+    let http = coordinator
+        .http_addr()
+        .map(|address| address.to_string())
+        .unwrap_or_default();
+    if args.json {
+        out::json_line(&json!({ "grpc": grpc, "http": http }))?;
+    } else {
+        out::line(format!(
+            "coordinator listens on {grpc}; http://{http}/metrics"
+        ))?;
+    }
+    tokio::select! {
+        asked = asked_to_end() => asked?,
+        why = coordinator.wait() => return Err(CliError::Hosting(format!("the coordinator ended: {why}"))),
+    }
+    unless_asked_again(coordinator.shutdown(args.drain)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: CoordinatorArgs,
+    }
+
+    #[test]
+    fn flags_alone_make_a_configuration() {
+        let only = Only::parse_from([
+            "x",
+            "--open",
+            "--listen",
+            "127.0.0.1:0",
+            "--set",
+            "snapshot_every=64",
+        ]);
+        let config = Config::parse(&only.args.settings().unwrap()).unwrap();
+        assert!(config.open);
+        assert_eq!(
+            (config.listen.as_str(), config.snapshot_every),
+            ("127.0.0.1:0", 64)
+        );
+    }
+
+    #[test]
+    fn a_misspelled_setting_names_the_nearest() {
+        let only = Only::parse_from(["x", "--open", "--set", "snapshots_every=64"]);
+        let error = Config::parse(&only.args.settings().unwrap())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("did you mean `snapshot_every`"), "{error}");
+    }
+}

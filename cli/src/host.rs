@@ -1,0 +1,279 @@
+//! A whole cluster in this process, on loopback: for `ask` and `up`.
+//!
+//! Nothing is faked: the parts talk gRPC over sockets and write real logs.
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use conclave_coordinator::{Config as CoordinatorConfig, Coordinator};
+use conclave_proto::v1::{StatusRequest, StatusResponse};
+use conclave_worker::{Config as WorkerConfig, ModelConfig, Worker, config::ActivationKind};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use crate::{args::Global, client::Client, commands::cluster, error::CliError};
+
+/// Longest wait for a cluster to elect and for workers to register.
+const SETTLE: Duration = Duration::from_secs(60);
+/// How often a settling cluster is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What to host.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Coordinators, at least one.
+    pub coordinators: u16,
+    /// Workers.
+    pub workers: u16,
+    /// Kept across restarts; `None` is a temporary folder.
+    pub data_dir: Option<PathBuf>,
+    /// First port: gRPC takes it and the next ones, HTTP those from ten on.
+    /// `None` takes free ports.
+    pub port_base: Option<u16>,
+    /// The model's file or folder.
+    pub model: PathBuf,
+    /// The name that jobs ask for; empty: from the file.
+    pub model_name: String,
+    /// Rounding of activations.
+    pub activation: ActivationKind,
+}
+
+/// A folder that is removed at the end, or one that stays.
+enum Folder {
+    Temporary(TempDir),
+    Kept(PathBuf),
+}
+
+impl Folder {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(folder) => folder.path(),
+            Self::Kept(path) => path,
+        }
+    }
+}
+
+/// A running cluster. Dropping it ends it without a drain.
+pub struct LocalCluster {
+    // Workers before coordinators, and the folder last: the order of the end.
+    workers: Vec<Worker>,
+    coordinators: Vec<Coordinator>,
+    folder: Folder,
+}
+
+impl LocalCluster {
+    /// Starts the parts, creates the cluster if its folder holds none yet, and
+    /// waits until every worker has registered.
+    pub async fn start(
+        plan: &Plan,
+        global: &Global,
+        metrics: &PrometheusHandle,
+    ) -> Result<(Self, Client), CliError> {
+        let folder = open_folder(plan.data_dir.as_deref())?;
+        let mut this = Self {
+            workers: Vec::new(),
+            coordinators: Vec::new(),
+            folder,
+        };
+        this.start_coordinators(plan, metrics).await?;
+        let client = global.client_of(&this.endpoints())?;
+        let found = this.found(&client);
+        // The weights load while the cluster elects.
+        let (founded, workers) = tokio::join!(found, this.start_workers(plan, metrics));
+        this.workers = workers?;
+        founded?;
+        this.settle(&client).await?;
+        Ok((this, client))
+    }
+
+    async fn start_coordinators(
+        &mut self,
+        plan: &Plan,
+        metrics: &PrometheusHandle,
+    ) -> Result<(), CliError> {
+        for index in 0..plan.coordinators {
+            let config = CoordinatorConfig {
+                data_dir: self.folder.path().join(format!("coordinator-{index}")),
+                listen: address(plan.port_base, index),
+                http_listen: address(plan.port_base.map(|base| base + 10), index),
+                open: true,
+                ..CoordinatorConfig::default()
+            };
+            let coordinator = Coordinator::start(config, metrics.clone())
+                .await
+                .map_err(|error| hosting(plan, &error))?;
+            self.coordinators.push(coordinator);
+        }
+        Ok(())
+    }
+
+    async fn start_workers(
+        &self,
+        plan: &Plan,
+        metrics: &PrometheusHandle,
+    ) -> Result<Vec<Worker>, CliError> {
+        let starts = (0..plan.workers).map(|index| {
+            let port = plan.port_base.map(|base| base + 20 + index).unwrap_or(0);
+            let config = WorkerConfig {
+                worker_id: format!("worker-{index}"),
+                data_dir: Some(self.folder.path().join(format!("worker-{index}"))),
+                coordinators: self.endpoints(),
+                http_listen: ([127, 0, 0, 1], port).into(),
+                models: vec![ModelConfig {
+                    name: plan.model_name.clone(),
+                    path: plan.model.clone(),
+                }],
+                activation: plan.activation,
+                ..WorkerConfig::default()
+            };
+            Worker::start(config, metrics.clone())
+        });
+        futures::future::try_join_all(starts)
+            .await
+            .map_err(|error| hosting(plan, &error))
+    }
+
+    /// Creates the cluster, unless the folder already holds one.
+    async fn found(&self, client: &Client) -> Result<(), CliError> {
+        let first = &client.links()[0];
+        if status(client).await?.role != "blank" {
+            return Ok(());
+        }
+        cluster::init(first, self.endpoints().split_off(1), SETTLE)
+            .await
+            .map(drop)
+    }
+
+    /// Waits until as many workers as were started hold a lease.
+    async fn settle(&self, client: &Client) -> Result<(), CliError> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let workers = cluster::workers(client).await?;
+            let live = workers
+                .iter()
+                .filter(|worker| worker.lease_remaining_ms > 0)
+                .count();
+            if live >= self.workers.len() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(CliError::Unavailable(format!(
+                    "{live} of {} workers registered within {} s; --log info shows why",
+                    self.workers.len(),
+                    SETTLE.as_secs()
+                )));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// gRPC addresses of the coordinators.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.coordinators
+            .iter()
+            .map(|coordinator| coordinator.grpc_addr().to_string())
+            .collect()
+    }
+
+    /// HTTP addresses with what serves there.
+    pub fn http(&self) -> Vec<(String, String)> {
+        let coordinators =
+            self.coordinators
+                .iter()
+                .enumerate()
+                .filter_map(|(index, coordinator)| {
+                    coordinator
+                        .http_addr()
+                        .map(|address| (format!("coordinator-{index}"), address.to_string()))
+                });
+        let workers = self.workers.iter().map(|worker| {
+            (
+                worker.worker_id().to_owned(),
+                worker.http_addr().to_string(),
+            )
+        });
+        coordinators.chain(workers).collect()
+    }
+
+    /// Where logs and identities lie.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Waits until any part has ended by itself, and says which.
+    pub async fn lost(&self) -> String {
+        let workers = self.workers.iter().map(|worker| {
+            Box::pin(async move {
+                worker.wait().await;
+                format!("{} ended", worker.worker_id())
+            }) as futures::future::BoxFuture<'_, String>
+        });
+        let coordinators = self.coordinators.iter().map(|coordinator| {
+            Box::pin(async move {
+                let why = coordinator.wait().await;
+                format!(
+                    "the coordinator on {} ended: {why}",
+                    coordinator.grpc_addr()
+                )
+            }) as futures::future::BoxFuture<'_, String>
+        });
+        futures::future::select_all(workers.chain(coordinators))
+            .await
+            .0
+    }
+
+    /// Drains the workers, then the coordinators, each within `deadline`, and
+    /// removes a temporary folder.
+    pub async fn shutdown(self, deadline: Duration) {
+        futures::future::join_all(
+            self.workers
+                .into_iter()
+                .map(|worker| worker.shutdown(deadline)),
+        )
+        .await;
+        let coordinators = self
+            .coordinators
+            .into_iter()
+            .map(|coordinator| coordinator.shutdown(deadline));
+        futures::future::join_all(coordinators).await;
+    }
+}
+
+fn open_folder(kept: Option<&Path>) -> Result<Folder, CliError> {
+    match kept {
+        Some(path) => {
+            std::fs::create_dir_all(path).map_err(|source| CliError::file(path, source))?;
+            Ok(Folder::Kept(path.to_owned()))
+        }
+        None => tempfile::Builder::new()
+            .prefix("conclave-")
+            .tempdir()
+            .map(Folder::Temporary)
+            .map_err(|source| CliError::file(std::env::temp_dir(), source)),
+    }
+}
+
+/// The `index`-th address from a base port on, or a free one.
+fn address(base: Option<u16>, index: u16) -> String {
+    format!("127.0.0.1:{}", base.map_or(0, |base| base + index))
+}
+
+fn hosting(plan: &Plan, error: &dyn std::fmt::Display) -> CliError {
+    let hint = if plan.port_base.is_some() {
+        "\n  Another `conclave up`? --port-base takes other ports."
+    } else {
+        ""
+    };
+    CliError::Hosting(format!("{error}{hint}"))
+}
+
+/// What the first coordinator is.
+async fn status(client: &Client) -> Result<StatusResponse, CliError> {
+    client
+        .unary("Status", StatusRequest {}, async |link, request| {
+            link.cluster().status(request).await
+        })
+        .await
+}

@@ -1,0 +1,40 @@
+//! The process's metrics: one recorder, whatever parts it hosts.
+use std::time::Duration;
+
+use conclave_worker::metrics::HISTOGRAMS;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::error::CliError;
+
+/// How often histograms that nobody scrapes are folded, so that they stay small.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// From a fast fsync to a slow job, seconds.
+const SECONDS: [f64; 16] = [
+    1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+    120.0,
+];
+
+/// Installs the recorder. Once a process, inside the runtime.
+pub fn install() -> Result<PrometheusHandle, CliError> {
+    let failed = |error: &dyn std::fmt::Display| {
+        CliError::Hosting(format!("the metrics recorder did not start: {error}"))
+    };
+    let mut builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+        .map_err(|error| failed(&error))?;
+    for (name, buckets) in HISTOGRAMS {
+        builder = builder
+            .set_buckets_for_metric(Matcher::Full((*name).to_owned()), buckets)
+            .map_err(|error| failed(&error))?;
+    }
+    let handle = builder.install_recorder().map_err(|error| failed(&error))?;
+    let folded = handle.clone();
+    tokio::spawn(async move {
+        let mut every = tokio::time::interval(UPKEEP);
+        loop {
+            every.tick().await;
+            folded.run_upkeep();
+        }
+    });
+    Ok(handle)
+}
