@@ -110,8 +110,7 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Alone in this file's last place would not do: tests share the process, so it measures a child's worth
-/// of idling by retrying until the others are quiet.
+/// The other tests of this file run beside it in the same process, so it looks again until they are quiet.
 #[test]
 #[cfg(target_os = "linux")]
 fn an_idle_pool_uses_no_processor_time() {
