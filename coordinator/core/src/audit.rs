@@ -201,22 +201,24 @@ pub fn open(record: &AuditRecord) -> Option<AuditEvent> {
     Some(event)
 }
 
-/// Checks every link, payload and body, and that the chain ends at `head` (if there is one). Strict:
-/// a payload or body that is missing counts as changed.
+/// Checks every link, payload and body, and that the chain ends at `head` (if there is one). What was
+/// erased is passed over: its digest still binds. Without a head the end may have been cut off.
 ///
 /// # Errors
 /// The first record that does not hold.
 pub fn verify_chain(records: &[AuditRecord], head: Option<&AuditHead>) -> Result<(), ChainError> {
-    verify(records, head, false)
+    verify(records, head, true)
 }
 
-/// As [`verify_chain`], for a record whose payloads or bodies were erased: what is missing is passed
-/// over, its digest still binds.
+/// As [`verify_chain`], and nothing may have been erased.
 ///
 /// # Errors
-/// The first record that does not hold.
-pub fn verify_erased(records: &[AuditRecord], head: Option<&AuditHead>) -> Result<(), ChainError> {
-    verify(records, head, true)
+/// The first record that does not hold, or is not whole.
+pub fn verify_complete(
+    records: &[AuditRecord],
+    head: Option<&AuditHead>,
+) -> Result<(), ChainError> {
+    verify(records, head, false)
 }
 
 fn verify(

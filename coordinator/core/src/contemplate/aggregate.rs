@@ -88,7 +88,7 @@ pub(super) fn start_chair(s: &Situation<'_>) -> Step {
     let thought_tokens = s.policy.chair_thought_tokens();
     let base = propose::thinker(s, Role::Chair, 0);
     let chair = AgentSpec {
-        tail: prompt::tail(prompt::CHAIR),
+        tail: prompt::CHAIR.into(),
         thought_tokens,
         confidence: Some(confidence::never_stopping(s.policy.confidence)),
         sources: drafts.iter().map(|(a, _)| a.spec.agent).collect(),

@@ -1,7 +1,7 @@
 //! The words that agents get. Short: small models follow one plain sentence best.
 //!
-//! A worker builds an agent's last user turn as question, context, tail; each part brings its own
-//! separator, so that agents of a round share every token up to their tails.
+//! A worker builds an agent's last user turn as question, context, tail, each behind an empty line, so
+//! that agents of a round share every token up to their tails.
 
 /// Put between thought and answer for models without thinking tokens.
 pub(super) const CUE: &str = "\n\nFinal answer:";
@@ -18,15 +18,6 @@ pub(super) const STRATEGIES: [&str; 8] = [
     "Look for a counterexample or a special case, then state the final answer.",
 ];
 
-/// A hint as a tail; empty stays empty.
-pub(super) fn tail(hint: &str) -> String {
-    if hint.is_empty() {
-        String::new()
-    } else {
-        format!("\n\n{hint}")
-    }
-}
-
 /// What a refiner does with the workspace.
 pub(super) const REFINE: &str =
     "Use the drafts above, fix their mistakes, and work out a better answer.";
@@ -37,7 +28,7 @@ pub(super) const CHAIR: &str =
 
 /// The workspace as a round's shared context: numbered from 1, in the order of the drafts.
 pub(super) fn workspace(entries: &[String]) -> String {
-    let mut text = String::from("\n\nDrafts:");
+    let mut text = String::from("Drafts:");
     for (i, entry) in entries.iter().enumerate() {
         text.push_str(&format!("\n[{}] {}", i + 1, entry.trim()));
     }
@@ -49,7 +40,7 @@ pub(super) fn distill(thought: &str, answer: &str) -> String {
     let thought = thought.trim();
     let gap = if thought.is_empty() { "" } else { "\n" };
     format!(
-        "\n\nDraft:\n{thought}{gap}Answer: {}\n\nSummarize the draft: its final answer and the key \
+        "Draft:\n{thought}{gap}Answer: {}\n\nSummarize the draft: its final answer and the key \
          steps, in a few short sentences.",
         answer.trim()
     )

@@ -13,7 +13,7 @@ pub(super) fn start(s: &Situation<'_>) -> Step {
     let width = budget::affordable(s, policy.width, policy.agent_tokens()).max(1);
     let agents = (0..width)
         .map(|index| AgentSpec {
-            tail: prompt::tail(hint(policy, index)),
+            tail: hint(policy, index).to_owned(),
             ..thinker(s, Role::Proposer, index)
         })
         .collect();
@@ -37,7 +37,7 @@ fn hint(policy: &Policy, index: u32) -> &str {
     if !policy.strategies.is_empty() {
         return &policy.strategies[turn(policy.strategies.len())];
     }
-    if policy.mode == Mode::Instant || policy.thought_tokens == 0 || !policy.free_text {
+    if policy.mode == Mode::Instant || policy.thought_tokens == 0 {
         return "";
     }
     prompt::STRATEGIES[turn(prompt::STRATEGIES.len())]

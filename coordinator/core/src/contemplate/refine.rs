@@ -42,7 +42,7 @@ pub(super) fn start(s: &Situation<'_>) -> Step {
     let width = width(s);
     let agents: Vec<AgentSpec> = (0..width)
         .map(|index| AgentSpec {
-            tail: prompt::tail(prompt::REFINE),
+            tail: prompt::REFINE.into(),
             sources: sources.clone(),
             ..propose::thinker(s, Role::Refiner, index)
         })

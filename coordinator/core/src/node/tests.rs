@@ -6,7 +6,10 @@ use conclave_proto::v1::SnapshotManifest;
 use raft::eraftpb::{ConfChangeType, Entry, Message};
 
 use super::*;
-use crate::snapshot;
+use crate::{
+    State, codec, snapshot,
+    testkit::{World, choice, width},
+};
 
 /// A node with its disk and the commands that it has applied.
 struct Peer {
@@ -14,6 +17,8 @@ struct Peer {
     config: NodeConfig,
     disk: Restored,
     applied: Vec<Vec<u8>>,
+    /// What the applied commands made of the genesis; texts that are no commands leave no mark.
+    state: State,
     reads: Vec<ReadState>,
     snapshots: usize,
 }
@@ -26,6 +31,7 @@ impl Peer {
             config,
             disk,
             applied: Vec::new(),
+            state: genesis_state(),
             reads: Vec::new(),
             snapshots: 0,
         }
@@ -42,9 +48,18 @@ impl Peer {
             let last = output.committed.last().map(|c| c.index);
             for committed in output.committed {
                 match committed.payload {
-                    Payload::Empty => {}
-                    Payload::Command { data, .. } => self.applied.push(data),
+                    Payload::Empty => self.state.skip(committed.index, committed.term),
+                    Payload::Command { data, .. } => {
+                        match codec::decode(&data) {
+                            Ok(command) => {
+                                self.state.apply(committed.index, committed.term, &command);
+                            }
+                            Err(_) => self.state.skip(committed.index, committed.term),
+                        }
+                        self.applied.push(data);
+                    }
                     Payload::Conf { change, .. } => {
+                        self.state.skip(committed.index, committed.term);
                         self.disk.conf_state = self.node.apply_conf(&change).expect("applies");
                     }
                 }
@@ -75,6 +90,11 @@ impl Peer {
             self.disk.hard_state = hard_state.clone();
         }
     }
+}
+
+fn genesis_state() -> State {
+    let (manifest, bytes) = snapshot::genesis();
+    snapshot::decode(&manifest, &bytes).expect("decodes")
 }
 
 struct Net {
@@ -204,6 +224,7 @@ impl Net {
         let peer = self.peers.remove(&id).expect("exists");
         let mut again = Peer::start(peer.config, peer.disk);
         again.applied = peer.applied;
+        again.state = peer.state;
         self.peers.insert(id, again);
     }
 }
@@ -384,4 +405,29 @@ fn a_log_with_a_hole_does_not_start() {
         let started = Node::new(&NodeConfig::new(1, 1), broken);
         assert!(matches!(started, Err(NodeError::Unusable(_))));
     }
+}
+
+#[test]
+fn replicas_hold_equal_bytes_at_equal_index() {
+    let mut world = World::with_job(&choice(width(3)));
+    world.go("j");
+    world.all_answer("j", "yes");
+    world.go("j");
+    let mut net = Net::voters(&[1, 2, 3]);
+    for (at, (_, command)) in world.log.iter().enumerate() {
+        let leader = net.leader();
+        let data = codec::encode(command);
+        net.node(leader).propose(vec![], data).expect("leads");
+        if at == 5 {
+            net.node(leader).transfer(2);
+            net.ticks(2);
+        }
+        net.settle();
+    }
+    net.ticks(2);
+    let bytes = |id: u64| snapshot::encode(&net.peers[&id].state);
+    assert_eq!(bytes(1), bytes(2));
+    assert_eq!(bytes(1), bytes(3));
+    let job = net.peers[&3].state.job("j").expect("replicated");
+    assert_eq!(job.answer, world.job("j").answer);
 }

@@ -85,7 +85,7 @@ fn refiners_read_the_workspace_and_the_answer_is_theirs() {
     assert!(world.is_in("j", JobState::Refining));
     assert_eq!(
         context(&world),
-        "\n\nDrafts:\n[1] yes Steps: So 6 x 7 = 42.\n[2] no Steps: So 6 x 7 = 42."
+        "Drafts:\n[1] yes Steps: So 6 x 7 = 42.\n[2] no Steps: So 6 x 7 = 42."
     );
     assert_eq!(roles(&world)[2..], [Role::Refiner, Role::Refiner]);
     world.all_answer("j", "no");
@@ -123,7 +123,7 @@ fn distillers_write_the_workspace_and_a_failed_one_is_replaced_by_extraction() {
     assert!(world.is_in("j", JobState::Aggregating));
     assert_eq!(
         context(&world),
-        "\n\nDrafts:\n[1] in short, 42\n[2] 42 Steps: So 6 x 7 = 42."
+        "Drafts:\n[1] in short, 42\n[2] 42 Steps: So 6 x 7 = 42."
     );
     world.all_answer("j", "42");
     world.go("j");
