@@ -53,3 +53,79 @@ fn step(job: &mut Job<'_>, scratch: &mut Scratch) {
             next: step.next,
         });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use conclave_worker_core::Next;
+
+    use super::*;
+    use crate::answer::AnswerKind;
+    use crate::confidence::ConfidencePolicy;
+    use crate::generation::GenerationSpec;
+    use crate::sampling::Sampling;
+    use crate::vocabulary::tiny;
+
+    fn generation(seed: u64) -> Box<Generation> {
+        let spec = GenerationSpec {
+            prompt: tiny::ids("x"),
+            seed,
+            sampling: Sampling {
+                temperature: 1.0,
+                ..Sampling::GREEDY
+            },
+            thought: None,
+            answer_tokens: 9,
+            stop: Vec::new(),
+            confidence: ConfidencePolicy::default(),
+            answer: AnswerKind::FreeText,
+            constraint: None,
+            cued: false,
+        };
+        Box::new(Generation::new(spec, Arc::new(tiny::vocabulary())))
+    }
+
+    /// One step of `count` generations, of which the second was never admitted and the third gets
+    /// broken logits.
+    fn outcomes(threads: usize, count: usize) -> Vec<Option<Outcome>> {
+        let row = |seed: usize| -> Vec<f32> {
+            let broken = seed == 2;
+            let logit = |id: usize| ((id * 31 + seed * 7) % 13) as f32;
+            let logit = |id| if broken { f32::NAN } else { logit(id) };
+            (0..tiny::LEN).map(logit).collect()
+        };
+        let rows: Vec<Vec<f32>> = (0..count).map(row).collect();
+        let mut jobs: Vec<Job<'_>> = rows
+            .iter()
+            .enumerate()
+            .map(|(seq, logits)| Job {
+                seq: SeqId(seq as u64),
+                logits,
+                generation: (seq != 1).then(|| generation(seq as u64)),
+                outcome: None,
+            })
+            .collect();
+        let mut scratch: Vec<Scratch> = (0..threads).map(|_| Scratch::default()).collect();
+        run(&Pool::new(threads), &mut scratch, &mut jobs);
+        jobs.into_iter().map(|job| job.outcome).collect()
+    }
+
+    #[test]
+    fn the_number_of_threads_does_not_matter() {
+        for count in [0, 1, 5, 17] {
+            let one = outcomes(1, count);
+            assert_eq!(outcomes(2, count), one);
+            assert_eq!(outcomes(3, count), one);
+        }
+    }
+
+    #[test]
+    fn one_that_fails_fails_alone() {
+        let outcomes = outcomes(2, 6);
+        let failed: Vec<bool> = outcomes.iter().map(Option::is_none).collect();
+        assert_eq!(failed, [false, true, true, false, false, false]);
+        let next = |outcome: &Option<Outcome>| outcome.as_ref().map(|o| o.next.clone());
+        assert_eq!(next(&outcomes[5]), Some(Next::Continue));
+    }
+}

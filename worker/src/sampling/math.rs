@@ -16,7 +16,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // A comparison that is false for NaN, so that NaN stays NaN.
     let clamped = if x < -87.0 { -87.0 } else { x };
-    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
     let mut p = 1.987_569_1e-4;
     p = p * r + 1.398_199_9e-3;
@@ -25,7 +26,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 5.000_000_3e-1;
     let y = p * (r * r) + r + 1.0;
-    let power = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    // The low bits of `rounded` are n; the shift leaves nothing of its others.
+    let power = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     if x < -87.0 { 0.0 } else { y * power }
 }
 

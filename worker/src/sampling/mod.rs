@@ -90,18 +90,7 @@ impl Softmax {
         if !max.is_finite() {
             return Err(SampleError::NotFinite);
         }
-        // Eight sums side by side, in one order on every machine.
-        let mut sums = [0.0f64; 8];
-        let (rows, tail) = logits.as_chunks::<8>();
-        for row in rows {
-            for (sum, &logit) in sums.iter_mut().zip(row) {
-                *sum += f64::from(math::exp(logit - max));
-            }
-        }
-        for (sum, &logit) in sums.iter_mut().zip(tail) {
-            *sum += f64::from(math::exp(logit - max));
-        }
-        let sum: f64 = sums.iter().sum();
+        let sum = sum_of(logits, |logit| math::exp(logit - max));
         if sum.is_nan() {
             return Err(SampleError::NotFinite);
         }
@@ -123,6 +112,29 @@ impl Softmax {
         let sum: f64 = scratch.kept.iter().map(|c| f64::from(c.logit)).sum();
         sum / scratch.kept.len().max(1) as f64 - self.max - self.log_sum
     }
+}
+
+/// The sum of what `weight` makes of each logit: eight sums side by side, in one order on every machine.
+/// The weights of 64 logits are computed before they are added: only then does the loop become SIMD code.
+#[inline(always)]
+fn sum_of(logits: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
+    let mut sums = [0.0f64; 8];
+    let (rows, tail) = logits.as_chunks::<64>();
+    for row in rows {
+        let mut weights = [0.0f32; 64];
+        for (place, &logit) in weights.iter_mut().zip(row) {
+            *place = weight(logit);
+        }
+        for eight in weights.as_chunks::<8>().0 {
+            for (sum, &weight) in sums.iter_mut().zip(eight) {
+                *sum += f64::from(weight);
+            }
+        }
+    }
+    for (index, &logit) in tail.iter().enumerate() {
+        sums[index % 8] += f64::from(weight(logit));
+    }
+    sums.iter().sum()
 }
 
 fn maximum(logits: &[f32]) -> f32 {
@@ -223,9 +235,13 @@ struct Heat {
 }
 
 impl Heat {
-    #[inline]
+    #[inline(always)]
+    fn weigh(self, logit: f32) -> f32 {
+        math::exp((logit - self.max) / self.temperature)
+    }
+
     fn weight(self, logit: f32) -> f64 {
-        f64::from(math::exp((logit - self.max) / self.temperature))
+        f64::from(self.weigh(logit))
     }
 }
 
@@ -240,8 +256,14 @@ fn select(row: &[f32], floor: f32, sampling: &Sampling, heat: Heat, kept: &mut V
         }
         return;
     }
-    let passes = |logit: &&f32| **logit >= floor;
-    let total = row.iter().filter(passes).map(|&l| heat.weight(l)).sum();
+    let passing = |logit| {
+        if logit >= floor {
+            heat.weigh(logit)
+        } else {
+            0.0
+        }
+    };
+    let total = sum_of(row, passing);
     let mut guess = NUCLEUS_GUESS;
     loop {
         largest(row, floor, guess, kept);
@@ -285,7 +307,7 @@ fn draw_from_all(row: &[f32], heat: Heat, u: f64, sums: &mut Vec<f64>) -> Option
     sums.clear();
     sums.extend(
         row.chunks(STRIDE)
-            .map(|stride| stride.iter().map(|&l| heat.weight(l)).sum::<f64>()),
+            .map(|stride| sum_of(stride, |logit| heat.weigh(logit))),
     );
     let mut left = u * sums.iter().sum::<f64>();
     let mut last = None;
