@@ -135,7 +135,8 @@ pub struct Config {
     pub kv_memory_mib: u32,
     /// Sequences that run side by side on each model.
     pub max_sequences: u32,
-    /// The most tokens that one engine step computes.
+    /// The most tokens that one engine step computes. A step must end well within the lease (6 s), even on
+    /// a busy machine: leases are renewed only by steps that end.
     pub step_tokens: u32,
     /// Compute threads of the process; the first worker of a process decides. 0: what the cgroup grants.
     pub threads: u32,
@@ -167,7 +168,7 @@ impl Default for Config {
             kv_blocks: 0,
             kv_memory_mib: 256,
             max_sequences: 32,
-            step_tokens: 512,
+            step_tokens: 256,
             threads: 0,
             token: String::new(),
             token_file: None,

@@ -18,30 +18,29 @@
 //!
 //! Scheduling, blocks and batches are in `conclave-worker-core`; it knows nothing of what is here.
 
+pub mod agent;
+pub mod answer;
 pub mod backend;
+pub mod confidence;
 pub mod config;
 pub mod engine_thread;
 pub mod error;
+pub mod generation;
+pub mod grammar;
 pub mod host;
 pub mod http;
 pub mod load;
 pub mod metrics;
+pub mod model;
 pub mod model_backend;
 pub mod replay;
 pub mod results;
+pub mod runner;
+pub mod sampling;
 pub mod session;
+pub mod text;
+pub mod vocabulary;
 
 pub use config::{Config, ConfigError, ModelConfig};
 pub use error::StartError;
 pub use host::Worker;
-
-pub mod model;
-pub mod answer;
-pub mod confidence;
-pub mod grammar;
-pub mod sampling;
-pub mod text;
-pub mod vocabulary;
-pub mod generation;
-pub mod runner;
-pub mod agent;

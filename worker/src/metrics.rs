@@ -106,7 +106,7 @@ pub fn describe() {
     describe_counter!(
         "conclave_worker_session_ends_total",
         Unit::Count,
-        "Dials and sessions that ended, by reason: unreachable, refused, not_leader, stale_term, silent, closed."
+        "Dials and sessions that ended, by reason: unreachable, refused, not_leader, stale_term, silent, broken, closed."
     );
     describe_gauge!(
         "conclave_worker_term",

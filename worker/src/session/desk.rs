@@ -383,7 +383,7 @@ impl Desk {
             return Some(reply);
         }
         let attempt = self.results.due(now)?.clone();
-        if let Some(delta) = self.tails.get_mut(&attempt).and_then(DeltaLog::next) {
+        if let Some(delta) = self.tails.get_mut(&attempt).and_then(DeltaLog::take) {
             return Some(progress(&attempt, delta));
         }
         self.results.send(&attempt, now).map(Message::Result)
@@ -400,7 +400,7 @@ impl Desk {
             None => None,
         };
         let attempt = after.or_else(|| self.live.iter().find(pending))?.0.clone();
-        let delta = self.live.get_mut(&attempt)?.log.next()?;
+        let delta = self.live.get_mut(&attempt)?.log.take()?;
         let message = progress(&attempt, delta);
         self.turn = Some(attempt);
         Some(message)

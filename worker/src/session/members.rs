@@ -70,8 +70,13 @@ impl Members {
         self.hint = None;
     }
 
+    /// How often in a row there was no session; the log need not repeat itself.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// Whom to dial now.
-    pub fn next(&mut self) -> String {
+    pub fn choose(&mut self) -> String {
         if let Some(leader) = self.hint.take() {
             return leader;
         }
@@ -118,7 +123,7 @@ mod tests {
     fn all_members_are_tried_the_learned_ones_too() {
         let mut members = members();
         members.learn(&["c:1".into(), "a:1".into(), "not an address".into()]);
-        let mut tried: Vec<String> = (0..3).map(|_| members.next()).collect();
+        let mut tried: Vec<String> = (0..3).map(|_| members.choose()).collect();
         tried.sort();
         assert_eq!(tried, ["a:1", "b:1", "c:1"]);
     }
@@ -129,12 +134,12 @@ mod tests {
         for _ in 0..FREE_HINTS {
             members.hint("z:9");
             assert_eq!(
-                (members.wait(), members.next().as_str()),
+                (members.wait(), members.choose().as_str()),
                 (Duration::ZERO, "z:9")
             );
         }
         members.hint("z:9");
-        assert!(members.wait() > Duration::ZERO && members.next() != "z:9");
+        assert!(members.wait() > Duration::ZERO && members.choose() != "z:9");
     }
 
     #[test]

@@ -191,7 +191,20 @@ impl<B: Backend> Session<B> {
         }
         self.parts.status.up.store(false, Ordering::Relaxed);
         self.metrics.connected(false);
-        let _stopped = self.parts.engine.commands.try_send(Command::Stop);
+        self.stop_engine().await;
+    }
+
+    /// Ends the engine's thread and waits for it: at most for the step that it is in.
+    async fn stop_engine(self) {
+        let EngineHandle {
+            commands,
+            mut events,
+            ..
+        } = self.parts.engine;
+        // Should the queue be full, the closed channel says the same, later.
+        let _full = commands.try_send(Command::Stop);
+        drop(commands);
+        while events.recv().await.is_some() {}
     }
 
     /// Waits for the next input; `None`: the host is gone.
@@ -248,14 +261,17 @@ impl<B: Backend> Session<B> {
                     | LinkError::Unreachable { .. }
                     | LinkError::Timeout { .. } => "unreachable",
                 };
-                tracing::debug!(%error, "no session");
                 self.lose(reason);
+                let failures = self.members.failures();
+                if failures.is_power_of_two() {
+                    tracing::warn!(%error, failures, "no session with a coordinator; trying on");
+                }
             }
             Input::Inbound(Ok(Some(message))) => self.message(message),
             Input::Inbound(Ok(None)) => self.lose("closed"),
             Input::Inbound(Err(status)) => {
                 tracing::info!(code = ?status.code(), message = status.message(), "the session broke");
-                self.lose("silent");
+                self.lose("broken");
             }
             Input::Engine(Some(events)) => {
                 for event in events {
@@ -297,7 +313,7 @@ impl<B: Backend> Session<B> {
     }
 
     fn dial(&mut self, now: Instant) {
-        let address = self.members.next();
+        let address = self.members.choose();
         let hello = self.hello(now);
         self.link = LinkState::Dialing(Box::pin(self.parts.dialer.clone().dial(address, hello)));
     }

@@ -49,7 +49,7 @@ impl DeltaLog {
     }
 
     /// What has not been sent, as much of it as goes into one message: one phase, up to 16 KiB.
-    pub fn next(&mut self) -> Option<TokenDelta> {
+    pub fn take(&mut self) -> Option<TokenDelta> {
         let mut merged = self.pieces.get(self.sent)?.clone();
         self.sent += 1;
         while let Some(piece) = self.pieces.get(self.sent) {
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn unsent_text_is_merged_but_never_across_phases() {
         let mut log = log();
-        let (first, second) = (log.next().unwrap(), log.next().unwrap());
+        let (first, second) = (log.take().unwrap(), log.take().unwrap());
         assert_eq!(
             (
                 first.text.as_str(),
@@ -121,19 +121,19 @@ mod tests {
             ),
             ("cd", 2, 2, false)
         );
-        assert!(log.next().is_none() && !log.pending());
+        assert!(log.take().is_none() && !log.pending());
     }
 
     #[test]
     fn a_resend_starts_at_the_token_asked_for() {
         for (offset, text) in [(0, "ab"), (1, "b"), (2, "cd"), (3, "d")] {
             let mut log = log();
-            while log.next().is_some() {}
+            while log.take().is_some() {}
             log.rewind(offset);
-            assert_eq!(log.next().unwrap().text, text, "from {offset}");
+            assert_eq!(log.take().unwrap().text, text, "from {offset}");
         }
         let mut log = log();
-        while log.next().is_some() {}
+        while log.take().is_some() {}
         log.rewind(4);
         assert!(!log.pending());
     }
@@ -142,7 +142,7 @@ mod tests {
     fn a_resend_of_what_was_not_sent_yet_skips_nothing() {
         let mut log = log();
         log.rewind(3);
-        assert_eq!(log.next().unwrap().offset, 0);
+        assert_eq!(log.take().unwrap().offset, 0);
     }
 
     #[test]
@@ -152,6 +152,6 @@ mod tests {
             log.push(piece(offset, &"x".repeat(KEPT_BYTES / 4), false));
         }
         assert!(log.bytes <= KEPT_BYTES);
-        assert_eq!(log.next().unwrap().offset, 1);
+        assert_eq!(log.take().unwrap().offset, 1);
     }
 }
