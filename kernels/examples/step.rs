@@ -33,6 +33,12 @@ struct Model {
 }
 
 fn matrix(ty: WeightType, n: usize, k: usize, act: Activation, isa: Isa) -> PackedMatrix {
+    // 576 inputs are no whole block of 256: quantizers fall back, too.
+    let ty = if k.is_multiple_of(ty.block_len()) {
+        ty
+    } else {
+        WeightType::Q5_0
+    };
     // Any bytes do, except that exponents of scales must not be extreme: 0x2222 is a small f16.
     let bytes = vec![0x22; n * ty.row_bytes(k)];
     PackedMatrix::pack(ty, &bytes, n, k, act, isa).expect("shapes fit")

@@ -1,7 +1,7 @@
 //! Any weights by f32 inputs: weights become f32 in registers, one `fma` an input in ascending order.
 
-use super::format::{Format, Out, Tile};
-use crate::cpu::lanes::{Lanes, WIDTH};
+use super::format::{AHEAD, Format, Out, Tile};
+use crate::cpu::lanes::{Lanes, WIDTH, prefetch};
 
 /// f32 rows. The slice outlives the kernels that read it.
 #[derive(Clone, Copy)]
@@ -66,7 +66,9 @@ macro_rules! float_source {
             ) {
                 // SAFETY: a tile holds 16 weights for each of `k` inputs.
                 unsafe {
-                    let w = L::$load(tile.base.cast::<$element>().add(step * WIDTH));
+                    let from = tile.base.cast::<$element>().add(step * WIDTH);
+                    prefetch(from.cast::<u8>().wrapping_add(AHEAD));
+                    let w = L::$load(from);
                     for (r, acc) in acc.iter_mut().enumerate() {
                         *acc = L::splat(*x.add(r * tile.k + step)).fma(w, *acc);
                     }
@@ -90,6 +92,7 @@ impl<F: Format> Source for F {
         x: *const f32,
         acc: &mut [L; M],
     ) {
+        tile.prefetch::<F>(block);
         // SAFETY: the block is within the tile, whose parts have these sizes a block.
         unsafe {
             let min = if F::MIN {

@@ -104,7 +104,7 @@ pub(super) struct Tile {
 }
 
 /// How far ahead of its use a tile is asked for: what memory delivers to a core in its latency, doubled.
-const AHEAD: usize = 4096;
+pub(super) const AHEAD: usize = 4096;
 
 impl Tile {
     pub(super) fn new(w: &PackedMatrix, index: usize) -> Tile {
