@@ -1,8 +1,8 @@
 //! The final answer of a free text, in a form that drafts can agree on.
 //!
 //! In this order: the content of the last `\boxed{…}`; what follows the last "answer:" or "answer is"; the
-//! first line after a cue; else the last line. Then in lower case, spaces collapsed, and quotes, emphasis
-//! and punctuation taken from its ends.
+//! first line after a cue; else the last line. Then in lower case, spaces collapsed, bold type plain, and
+//! quotes, emphasis and punctuation taken from its ends.
 
 /// Words after which a text says its answer.
 const MARKERS: [&str; 3] = ["answer:", "answer is:", "answer is"];
@@ -56,6 +56,10 @@ fn says_something(text: &str) -> bool {
 }
 
 fn normal(text: &str) -> String {
+    let mut text = text.to_owned();
+    while text.contains("**") {
+        text = text.replace("**", "");
+    }
     let trimmed = text.trim_matches(|c: char| {
         c.is_whitespace()
             || matches!(

@@ -125,6 +125,10 @@ fn after_a_cue_the_first_line_counts() {
     let judge = |text: &str| AnswerKind::FreeText.judge(text, true).canonical;
     assert_eq!(judge("Paris.\n\nIt lies on the Seine."), "paris");
     assert_eq!(judge("\"Paris\""), "paris");
+    assert_eq!(
+        judge("It is **Paris**, *of course*."),
+        "it is paris, *of course"
+    );
 }
 
 #[test]
