@@ -7,10 +7,13 @@
 //! | [`safetensors`] | Hugging Face folders |
 //! | [`llama`] | the architecture: settings, weights, forward pass |
 //! | [`ops`] | the only bridge to the kernels: scratch and KV cache of one worker |
+//! | [`pull`] | the cache of models and what fills it |
+//! | [`check`] | agreement with a reference implementation |
 //! | [`tokenizer`], [`template`] | text to tokens and back; messages to text |
 //!
 //! [`Batch`]: conclave_worker_core::Batch
 
+pub mod check;
 mod error;
 mod forward;
 pub mod gguf;
@@ -18,6 +21,7 @@ pub mod llama;
 mod load;
 mod map;
 pub mod ops;
+pub mod pull;
 pub mod safetensors;
 pub mod source;
 mod step;
@@ -97,10 +101,7 @@ impl Model {
     /// # Errors
     /// What [`ModelError`] names; a hostile file ends here too, never in a panic.
     pub fn load(path: &Path, opts: &LoadOptions) -> Result<Arc<Model>, ModelError> {
-        let _ = (path, opts);
-        Err(ModelError::Architecture {
-            found: "none yet".to_owned(),
-        })
+        load::load(path, opts).map(Arc::new)
     }
 
     /// As [`Model::load`], but a model that this process holds already is not loaded again.
