@@ -66,7 +66,8 @@ fn hint(nearest: &Option<&'static str>) -> String {
 pub struct ModelConfig {
     /// The name that jobs ask for. Empty: taken from the file.
     pub name: String,
-    /// A GGUF file, or a folder with safetensors.
+    /// A GGUF file, a folder with safetensors, or a name in the cache of models. Empty: `name` is looked
+    /// for in the cache.
     pub path: PathBuf,
 }
 
@@ -232,15 +233,15 @@ impl Config {
         if self.models.is_empty() {
             return invalid(
                 "models",
-                "name at least one model: [[models]] with a `path`",
+                "name at least one model: [[models]] with a `path` or a `name`",
             );
         }
         if self
             .models
             .iter()
-            .any(|model| model.path.as_os_str().is_empty())
+            .any(|model| model.path.as_os_str().is_empty() && model.name.is_empty())
         {
-            return invalid("models", "a model has no `path`");
+            return invalid("models", "a model has neither `path` nor `name`");
         }
         if self.worker_id.len() > 128 {
             return invalid("worker_id", "at most 128 bytes");

@@ -1,12 +1,13 @@
 //! From the settings of a worker to models that can be run.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use conclave_kernels::{Activation, Isa, KvDtype};
 
 use crate::config::{ActivationKind, Config, IsaKind, KvKind, ModelConfig};
 use crate::error::StartError;
-use crate::model::{LoadOptions, Model};
+use crate::model::{LoadOptions, Model, ModelError, pull};
 use crate::model_backend::{KvSize, ModelBackend, RunOptions, process_pool};
 
 /// Loads what is configured; weights are shared with other workers of the process. Blocking: seconds.
@@ -46,10 +47,7 @@ fn backend(
     threads: usize,
     run: RunOptions,
 ) -> Result<ModelBackend, StartError> {
-    let path = &model.path;
-    if !path.exists() {
-        return Err(StartError::ModelMissing { path: path.clone() });
-    }
+    let path = find(model)?;
     let options = LoadOptions {
         activation,
         isa,
@@ -59,8 +57,27 @@ fn backend(
         path: path.clone(),
         source,
     };
-    let loaded = Model::shared(path, &options).map_err(refused)?;
+    let loaded = Model::shared(&path, &options).map_err(refused)?;
     ModelBackend::new(loaded, isa, process_pool(threads), run).map_err(refused)
+}
+
+/// The file or folder: `path`, which may also be a name in the cache; without a `path`, the `name` there.
+fn find(model: &ModelConfig) -> Result<PathBuf, StartError> {
+    let asked = match model.path.as_os_str().is_empty() {
+        true => PathBuf::from(&model.name),
+        false => model.path.clone(),
+    };
+    if asked.exists() {
+        return Ok(asked);
+    }
+    match asked.to_str().map(pull::resolve) {
+        Some(Ok(path)) => Ok(path),
+        Some(Err(source @ ModelError::NotPulled { .. })) => Err(StartError::Model {
+            path: asked,
+            source,
+        }),
+        Some(Err(_)) | None => Err(StartError::ModelMissing { path: asked }),
+    }
 }
 
 fn isa(kind: IsaKind) -> Result<Isa, StartError> {

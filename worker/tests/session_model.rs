@@ -22,14 +22,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// The model file: a missing one fails the tests, for they say nothing without it.
 fn model() -> PathBuf {
-    if let Some(given) = std::env::var_os("CONCLAVE_TEST_MODEL") {
-        return given.into();
-    }
-    let home = std::env::var_os("HOME").expect("a home folder");
-    let name = "smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf";
-    PathBuf::from(home)
-        .join(".cache/conclave/models")
-        .join(name)
+    let given = std::env::var_os("CONCLAVE_TEST_MODEL").map(PathBuf::from);
+    given.unwrap_or_else(|| {
+        conclave_worker::model::pull::resolve("smollm2-135m")
+            .unwrap_or_else(|error| panic!("{error}"))
+    })
 }
 
 fn config(coordinator: &str) -> Config {
