@@ -96,7 +96,7 @@ fn engine(folder: &Path, entries: usize) -> Result<Vec<Duration>, Box<dyn Error>
         let batch = Batch {
             entries: list,
             hard_state: Some(hard_state),
-            snapshot: None,
+            ..Batch::default()
         };
         times.push(store.append(&batch)?);
     }

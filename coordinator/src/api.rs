@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
 
 use crate::{
@@ -50,6 +51,8 @@ pub struct Api {
     pub config: Config,
     /// Where this node listens, as others dial it.
     pub address: String,
+    /// Set when this node goes: streams end.
+    pub closing: CancellationToken,
 }
 
 /// Who carries a call out.

@@ -11,6 +11,7 @@ use conclave_proto::v1::{
     coordinator_message::Message as ToWorker,
 };
 use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
 use tonic::Status;
 
 /// Messages that wait for one worker; one that does not read them is cut off,
@@ -39,6 +40,8 @@ pub enum SessionInput {
         hello: Box<Hello>,
         /// The way back.
         outbox: Outbox,
+        /// Ends the stream when the loop drops the session.
+        guard: DropGuard,
     },
     /// A prompt was looked at.
     Prepared {
@@ -96,6 +99,7 @@ pub struct Session {
     /// What it said it runs: asked for again once it is registered.
     pub running: Vec<AttemptKey>,
     outbox: Outbox,
+    _guard: DropGuard,
 }
 
 /// A prompt that a worker looks at.
@@ -130,7 +134,7 @@ pub enum Look {
 
 impl Sessions {
     /// Takes a new session; an older one of the same worker is dropped.
-    pub fn open(&mut self, id: u64, hello: &Hello, outbox: Outbox) {
+    pub fn open(&mut self, id: u64, hello: &Hello, outbox: Outbox, guard: DropGuard) {
         self.by_id.retain(|_, s| s.worker_id != hello.worker_id);
         let session = Session {
             id,
@@ -141,6 +145,7 @@ impl Sessions {
             registered: false,
             running: hello.running.clone(),
             outbox,
+            _guard: guard,
         };
         self.by_id.insert(id, session);
     }

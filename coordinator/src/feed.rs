@@ -251,11 +251,13 @@ impl Feeds {
         }
     }
 
-    /// Takes a worker's text; see [`Feed::push`].
+    /// Takes a worker's text; see [`Feed::push`]. Text of a job without a feed
+    /// (it ended) is dropped.
     pub fn push(&self, key: &AttemptKey, mut delta: TokenDelta) -> Option<u32> {
         delta.agent = key.agent;
         delta.attempt = key.attempt;
-        self.of(&key.job_id).push(delta)
+        let feed = self.jobs.get(&key.job_id)?.clone();
+        feed.push(delta)
     }
 
     /// Sends every watcher elsewhere: this node no longer leads.

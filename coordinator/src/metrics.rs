@@ -111,12 +111,12 @@ fn describe_jobs() {
         "From acceptance to the end of a job, by mode"
     );
     describe_counter!(
-        "conclave_tokens_total",
+        "conclave_job_tokens_total",
         Unit::Count,
         "Tokens of ended jobs, by kind (prompt, cached, thought, answer)"
     );
     describe_counter!(
-        "conclave_tokens_by_role_total",
+        "conclave_job_tokens_by_role_total",
         Unit::Count,
         "Generated tokens of ended jobs, by role"
     );
@@ -248,12 +248,12 @@ pub fn job_ended(outcome: &'static str, mode: &'static str, took: Duration) {
 
 /// Tokens of a job that ended.
 pub fn tokens(kind: &'static str, count: u64) {
-    counter!("conclave_tokens_total", "kind" => kind).increment(count);
+    counter!("conclave_job_tokens_total", "kind" => kind).increment(count);
 }
 
 /// Tokens that agents of one role generated in a job that ended.
 pub fn tokens_by_role(role: String, count: u64) {
-    counter!("conclave_tokens_by_role_total", "role" => role).increment(count);
+    counter!("conclave_job_tokens_by_role_total", "role" => role).increment(count);
 }
 
 /// Jobs or agents in one state. `family` is `conclave_jobs` or `conclave_agents`.

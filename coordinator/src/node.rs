@@ -2,11 +2,14 @@
 //! what it says of itself. Its loop is [`task`].
 
 pub mod carry;
+mod describe;
 pub mod lead;
 pub mod reads;
 pub mod storage;
 pub mod task;
+mod time;
 pub mod waiters;
+mod workers;
 
 use std::{
     collections::BTreeMap,

@@ -147,6 +147,7 @@ impl Coordinator {
             feeds: opened.feeds,
             config: config.clone(),
             address: address.clone(),
+            closing: serve.clone(),
         });
         let peers = PeerService {
             tokens,
@@ -155,6 +156,7 @@ impl Coordinator {
             blobs: opened.blobs.local,
             snapshots: opened.snapshots,
             address,
+            closing: serve.clone(),
             fetching: Arc::default(),
         };
         let mut tasks = vec![

@@ -175,8 +175,12 @@ impl Watch {
         loop {
             let deadline = Instant::now() + self.api.config.request_timeout();
             let queue = self.queue.clone();
+            let api = self.api.clone();
             let leg = tokio::select! {
                 () = queue.closed() => return,
+                () = api.closing.cancelled() => {
+                    Err(Status::unavailable("this node is going: resume at another with the cursor"))
+                }
                 leg = self.leg(deadline) => leg,
             };
             match leg {

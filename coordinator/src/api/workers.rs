@@ -19,6 +19,7 @@ use futures::Stream;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Api, convert};
@@ -62,6 +63,8 @@ struct Session {
     id: u64,
     outbox: Outbox,
     steps: Option<u64>,
+    /// Cancelled when the loop drops the session.
+    dropped: CancellationToken,
     /// The last text asked for again: not asked for twice.
     asked: Option<Resend>,
 }
@@ -75,6 +78,7 @@ impl Session {
             id,
             outbox,
             steps: None,
+            dropped: CancellationToken::new(),
             asked: None,
         }
     }
@@ -118,6 +122,7 @@ impl Session {
             session: self.id,
             hello: Box::new(hello),
             outbox,
+            guard: self.dropped.clone().drop_guard(),
         })
         .await?;
         for result in finished {
@@ -126,8 +131,10 @@ impl Session {
         loop {
             let message = tokio::select! {
                 message = messages.message() => message?,
-                // The loop dropped the session: the worker is to come back.
+                // The loop dropped the session, or the worker left: it is to come back.
+                () = self.dropped.cancelled() => return Ok(()),
                 () = self.outbox.closed() => return Ok(()),
+                () = self.api.closing.cancelled() => return self.refuse().await,
             };
             let Some(message) = message else {
                 return Ok(());

@@ -209,7 +209,7 @@ mod tests {
         let batch = Batch {
             entries,
             hard_state: Some(hard_state.clone()),
-            snapshot: None,
+            ..Batch::default()
         };
         store.append(&batch).unwrap();
         // A new leader replaces the tail.
@@ -239,7 +239,7 @@ mod tests {
         let batch = Batch {
             entries,
             hard_state: Some(hard_state.clone()),
-            snapshot: None,
+            ..Batch::default()
         };
         store.append(&batch).unwrap();
         store.compact(&snapshot(8), 7).unwrap();

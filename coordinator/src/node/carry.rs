@@ -53,11 +53,16 @@ impl Task {
     /// The order is the core's: send, write, send what waited, apply.
     fn carry(&mut self, output: Output) -> Result<(), Fatal> {
         self.send(output.messages);
-        if let Some(state) = self.storage.persist(output.persist)? {
+        let received = self.storage.persist(output.persist)?;
+        let replaced = received.is_some();
+        if let Some(state) = received {
             self.replace_state(state);
         }
         self.send(output.after_persist);
         self.node.persisted(output.number);
+        if replaced {
+            self.node.applied(self.state.applied_index());
+        }
         if !output.committed.is_empty() {
             self.apply_all(output.committed)?;
         }

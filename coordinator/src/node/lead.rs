@@ -6,17 +6,14 @@ use std::{
 };
 
 use conclave_coordinator_core::{
-    Effect, MissingBlob, Reply, State,
+    Effect, MissingBlob, State,
     contemplate::{self, Context},
-    job::Job,
     payload, placement, view,
 };
 use conclave_proto::{
     INLINE_LIMIT,
     v1::{
-        Ack, AttemptFinished, Cancel, CreateCluster, Decide, DrainWorker, ExpireJobs, PrepareDone,
-        Prepared, RegisterWorker, RenewLeases, Resend, SetMemberAddress, Tick, Welcome,
-        WorkerLease, attempt_finished, command::Command as Body,
+        Ack, Cancel, Decide, Tick, command::Command as Body,
         coordinator_message::Message as ToWorker, decide,
     },
 };
@@ -26,46 +23,30 @@ use super::{
     task::{Task, unix_ms},
     waiters::Waiter,
 };
-use crate::{
-    dispatch::{Look, Outcome, SessionInput},
-    metrics,
-};
 
-/// Period of replicated time while there is work.
-const TIME: Duration = Duration::from_millis(500);
-/// Period of looking for jobs that are too old.
-const EXPIRE: Duration = Duration::from_secs(10);
 /// How long a proposal of the leader's own may take before it is made anew.
 const OWN: Duration = Duration::from_secs(5);
-/// How long a job waits for a worker that serves its model, while others are here.
-const MODEL: Duration = Duration::from_secs(3);
-/// When another worker is asked after one could not look at a prompt.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// Jobs forgotten with one command.
-const EXPIRE_BATCH: usize = 256;
-/// Period of a worker's heartbeats, milliseconds.
-const WORKER_BEAT_MS: u64 = 1_000;
 
 /// A term of leading.
 pub struct Lead {
     /// The term.
     pub term: u64,
-    serving: bool,
-    paused: bool,
+    pub(super) serving: bool,
+    pub(super) paused: bool,
     effects: Vec<Effect>,
     /// Effects that wait for a payload.
     later: Vec<Effect>,
-    decide: BTreeSet<String>,
-    decide_later: BTreeSet<String>,
+    pub(super) decide: BTreeSet<String>,
+    pub(super) decide_later: BTreeSet<String>,
     deciding: BTreeSet<String>,
-    place: bool,
-    place_later: bool,
+    pub(super) place: bool,
+    pub(super) place_later: bool,
     placing: usize,
-    renew: BTreeMap<String, String>,
-    time: Instant,
-    ticking: bool,
-    expire: Instant,
-    no_model: BTreeMap<String, Instant>,
+    pub(super) renew: BTreeMap<String, String>,
+    pub(super) time: Instant,
+    pub(super) ticking: bool,
+    pub(super) expire: Instant,
+    pub(super) no_model: BTreeMap<String, Instant>,
 }
 
 impl Lead {
@@ -175,45 +156,7 @@ impl Task {
         }
     }
 
-    /// The first leader gives the cluster its keys; should it die before they
-    /// are committed, the next one does.
-    fn create_cluster(&mut self) {
-        let (mut signing_seed, mut salt_key) = ([0_u8; 32], [0_u8; 32]);
-        let random =
-            getrandom::fill(&mut signing_seed).and_then(|()| getrandom::fill(&mut salt_key));
-        if let Err(error) = random {
-            tracing::error!(%error, "no randomness for the cluster's keys");
-            return;
-        }
-        let create = CreateCluster {
-            cluster_id: self.identity.cluster_id().unwrap_or_default().to_owned(),
-            signing_seed: signing_seed.to_vec(),
-            salt_key: salt_key.to_vec(),
-            unix_ms: unix_ms(),
-        };
-        self.own(Body::CreateCluster(create), Waiter::Nobody);
-        self.note_addresses();
-    }
-
-    /// Writes down members that listen elsewhere than the state says.
-    fn note_addresses(&mut self) {
-        let conf = self.node.conf_state();
-        for node_id in conf.voters.iter().chain(&conf.learners).copied() {
-            let Some(address) = self.network.address(node_id) else {
-                continue;
-            };
-            if self.state.members().get(&node_id) != Some(&address) {
-                let set = SetMemberAddress {
-                    node_id,
-                    address,
-                    removed: false,
-                };
-                self.own(Body::SetMemberAddress(set), Waiter::Nobody);
-            }
-        }
-    }
-
-    fn own(&mut self, body: Body, waiter: Waiter) {
+    pub(super) fn own(&mut self, body: Body, waiter: Waiter) {
         self.propose(body, waiter, Instant::now() + OWN);
     }
 
@@ -306,7 +249,7 @@ impl Task {
         }
     }
 
-    fn wait_for(&self, missing: &MissingBlob) {
+    pub(super) fn wait_for(&self, missing: &MissingBlob) {
         match missing {
             MissingBlob::Absent { hash } => {
                 self.fetch(hash.as_slice().try_into().into_iter().collect());
@@ -323,50 +266,6 @@ impl Task {
         if let Ok(job) = view::job(job, &self.blobs.local, false) {
             crate::api::convert::count_ended(&job);
         }
-    }
-
-    /// Has a worker look at the job's prompt.
-    fn prepare(&mut self, job_id: &str) {
-        let Some(job) = self.state.job(job_id).filter(|job| job.needs_prepare()) else {
-            return;
-        };
-        let prepare = match view::prepare(&self.state, job, &self.blobs.local) {
-            Ok(prepare) => prepare,
-            Err(missing) => return self.wait_for(&missing),
-        };
-        let model = prepare
-            .spec
-            .as_ref()
-            .map(|s| s.model.clone())
-            .unwrap_or_default();
-        let (term, now) = (self.leadership.term, Instant::now());
-        let message = || Some(ToWorker::Prepare(prepare));
-        let look = self.sessions.look(job_id, &model, term, now, message);
-        let Some(lead) = &mut self.lead else { return };
-        let Look::NoModel(served) = look else {
-            lead.no_model.remove(job_id);
-            return;
-        };
-        let since = *lead.no_model.entry(job_id.to_owned()).or_insert(now);
-        if now - since < MODEL {
-            return;
-        }
-        lead.no_model.remove(job_id);
-        let wanted = if model.is_empty() {
-            "the job names no model and there are several".to_owned()
-        } else {
-            format!("no worker serves the model `{model}`")
-        };
-        let error = format!("{wanted}; served: {}", served.join(", "));
-        let prepared = Prepared {
-            job_id: job_id.to_owned(),
-            error,
-            ..Prepared::default()
-        };
-        let done = PrepareDone {
-            prepared: Some(prepared),
-        };
-        self.own(Body::PrepareDone(done), Waiter::Nobody);
     }
 
     /// Asks what the job does next and proposes it; one decision at a time.
@@ -447,243 +346,6 @@ impl Task {
             Err(missing) => self.wait_for(&missing),
         }
     }
-
-    /// The leader's share of a tick: time, leases, deadlines, expiry.
-    pub(super) fn lead_tick(&mut self, now: Instant) {
-        let Some(lead) = self.lead.as_mut().filter(|l| l.serving && !l.paused) else {
-            return;
-        };
-        lead.decide.append(&mut lead.decide_later);
-        lead.place |= std::mem::take(&mut lead.place_later);
-        if self.state.next_deadline().is_some_and(|at| at <= unix_ms()) {
-            lead.decide
-                .extend(self.state.needs_decision().map(str::to_owned));
-        }
-        let unprepared: Vec<_> = self.state.unprepared().map(|job| job.id.clone()).collect();
-        for job_id in unprepared {
-            self.prepare(&job_id);
-        }
-        let state = &self.state;
-        self.sessions
-            .retain_looks(&|id| state.job(id).is_some_and(Job::needs_prepare));
-        self.move_time(now);
-        self.expire(now);
-    }
-
-    /// Replicated time moves while something depends on it (law 3).
-    fn move_time(&mut self, now: Instant) {
-        let Some(lead) = &mut self.lead else { return };
-        if !self.state.needs_ticks() {
-            lead.ticking = false;
-            return;
-        }
-        let since = now - lead.time;
-        if lead.ticking && since < TIME {
-            return;
-        }
-        // After a pause time begins anew; and a tick is worth one period at most.
-        let elapsed = if lead.ticking {
-            since.min(TIME * 2)
-        } else {
-            Duration::ZERO
-        };
-        lead.ticking = true;
-        lead.time = now;
-        let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(0);
-        let renew = std::mem::take(&mut lead.renew);
-        if !renew.is_empty() {
-            metrics::leases_renewed(renew.len());
-            let lease = |(worker_id, incarnation)| WorkerLease {
-                worker_id,
-                incarnation,
-            };
-            let leases = renew.into_iter().map(lease).collect();
-            self.own(Body::RenewLeases(RenewLeases { leases }), Waiter::Nobody);
-        }
-        let tick = Tick {
-            elapsed_ms,
-            unix_ms: unix_ms(),
-            new_term: false,
-        };
-        self.own(Body::Tick(tick), Waiter::Nobody);
-        self.count();
-    }
-
-    /// Forgets ended jobs that are too old, or too many bytes for one tenant;
-    /// and writes down members that listen elsewhere now.
-    fn expire(&mut self, now: Instant) {
-        let Some(lead) = self.lead.as_mut().filter(|l| now - l.expire >= EXPIRE) else {
-            return;
-        };
-        lead.expire = now;
-        let retention = i64::try_from(self.config.retention_hours).unwrap_or(i64::MAX);
-        let retention_ms = retention.saturating_mul(3_600_000);
-        let mut job_ids = self.state.expirable(retention_ms, EXPIRE_BATCH);
-        let over = too_many_bytes(&self.state, self.config.retention_bytes, EXPIRE_BATCH);
-        job_ids.extend(over);
-        job_ids.sort();
-        job_ids.dedup();
-        if !job_ids.is_empty() {
-            self.own(Body::ExpireJobs(ExpireJobs { job_ids }), Waiter::Nobody);
-        }
-        self.note_addresses();
-        self.count();
-    }
-
-    fn count(&self) {
-        metrics::workers(self.state.workers().count(), self.sessions.len());
-        crate::api::convert::count_live(&self.state);
-    }
-
-    /// Something of a worker's session. Without the lead there are none.
-    pub(super) fn session(&mut self, input: SessionInput) {
-        let serving = self.lead.as_ref().is_some_and(Lead::serving);
-        match input {
-            SessionInput::Opened {
-                session,
-                hello,
-                outbox,
-            } => {
-                self.sessions.open(session, &hello, outbox);
-                if !serving {
-                    return self.dismiss_workers();
-                }
-                let finished = hello.finished.iter().filter_map(|r| r.key.clone());
-                let register = RegisterWorker {
-                    running: hello.running.iter().cloned().chain(finished).collect(),
-                    worker_id: hello.worker_id,
-                    incarnation: hello.incarnation,
-                    models: hello.models,
-                    max_sequences: hello.max_sequences,
-                    kv_blocks: hello.kv_blocks,
-                    version: hello.version,
-                };
-                self.own(Body::RegisterWorker(register), Waiter::Hello { session });
-                if hello.draining {
-                    self.draining(session);
-                }
-            }
-            SessionInput::Closed { session } => self.sessions.close(session),
-            _ if !serving => {}
-            SessionInput::Prepared { session, prepared } => self.prepared(session, prepared),
-            SessionInput::Finished {
-                session,
-                key,
-                incarnation,
-                outcome,
-            } => {
-                let Some(worker_id) = self.sessions.get(session).map(|s| s.worker_id.clone())
-                else {
-                    return;
-                };
-                let result = match outcome {
-                    Outcome::Draft(draft) => attempt_finished::Result::Draft(draft),
-                    Outcome::Error(error) => attempt_finished::Result::Error(error),
-                };
-                let finished = AttemptFinished {
-                    key: Some(key.clone()),
-                    incarnation,
-                    result: Some(result),
-                    unix_ms: unix_ms(),
-                };
-                self.own(
-                    Body::AttemptFinished(finished),
-                    Waiter::Result { worker_id, key },
-                );
-            }
-            SessionInput::Alive {
-                session,
-                load,
-                renew,
-            } => self.alive(session, load, renew),
-            SessionInput::Draining { session } => self.draining(session),
-        }
-    }
-
-    fn draining(&mut self, session: u64) {
-        let Some(session) = self.sessions.get(session) else {
-            return;
-        };
-        let drain = DrainWorker {
-            worker_id: session.worker_id.clone(),
-            incarnation: session.incarnation.clone(),
-        };
-        self.own(Body::DrainWorker(drain), Waiter::Nobody);
-    }
-
-    fn prepared(&mut self, _session: u64, prepared: Prepared) {
-        if prepared.retry {
-            self.sessions
-                .looked(&prepared.job_id, Some(Instant::now() + LOOK_AGAIN));
-            return;
-        }
-        self.sessions.looked(&prepared.job_id, None);
-        let done = PrepareDone {
-            prepared: Some(prepared),
-        };
-        self.own(Body::PrepareDone(done), Waiter::Nobody);
-    }
-
-    fn alive(&mut self, session: u64, load: placement::Load, renew: bool) {
-        let Some(known) = self.sessions.get_mut(session) else {
-            return;
-        };
-        let freed = load.running + load.waiting < known.load.running + known.load.waiting;
-        known.load = load;
-        if !known.registered {
-            return;
-        }
-        let (worker_id, incarnation) = (known.worker_id.clone(), known.incarnation.clone());
-        let leased = self
-            .state
-            .worker(&worker_id)
-            .is_some_and(|w| w.incarnation == incarnation);
-        if !leased {
-            // The lease ran out: the worker says hello again.
-            return self.sessions.close(session);
-        }
-        let Some(lead) = &mut self.lead else { return };
-        lead.place |= freed;
-        if renew {
-            lead.renew.insert(worker_id, incarnation);
-        } else {
-            metrics::lease_withheld();
-        }
-    }
-
-    /// The worker is in the state: it may be spoken to.
-    pub(super) fn welcome(&mut self, id: u64, reply: &Reply) {
-        if *reply != Reply::Ok {
-            tracing::warn!(?reply, "a worker was not registered");
-            return self.sessions.close(id);
-        }
-        let term = self.leadership.term;
-        let Some(session) = self.sessions.get_mut(id) else {
-            return;
-        };
-        session.registered = true;
-        tracing::info!(worker = session.worker_id, "worker registered");
-        let running = std::mem::take(&mut session.running);
-        let welcome = Welcome {
-            heartbeat_ms: WORKER_BEAT_MS,
-            lease_ttl_ms: conclave_coordinator_core::worker::LEASE_TTL_MS,
-            leader: self.address.clone(),
-            members: self.network.addresses().into_values().collect(),
-        };
-        self.sessions.send_to(id, term, ToWorker::Welcome(welcome));
-        for key in running {
-            // Text does not go through raft: a new leader asks for it.
-            let resend = Resend {
-                key: Some(key),
-                offset: 0,
-            };
-            self.sessions.send_to(id, term, ToWorker::Resend(resend));
-        }
-        let unprepared: Vec<_> = self.state.unprepared().map(|job| job.id.clone()).collect();
-        for job_id in unprepared {
-            self.prepare(&job_id);
-        }
-    }
 }
 
 /// The bytes of a round's context if they are too long to travel in the log.
@@ -698,30 +360,4 @@ fn large_context(decide: &Decide) -> Option<Vec<u8>> {
     payload::read(context, &payload::InlineOnly)
         .ok()
         .map(std::borrow::Cow::into_owned)
-}
-
-/// The oldest ended jobs of tenants that keep more than `limit` bytes.
-fn too_many_bytes(state: &State, limit: u64, most: usize) -> Vec<String> {
-    let size = |job: &Job| {
-        let drafts = job.agents.iter().filter_map(|a| a.draft.as_ref());
-        let contexts = job.rounds.iter().filter_map(|r| r.context.as_ref());
-        drafts
-            .chain(contexts)
-            .chain([&job.spec])
-            .map(payload::length)
-            .sum::<u64>()
-    };
-    let mut kept: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut over = Vec::new();
-    // Ids ascend with time: the newest are counted first.
-    for job in state.all_jobs().rev().filter(|job| !job.is_active()) {
-        let kept = kept.entry(&job.tenant).or_default();
-        *kept += size(job);
-        if *kept > limit {
-            over.push(job.id.clone());
-        }
-    }
-    over.reverse();
-    over.truncate(most);
-    over
 }

@@ -16,7 +16,7 @@ use tokio::{sync::mpsc, sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Handle, Input, MemberInfo, NodeError, NodeRole, NodeStatus, Read,
+    Handle, Input, NodeError, NodeStatus, Read,
     lead::Lead,
     reads::{Reads, Wanted},
     storage::{Fatal, Storage},
@@ -42,7 +42,6 @@ const TURN: usize = 256;
 pub struct Task {
     pub(super) config: Config,
     pub(super) address: String,
-    pub(super) identity: Identity,
     pub(super) storage: Storage,
     pub(super) raft_config: NodeConfig,
     pub(super) node: Node,
@@ -62,6 +61,8 @@ pub struct Task {
     pub(super) stop: CancellationToken,
     pub(super) saving: bool,
     pub(super) last_tick: Instant,
+    /// Last, so that the folder's lock goes when all else is closed.
+    pub(super) identity: Identity,
 }
 
 /// What the loop is made of, besides the folder.
@@ -206,10 +207,13 @@ impl Task {
             Input::Session(input) => self.session(input),
             Input::Init { cluster_id, done } => {
                 let result = self.init(&cluster_id)?;
+                self.publish();
                 let _ = done.send(result);
             }
             Input::Bind { cluster_id, done } => {
                 let result = self.bind(&cluster_id);
+                // Whoever waits reads the status next.
+                self.publish();
                 let _ = done.send(result);
             }
             Input::Change {
@@ -341,32 +345,6 @@ impl Task {
         Ok(())
     }
 
-    /// What stands between this node and an answer, for people.
-    fn missing(&self) -> String {
-        let silent = &self.status.borrow().silent;
-        if self.leadership.role == Role::Leader && !silent.is_empty() {
-            return format!("members without an answer: {}", self.name_members(silent));
-        }
-        if self.leadership.leader_id == 0 {
-            return "no leader is known".to_owned();
-        }
-        format!(
-            "the leader ({}) did not confirm",
-            self.name_members(&[self.leadership.leader_id])
-        )
-    }
-
-    fn name_members(&self, ids: &[u64]) -> String {
-        let name = |id: &u64| {
-            let address = self
-                .network
-                .address(*id)
-                .unwrap_or_else(|| "address unknown".to_owned());
-            format!("{id:x} at {address}")
-        };
-        ids.iter().map(name).collect::<Vec<_>>().join(", ")
-    }
-
     /// Puts every member's replicated address into the book.
     pub(super) fn learn_members(&self) {
         for (id, address) in self.state.members() {
@@ -401,74 +379,6 @@ impl Task {
         let members = self.network.addresses().into_values().collect();
         let message = ToWorker::NotLeader(NotLeader { leader, members });
         self.sessions.dismiss(self.leadership.term, &message);
-    }
-
-    fn publish(&mut self) {
-        let status = self.describe();
-        self.status.send_if_modified(|old| {
-            let changed = *old != status;
-            if changed {
-                *old = status;
-            }
-            changed
-        });
-    }
-
-    fn describe(&self) -> NodeStatus {
-        let me = self.identity.node_id();
-        let conf = self.node.conf_state();
-        let info = |id: u64, learner: bool| {
-            let known = self.network.address(id);
-            let address = known.or_else(|| self.state.members().get(&id).cloned());
-            (
-                id,
-                MemberInfo {
-                    address: address.unwrap_or_default(),
-                    learner,
-                },
-            )
-        };
-        let voters = conf.voters.iter().map(|id| info(*id, false));
-        let members = voters
-            .chain(conf.learners.iter().map(|id| info(*id, true)))
-            .collect();
-        let progress = self.node.progress();
-        NodeStatus {
-            node_id: me,
-            cluster_id: self.identity.cluster_id().map(str::to_owned),
-            role: self.role(!conf.voters.is_empty()),
-            term: self.leadership.term,
-            leader_id: self.leadership.leader_id,
-            serving: self.lead.as_ref().is_some_and(Lead::serving),
-            commit: self.node.commit_index(),
-            applied: self.state.applied_index(),
-            members,
-            silent: progress
-                .iter()
-                .filter(|p| !p.active)
-                .map(|p| p.id)
-                .collect(),
-            public_key: crate::api::audit::public_key(self.state.signing_seed()),
-            live_jobs: self
-                .state
-                .active_jobs()
-                .filter(|job| !job.is_final())
-                .count(),
-            stopped: None,
-        }
-    }
-
-    fn role(&self, has_members: bool) -> NodeRole {
-        if self.identity.cluster_id().is_none() {
-            return NodeRole::Blank;
-        }
-        match self.leadership.role {
-            Role::Leader => NodeRole::Leader,
-            Role::Candidate => NodeRole::Candidate,
-            Role::Learner => NodeRole::Learner,
-            Role::Outside if has_members => NodeRole::Removed,
-            Role::Follower | Role::Outside => NodeRole::Follower,
-        }
     }
 
     fn gauges(&self) {

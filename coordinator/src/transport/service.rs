@@ -17,6 +17,7 @@ use protobuf::Message as _;
 use raft::eraftpb::{Message as RaftMessage, MessageType};
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Network, blobs, snapshot};
@@ -44,6 +45,8 @@ pub struct PeerService {
     pub snapshots: Snapshots,
     /// Where this node listens, as others dial it.
     pub address: String,
+    /// Set when this node goes: lanes end, so that peers dial whoever comes next.
+    pub closing: CancellationToken,
     /// Snapshots that are being fetched, by index.
     pub fetching: Arc<DashSet<u64>>,
 }
@@ -64,6 +67,13 @@ impl PeerService {
             None => Err(Status::failed_precondition(
                 "this node belongs to no cluster yet",
             )),
+        }
+    }
+
+    async fn next(&self, batches: &mut Streaming<RaftBatch>) -> Result<Option<RaftBatch>, Status> {
+        match self.closing.run_until_cancelled(batches.message()).await {
+            Some(batch) => batch,
+            None => Err(Status::unavailable("this node is going")),
         }
     }
 
@@ -129,7 +139,9 @@ impl PeerService {
             let result = match this.network.address(message.from) {
                 _ if this.snapshots.get(&manifest).is_ok() => Ok(()),
                 Some(from) => {
-                    snapshot::fetch(&this.network, &from, &manifest, &this.snapshots).await
+                    let cluster = this.node.now().cluster_id.unwrap_or_default();
+                    snapshot::fetch(&this.network, &from, &cluster, &manifest, &this.snapshots)
+                        .await
                 }
                 None => Err(Status::unavailable("the sender's address is unknown")),
             };
@@ -155,7 +167,7 @@ impl Raft for PeerService {
     ) -> Result<Response<RaftLaneClosed>, Status> {
         self.peer(&request)?;
         let mut batches = request.into_inner();
-        while let Some(batch) = batches.message().await? {
+        while let Some(batch) = self.next(&mut batches).await? {
             self.admit(&batch).await?;
             self.take(batch)?;
         }

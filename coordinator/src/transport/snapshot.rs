@@ -34,6 +34,7 @@ pub fn chunks(state: &[u8]) -> impl Iterator<Item = SnapshotChunk> + '_ {
 pub async fn fetch(
     network: &Network,
     address: &str,
+    cluster_id: &str,
     manifest: &SnapshotManifest,
     snapshots: &Snapshots,
 ) -> Result<(), Status> {
@@ -41,7 +42,8 @@ pub async fn fetch(
         .peer(address)
         .map_err(|e| Status::invalid_argument(e.to_string()))?;
     let request = network.request(FetchSnapshotRequest {
-        cluster_id: manifest.cluster_id.clone(),
+        // Not the manifest's: a cluster's first snapshot is older than its name.
+        cluster_id: cluster_id.to_owned(),
         index: manifest.index,
         digest: manifest.digest.clone(),
     });

@@ -1,0 +1,101 @@
+//! What the node says of itself.
+
+use conclave_coordinator_core::node::Role;
+
+use super::{MemberInfo, NodeRole, NodeStatus, lead::Lead, task::Task};
+
+impl Task {
+    pub(super) fn publish(&mut self) {
+        let status = self.describe();
+        self.status.send_if_modified(|old| {
+            let changed = *old != status;
+            if changed {
+                *old = status;
+            }
+            changed
+        });
+    }
+
+    fn describe(&self) -> NodeStatus {
+        let me = self.identity.node_id();
+        let conf = self.node.conf_state();
+        let info = |id: u64, learner: bool| {
+            let known = self.network.address(id);
+            let address = known.or_else(|| self.state.members().get(&id).cloned());
+            (
+                id,
+                MemberInfo {
+                    address: address.unwrap_or_default(),
+                    learner,
+                },
+            )
+        };
+        let voters = conf.voters.iter().map(|id| info(*id, false));
+        let members = voters
+            .chain(conf.learners.iter().map(|id| info(*id, true)))
+            .collect();
+        let progress = self.node.progress();
+        NodeStatus {
+            node_id: me,
+            cluster_id: self.identity.cluster_id().map(str::to_owned),
+            role: self.role(!conf.voters.is_empty()),
+            term: self.leadership.term,
+            leader_id: self.leadership.leader_id,
+            serving: self.lead.as_ref().is_some_and(Lead::serving),
+            commit: self.node.commit_index(),
+            applied: self.state.applied_index(),
+            members,
+            silent: progress
+                .iter()
+                .filter(|p| !p.active)
+                .map(|p| p.id)
+                .collect(),
+            public_key: crate::api::audit::public_key(self.state.signing_seed()),
+            live_jobs: self
+                .state
+                .active_jobs()
+                .filter(|job| !job.is_final())
+                .count(),
+            stopped: None,
+        }
+    }
+
+    fn role(&self, has_members: bool) -> NodeRole {
+        if self.identity.cluster_id().is_none() {
+            return NodeRole::Blank;
+        }
+        match self.leadership.role {
+            Role::Leader => NodeRole::Leader,
+            Role::Candidate => NodeRole::Candidate,
+            Role::Learner => NodeRole::Learner,
+            Role::Outside if has_members => NodeRole::Removed,
+            Role::Follower | Role::Outside => NodeRole::Follower,
+        }
+    }
+
+    /// What stands between this node and an answer, for people.
+    pub(super) fn missing(&self) -> String {
+        let silent = &self.status.borrow().silent;
+        if self.leadership.role == Role::Leader && !silent.is_empty() {
+            return format!("members without an answer: {}", self.name_members(silent));
+        }
+        if self.leadership.leader_id == 0 {
+            return "no leader is known".to_owned();
+        }
+        format!(
+            "the leader ({}) did not confirm",
+            self.name_members(&[self.leadership.leader_id])
+        )
+    }
+
+    fn name_members(&self, ids: &[u64]) -> String {
+        let name = |id: &u64| {
+            let address = self
+                .network
+                .address(*id)
+                .unwrap_or_else(|| "address unknown".to_owned());
+            format!("{id:x} at {address}")
+        };
+        ids.iter().map(name).collect::<Vec<_>>().join(", ")
+    }
+}

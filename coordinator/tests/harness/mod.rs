@@ -1,0 +1,294 @@
+//! A cluster in this process, on loopback, with real sockets and disks; and a
+//! mock worker that answers with canned drafts.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub mod worker;
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use conclave_coordinator::{Config, Coordinator, StartError};
+use conclave_proto::v1::{
+    AnswerKind, Budget, ContemplationPolicy, GetJobRequest, InitRequest, Job, JobSpec, JobState,
+    Message, Mode, SubmitJobRequest, SubmitJobResponse, WatchJobRequest,
+    cluster_client::ClusterClient, contemplation_client::ContemplationClient,
+    watch_job_response::Update,
+};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+/// No wait of a test is longer.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One member: its folder and address outlive the process that it stands for.
+pub struct Member {
+    pub folder: PathBuf,
+    pub address: String,
+    pub running: Option<Coordinator>,
+}
+
+/// Members with folders of their own.
+pub struct Cluster {
+    pub members: Vec<Member>,
+    pub extra: fn(&mut Config),
+    _root: TempDir,
+}
+
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string()
+}
+
+pub fn config(folder: &Path, address: &str) -> Config {
+    Config {
+        data_dir: folder.to_owned(),
+        listen: address.to_owned(),
+        http_listen: String::new(),
+        open: true,
+        heartbeat_ms: 50,
+        election_ms: 600,
+        request_timeout_ms: 5_000,
+        ..Config::default()
+    }
+}
+
+pub async fn start(config: Config) -> Result<Coordinator, StartError> {
+    // `RUST_LOG=conclave_coordinator=debug` shows what the members do.
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_test_writer()
+        .try_init();
+    let metrics = PrometheusBuilder::new().build_recorder().handle();
+    Coordinator::start(config, metrics).await
+}
+
+impl Cluster {
+    /// Starts blank members.
+    pub async fn blank(count: usize, extra: fn(&mut Config)) -> Cluster {
+        let root = tempfile::tempdir().unwrap();
+        let member = |i: usize| Member {
+            folder: root.path().join(format!("node-{i}")),
+            address: free_address(),
+            running: None,
+        };
+        let members = (0..count).map(member).collect();
+        let mut cluster = Cluster {
+            members,
+            extra,
+            _root: root,
+        };
+        for i in 0..count {
+            cluster.start(i).await;
+        }
+        cluster
+    }
+
+    /// Starts members and makes them one cluster.
+    pub async fn new(count: usize) -> Cluster {
+        let cluster = Cluster::blank(count, |_| {}).await;
+        cluster.init().await;
+        cluster
+    }
+
+    /// Makes member 0 a cluster and adds the others.
+    pub async fn init(&self) {
+        let join = self.members[1..]
+            .iter()
+            .map(|m| m.address.clone())
+            .collect();
+        let created = self
+            .admin(0)
+            .await
+            .init(InitRequest { join })
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(created.members.len(), self.members.len(), "{created:?}");
+        assert!(created.members.iter().all(|m| !m.learner), "{created:?}");
+    }
+
+    pub async fn start(&mut self, i: usize) {
+        let mut config = config(&self.members[i].folder, &self.members[i].address);
+        (self.extra)(&mut config);
+        self.members[i].running = Some(start(config).await.unwrap());
+    }
+
+    /// Stops a member without any goodbye.
+    pub async fn crash(&mut self, i: usize) {
+        drop(self.members[i].running.take());
+        self.folder_free(i).await;
+    }
+
+    /// Stops a member as an operator does.
+    pub async fn stop(&mut self, i: usize) {
+        self.members[i]
+            .running
+            .take()
+            .unwrap()
+            .shutdown(Duration::from_secs(5))
+            .await;
+        self.folder_free(i).await;
+    }
+
+    /// The node's thread lets go of the folder when its last write is done.
+    async fn folder_free(&self, i: usize) {
+        let lock = std::fs::File::open(self.members[i].folder.join("LOCK")).unwrap();
+        tokio::task::spawn_blocking(move || lock.lock())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    pub fn addresses(&self) -> Vec<String> {
+        self.members.iter().map(|m| m.address.clone()).collect()
+    }
+
+    /// Waits until some running member leads, and returns which.
+    pub async fn leader(&self) -> usize {
+        let wait = async {
+            loop {
+                let leads = |m: &Member| {
+                    m.running
+                        .as_ref()
+                        .is_some_and(|c| c.status().borrow().serving)
+                };
+                if let Some(i) = self.members.iter().position(leads) {
+                    return i;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .expect("no leader")
+    }
+
+    /// A running member that does not lead.
+    pub async fn follower(&self) -> usize {
+        let leader = self.leader().await;
+        let runs = |i: &usize| self.members[*i].running.is_some();
+        (0..self.members.len())
+            .filter(runs)
+            .find(|i| *i != leader)
+            .unwrap()
+    }
+
+    pub async fn channel(&self, i: usize) -> Channel {
+        let address = format!("http://{}", self.members[i].address);
+        Channel::from_shared(address).unwrap().connect_lazy()
+    }
+
+    pub async fn client(&self, i: usize) -> ContemplationClient<Channel> {
+        ContemplationClient::new(self.channel(i).await)
+    }
+
+    pub async fn admin(&self, i: usize) -> ClusterClient<Channel> {
+        ClusterClient::new(self.channel(i).await)
+    }
+}
+
+/// A key that no other test uses.
+pub fn key() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("key-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Three proposers and a majority vote on one of two words.
+pub fn spec(question: &str) -> JobSpec {
+    JobSpec {
+        model: "mock".to_owned(),
+        mode: Mode::Contemplating as i32,
+        messages: vec![Message {
+            role: "user".to_owned(),
+            content: question.to_owned(),
+        }],
+        policy: Some(ContemplationPolicy {
+            width: Some(3),
+            aggregator: conclave_proto::v1::Aggregator::Majority as i32,
+            ..ContemplationPolicy::default()
+        }),
+        budget: Some(Budget {
+            thought_tokens: Some(16),
+            answer_tokens: Some(16),
+            ..Budget::default()
+        }),
+        answer: Some(AnswerKind {
+            kind: Some(conclave_proto::v1::answer_kind::Kind::FreeText(true)),
+        }),
+        ..JobSpec::default()
+    }
+}
+
+pub fn request(question: &str) -> SubmitJobRequest {
+    SubmitJobRequest {
+        idempotency_key: key(),
+        spec: Some(spec(question)),
+    }
+}
+
+pub async fn submit(
+    client: &mut ContemplationClient<Channel>,
+    question: &str,
+) -> SubmitJobResponse {
+    client
+        .submit_job(request(question))
+        .await
+        .unwrap()
+        .into_inner()
+}
+
+/// Watches until `done`, and checks that events have no gaps.
+pub async fn done(client: &mut ContemplationClient<Channel>, job_id: &str) -> Job {
+    let request = WatchJobRequest {
+        job_id: job_id.to_owned(),
+        cursor: Vec::new(),
+        tokens: true,
+    };
+    let wait = async {
+        let mut updates = client.watch_job(request).await.unwrap().into_inner();
+        let mut last = 0;
+        while let Some(message) = updates.message().await.unwrap() {
+            match message.update.unwrap() {
+                Update::Event(event) => {
+                    assert_eq!(event.index, last + 1, "events have no gaps");
+                    last = event.index;
+                }
+                Update::Done(job) => return job,
+                Update::Tokens(_) | Update::Reset(_) => {}
+            }
+        }
+        panic!("the watch ended without `done`");
+    };
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .expect("the job did not end")
+}
+
+pub async fn get(client: &mut ContemplationClient<Channel>, job_id: &str) -> Job {
+    client
+        .get_job(GetJobRequest {
+            job_id: job_id.to_owned(),
+        })
+        .await
+        .unwrap()
+        .into_inner()
+}
+
+pub fn assert_done(job: &Job) {
+    assert_eq!(job.state(), JobState::Done, "{}", job.message);
+    assert_eq!(
+        job.answer.as_ref().unwrap().canonical,
+        "blue",
+        "{:?}",
+        job.answer
+    );
+}
