@@ -28,7 +28,10 @@ fn refused(file: &File) -> ModelError {
 fn difference(ours: &[Vec<f32>], theirs: &[Vec<f32>]) -> f32 {
     assert_eq!(ours.len(), theirs.len());
     let pairs = ours.iter().flatten().zip(theirs.iter().flatten());
-    let largest = theirs.iter().flatten().fold(0f32, |max, x| max.max(x.abs()));
+    let largest = theirs
+        .iter()
+        .flatten()
+        .fold(0f32, |max, x| max.max(x.abs()));
     pairs.fold(0f32, |max, (a, b)| max.max((a - b).abs())) / largest
 }
 
@@ -59,7 +62,11 @@ fn a_prompt_in_chunks_gives_the_same_bits_as_whole() {
     let (model, all) = (run::load(&path, Activation::Int8).unwrap(), tokens(60));
     let whole = run::logits(&model, &all[..50], &all[50..], 256);
     for chunk in [1, 5, 16, 33] {
-        assert_eq!(run::logits(&model, &all[..50], &all[50..], chunk), whole, "chunk {chunk}");
+        assert_eq!(
+            run::logits(&model, &all[..50], &all[50..], chunk),
+            whole,
+            "chunk {chunk}"
+        );
     }
 }
 
@@ -70,18 +77,66 @@ fn tokenizer_template_and_marks_come_from_the_file() {
     let tokenizer: &Tokenizer = model.tokenizer();
     let text = "hello<|im_end|> héé";
     let marked = tokenizer.encode(text, true).unwrap();
-    assert_eq!(&marked[..3], [258, u32::from(b'o'), 260], "hell o <|im_end|>");
+    assert_eq!(
+        &marked[..3],
+        [258, u32::from(b'o'), 260],
+        "hell o <|im_end|>"
+    );
     let plain = tokenizer.encode(text, false).unwrap();
     assert!(!plain.contains(&260), "users cannot write marks: {plain:?}");
     for ids in [marked, plain] {
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).copied().collect();
+        let bytes: Vec<u8> = ids
+            .iter()
+            .flat_map(|id| tokenizer.token_bytes(*id))
+            .copied()
+            .collect();
         assert_eq!(String::from_utf8(bytes).unwrap(), text);
     }
     assert_eq!(model.info().end_of_generation, [260]);
     assert_eq!(model.info().vocab_size, VOCAB);
     assert!(tokenizer.is_special(260) && tokenizer.is_special(263) && !tokenizer.is_special(258));
     let messages = [conclave_worker::model::ChatMessage::new("user", "hi")];
-    assert_eq!(model.template().render(&messages, true).unwrap(), "user: hi<|im_end|>");
+    assert_eq!(
+        model.template().render(&messages, true).unwrap(),
+        "user: hi<|im_end|>"
+    );
+}
+
+#[test]
+fn a_sentence_piece_vocabulary_merges_by_score_and_falls_back_to_bytes() {
+    let mut file = File::llama(8, true);
+    let pieces = [
+        ("<unk>", 0.0, 2),
+        ("<s>", 0.0, 3),
+        ("</s>", 0.0, 3),
+        ("<0xC3>", 0.0, 6),
+        ("<0xA9>", 0.0, 6),
+        ("▁", -9.0, 1),
+        ("h", -9.0, 1),
+        ("e", -9.0, 1),
+        ("l", -9.0, 1),
+        ("o", -9.0, 1),
+        ("▁h", -1.0, 1),
+        ("el", -2.0, 1),
+        ("he", -3.0, 1),
+        ("lo", -4.0, 1),
+        ("▁hel", -5.0, 1),
+    ];
+    file.sentence_piece(&pieces);
+    let (_folder, path) = write(&file.encode().0);
+    let model = run::load(&path, Activation::Int8).unwrap();
+    let tokenizer = model.tokenizer();
+    // "▁h" is the best merge, then "el", then "lo"; "▁hel" comes of the first two.
+    assert_eq!(tokenizer.encode("hello", true).unwrap(), [14, 13]);
+    assert_eq!(
+        tokenizer.encode_prompt("h").unwrap(),
+        [1, 10],
+        "prompts begin with a mark"
+    );
+    assert_eq!(tokenizer.encode("hé</s>", true).unwrap(), [10, 3, 4, 2]);
+    assert_eq!(tokenizer.token_bytes(14), b" hel");
+    assert_eq!(tokenizer.token_bytes(3), [0xc3]);
+    assert_eq!(model.info().end_of_generation, [2]);
 }
 
 #[test]
@@ -93,17 +148,41 @@ fn what_is_wrong_with_a_file_is_named() {
         refused(&file).to_string()
     };
     let cases: [(&str, String); 8] = [
-        ("mamba", wrong(&|file| file.text("general.architecture", "mamba"))),
-        ("llama.block_count", wrong(&|file| file.remove("llama.block_count"))),
-        ("IQ2_XS", wrong(&|file| file.tensor("blk.1.attn_q.weight").2 = 17)),
-        ("blk.1.attn_q.weight", wrong(&|file| file.tensor("blk.1.attn_q.weight").2 = 17)),
-        ("blk.0.ffn_up.weight", wrong(&|file| file.tensors.retain(|t| !t.0.contains("0.ffn_up")))),
-        ("[256, 512]", wrong(&|file| file.tensor("blk.0.ffn_up.weight").1 = vec![512, 256])),
-        ("klingon", wrong(&|file| file.text("tokenizer.ggml.pre", "klingon"))),
+        (
+            "mamba",
+            wrong(&|file| file.text("general.architecture", "mamba")),
+        ),
+        (
+            "llama.block_count",
+            wrong(&|file| file.remove("llama.block_count")),
+        ),
+        (
+            "IQ2_XS",
+            wrong(&|file| file.tensor("blk.1.attn_q.weight").2 = 17),
+        ),
+        (
+            "blk.1.attn_q.weight",
+            wrong(&|file| file.tensor("blk.1.attn_q.weight").2 = 17),
+        ),
+        (
+            "blk.0.ffn_up.weight",
+            wrong(&|file| file.tensors.retain(|t| !t.0.contains("0.ffn_up"))),
+        ),
+        (
+            "[256, 512]",
+            wrong(&|file| file.tensor("blk.0.ffn_up.weight").1 = vec![512, 256]),
+        ),
+        (
+            "klingon",
+            wrong(&|file| file.text("tokenizer.ggml.pre", "klingon")),
+        ),
         ("alignment", wrong(&|file| file.u32("general.alignment", 0))),
     ];
     for (expected, found) in cases {
-        assert!(found.contains(expected), "{found:?} does not name {expected:?}");
+        assert!(
+            found.contains(expected),
+            "{found:?} does not name {expected:?}"
+        );
     }
     let (_folder, path) = write(b"PK\x03\x04 a zip");
     let error = run::load(&path, Activation::Int8).unwrap_err();
@@ -115,7 +194,11 @@ fn a_header_that_promises_too_much_is_refused() {
     let mut file = File::llama(3, true);
     file.tensor("blk.0.attn_q.weight").1 = vec![1 << 40, 1 << 40];
     assert!(matches!(refused(&file), ModelError::Malformed { .. }));
-    for key in ["llama.block_count", "llama.context_length", "llama.embedding_length"] {
+    for key in [
+        "llama.block_count",
+        "llama.context_length",
+        "llama.embedding_length",
+    ] {
         let mut file = File::llama(3, true);
         file.u32(key, u32::MAX);
         assert!(refused(&file).to_string().contains("llama."), "{key}");
@@ -123,7 +206,10 @@ fn a_header_that_promises_too_much_is_refused() {
     let (mut bytes, _) = File::llama(3, true).encode();
     bytes[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
     let (_folder, path) = write(&bytes);
-    assert!(run::load(&path, Activation::Int8).is_err(), "a count of 2^64 tensors");
+    assert!(
+        run::load(&path, Activation::Int8).is_err(),
+        "a count of 2^64 tensors"
+    );
 }
 
 proptest! {

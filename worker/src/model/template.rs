@@ -141,3 +141,61 @@ impl std::io::Write for Bounded {
 fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str, messages: &[ChatMessage]) -> Result<String, TemplateError> {
+        ChatTemplate::new(Some(source), "<s>", "</s>")?.render(messages, true)
+    }
+
+    fn hello() -> [ChatMessage; 1] {
+        [ChatMessage::new("user", " Hello ")]
+    }
+
+    #[test]
+    fn blocks_and_methods_behave_as_in_transformers() {
+        let source = "{{ bos_token }}\n{%- for message in messages %}\n    {%- if loop.first %}\n\
+            [{{ message['role'].upper() }}] {{ message.content.strip() }}{{ eos_token }}\n\
+            {% endif %}\n{% endfor %}\n{% if add_generation_prompt %}\n>{% endif %}\n";
+        assert_eq!(render(source, &hello()).unwrap(), "<s>[USER] Hello</s>\n>");
+    }
+
+    #[test]
+    fn a_template_may_refuse_its_messages() {
+        let source = "{{ raise_exception('roles must alternate') }}";
+        let refused = render(source, &hello()).unwrap_err().to_string();
+        assert!(refused.contains("roles must alternate"), "{refused}");
+    }
+
+    #[test]
+    fn a_date_is_never_read_from_the_clock() {
+        let source =
+            "{% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}fixed{% endif %}";
+        assert_eq!(render(source, &hello()).unwrap(), "fixed");
+    }
+
+    #[test]
+    fn a_template_that_does_not_end_is_stopped() {
+        let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a * b }}{% endfor %}{% endfor %}";
+        assert!(matches!(
+            render(endless, &hello()),
+            Err(TemplateError::Render(_))
+        ));
+    }
+
+    #[test]
+    fn a_damaged_template_and_none_at_all_are_told_apart() {
+        assert!(matches!(
+            render("{% for %}", &hello()),
+            Err(TemplateError::Syntax(_))
+        ));
+        let none = ChatTemplate::new(None, "", "").unwrap();
+        assert!(!none.is_present());
+        assert!(matches!(
+            none.render(&hello(), true),
+            Err(TemplateError::Absent)
+        ));
+    }
+}

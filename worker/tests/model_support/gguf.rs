@@ -16,11 +16,20 @@ pub fn text(value: &str) -> Vec<u8> {
 }
 
 fn array(kind: u32, count: usize, items: Vec<u8>) -> Vec<u8> {
-    [&kind.to_le_bytes()[..], &(count as u64).to_le_bytes(), &items].concat()
+    [
+        &kind.to_le_bytes()[..],
+        &(count as u64).to_le_bytes(),
+        &items,
+    ]
+    .concat()
 }
 
 fn texts(items: &[String]) -> Vec<u8> {
-    array(8, items.len(), items.iter().flat_map(|item| text(item)).collect())
+    array(
+        8,
+        items.len(),
+        items.iter().flat_map(|item| text(item)).collect(),
+    )
 }
 
 /// GPT-2's character of each byte.
@@ -33,7 +42,9 @@ pub fn alphabet() -> Vec<String> {
             char::from_u32(next - 1)
         }
     };
-    (0..256).map(|byte| character(byte).unwrap().to_string()).collect()
+    (0..256)
+        .map(|byte| character(byte).unwrap().to_string())
+        .collect()
 }
 
 /// All bytes, three merges, and three marks.
@@ -46,7 +57,10 @@ pub fn vocabulary() -> (Vec<String>, Vec<String>) {
 impl File {
     /// A small llama model whose matrices have type `ggml_type`.
     pub fn llama(ggml_type: u32, tied: bool) -> File {
-        let mut file = File { metadata: Vec::new(), tensors: Vec::new() };
+        let mut file = File {
+            metadata: Vec::new(),
+            tensors: Vec::new(),
+        };
         file.text("general.architecture", "llama");
         file.text("general.name", "small");
         for (key, value) in [
@@ -68,23 +82,58 @@ impl File {
 
     fn tokenizer(&mut self) {
         let (tokens, merges) = vocabulary();
-        let types: Vec<i32> = (0..tokens.len()).map(|id| if id < 259 { 1 } else { 3 }).collect();
+        let types: Vec<i32> = (0..tokens.len())
+            .map(|id| if id < 259 { 1 } else { 3 })
+            .collect();
         self.text("tokenizer.ggml.model", "gpt2");
         self.text("tokenizer.ggml.pre", "smollm");
         self.put("tokenizer.ggml.tokens", 9, texts(&tokens));
         let types: Vec<u8> = types.iter().flat_map(|ty| ty.to_le_bytes()).collect();
-        self.put("tokenizer.ggml.token_type", 9, array(5, tokens.len(), types));
+        self.put(
+            "tokenizer.ggml.token_type",
+            9,
+            array(5, tokens.len(), types),
+        );
         self.put("tokenizer.ggml.merges", 9, texts(&merges));
         self.u32("tokenizer.ggml.bos_token_id", 259);
         self.u32("tokenizer.ggml.eos_token_id", 260);
-        self.text("tokenizer.chat_template", "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}");
+        self.text(
+            "tokenizer.chat_template",
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}",
+        );
+    }
+
+    /// A SentencePiece vocabulary in place of the byte-level one: text, score, type.
+    pub fn sentence_piece(&mut self, pieces: &[(&str, f32, u32)]) {
+        let tokens: Vec<String> = pieces.iter().map(|piece| piece.0.to_owned()).collect();
+        let scores: Vec<u8> = pieces
+            .iter()
+            .flat_map(|piece| piece.1.to_le_bytes())
+            .collect();
+        let types: Vec<u8> = pieces
+            .iter()
+            .flat_map(|piece| piece.2.to_le_bytes())
+            .collect();
+        self.text("tokenizer.ggml.model", "llama");
+        self.remove("tokenizer.ggml.pre");
+        self.remove("tokenizer.ggml.merges");
+        self.put("tokenizer.ggml.tokens", 9, texts(&tokens));
+        self.put("tokenizer.ggml.scores", 9, array(6, tokens.len(), scores));
+        self.put(
+            "tokenizer.ggml.token_type",
+            9,
+            array(5, tokens.len(), types),
+        );
+        self.u32("tokenizer.ggml.bos_token_id", 1);
+        self.u32("tokenizer.ggml.eos_token_id", 2);
     }
 
     fn weights(&mut self, ty: u32, tied: bool) {
         let mut numbers = Numbers(u64::from(ty) + 7);
         let mut matrix = |name: String, rows: usize, columns: usize| {
             let data = weights(&mut numbers, ty, rows * columns);
-            self.tensors.push((name, vec![columns as u64, rows as u64], ty, data));
+            self.tensors
+                .push((name, vec![columns as u64, rows as u64], ty, data));
         };
         matrix("token_embd.weight".into(), VOCAB, HIDDEN);
         if !tied {
@@ -105,7 +154,8 @@ impl File {
         }
         let mut norm = |name: String| {
             let ones = (0..HIDDEN).flat_map(|_| (1.0 + 0.1 * numbers.unit()).to_le_bytes());
-            self.tensors.push((name, vec![HIDDEN as u64], 0, ones.collect()));
+            self.tensors
+                .push((name, vec![HIDDEN as u64], 0, ones.collect()));
         };
         norm("output_norm.weight".into());
         for layer in 0..LAYERS {
@@ -137,7 +187,10 @@ impl File {
 
     /// The tensor of this name, to be changed.
     pub fn tensor(&mut self, name: &str) -> &mut (String, Vec<u64>, u32, Vec<u8>) {
-        self.tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap()
+        self.tensors
+            .iter_mut()
+            .find(|tensor| tensor.0 == name)
+            .unwrap()
     }
 
     /// The bytes of the file, and how many of them are header.

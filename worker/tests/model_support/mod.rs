@@ -83,7 +83,11 @@ pub fn weights(numbers: &mut Numbers, ggml_type: u32, count: usize) -> Vec<u8> {
                 numbers.bytes(rest, &mut out);
             }
             3 | 7 => {
-                let (scale, rest) = if ggml_type == 3 { (0.01, 16) } else { (0.005, 20) };
+                let (scale, rest) = if ggml_type == 3 {
+                    (0.01, 16)
+                } else {
+                    (0.005, 20)
+                };
                 numbers.half(scale, &mut out);
                 numbers.half(-0.08, &mut out);
                 numbers.bytes(rest, &mut out);

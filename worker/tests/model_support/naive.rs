@@ -15,7 +15,11 @@ pub fn tensors(file: &[u8]) -> BTreeMap<String, Vec<f32>> {
     let mut tensors = BTreeMap::new();
     for name in content.tensor_infos.keys() {
         let tensor = content.tensor(&mut reader, name, &Device::Cpu).unwrap();
-        let tensor = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
+        let tensor = tensor
+            .dequantize(&Device::Cpu)
+            .unwrap()
+            .flatten_all()
+            .unwrap();
         tensors.insert(name.clone(), tensor.to_vec1().unwrap());
     }
     tensors
@@ -23,15 +27,23 @@ pub fn tensors(file: &[u8]) -> BTreeMap<String, Vec<f32>> {
 
 fn linear(x: &[f32], w: &[f32], rows: usize) -> Vec<f32> {
     let dot = |row: &[f32]| -> f64 {
-        row.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        row.iter()
+            .zip(x)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum()
     };
-    w.chunks(w.len() / rows).map(|row| dot(row) as f32).collect()
+    w.chunks(w.len() / rows)
+        .map(|row| dot(row) as f32)
+        .collect()
 }
 
 fn norm(x: &[f32], weight: &[f32]) -> Vec<f32> {
     let square: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
     let scale = 1.0 / (square / x.len() as f64 + f64::from(EPS)).sqrt();
-    x.iter().zip(weight).map(|(x, w)| (f64::from(*x) * scale) as f32 * w).collect()
+    x.iter()
+        .zip(weight)
+        .map(|(x, w)| (f64::from(*x) * scale) as f32 * w)
+        .collect()
 }
 
 /// Interleaved pairs, as q and k of GGUF files are permuted for.
@@ -60,8 +72,11 @@ fn attend(q: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
         let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
         let sum: f64 = weights.iter().sum();
         out.extend((0..DIM).map(|d| {
-            let mixed: f64 =
-                weights.iter().zip(values).map(|(w, v)| w * f64::from(v[at + d])).sum();
+            let mixed: f64 = weights
+                .iter()
+                .zip(values)
+                .map(|(w, v)| w * f64::from(v[at + d]))
+                .sum();
             (mixed / sum) as f32
         }));
     }
@@ -91,8 +106,11 @@ pub fn logits(w: &BTreeMap<String, Vec<f32>>, tokens: &[u32]) -> Vec<Vec<f32>> {
             let normed = norm(&x, part("ffn_norm"));
             let gate = linear(&normed, part("ffn_gate"), FFN);
             let up = linear(&normed, part("ffn_up"), FFN);
-            let inner: Vec<f32> =
-                gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            let inner: Vec<f32> = gate
+                .iter()
+                .zip(up)
+                .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+                .collect();
             let mixed = linear(&inner, part("ffn_down"), HIDDEN);
             x.iter_mut().zip(mixed).for_each(|(x, y)| *x += y);
         }

@@ -25,7 +25,12 @@ impl Runner for Forced {
             self.rows.push(logits.row(index).to_vec());
             let token = self.tokens.get(self.rows.len() - 1).copied();
             let next = token.map_or(Next::Stop(StopReason::EndOfText), |_| Next::Continue);
-            out.push(Outcome { seq: entry.seq, token: token.unwrap_or(0), logprob: 0.0, next });
+            out.push(Outcome {
+                seq: entry.seq,
+                token: token.unwrap_or(0),
+                logprob: 0.0,
+                next,
+            });
         }
         Ok(())
     }
@@ -34,18 +39,34 @@ impl Runner for Forced {
 }
 
 pub fn load(path: &Path, activation: Activation) -> Result<Arc<Model>, ModelError> {
-    Model::load(path, &LoadOptions { activation, ..LoadOptions::default() })
+    Model::load(
+        path,
+        &LoadOptions {
+            activation,
+            ..LoadOptions::default()
+        },
+    )
 }
 
 /// The logits after `prompt` and after each of `forced`.
 pub fn logits(model: &Arc<Model>, prompt: &[u32], forced: &[u32], chunk: usize) -> Vec<Vec<f32>> {
     let kernels = Arc::new(Kernels::new(conclave_kernels::detect(), Pool::new(2)));
-    let limits = Limits { blocks: 32, chunk_tokens: chunk, ..Limits::default() };
+    let limits = Limits {
+        blocks: 32,
+        chunk_tokens: chunk,
+        ..Limits::default()
+    };
     let blocks = limits.blocks as usize;
     let forward = Forward::new(model.clone(), kernels, blocks, KvDtype::F32).unwrap();
-    let runner = Forced { forward, tokens: forced.to_vec(), rows: Vec::new() };
+    let runner = Forced {
+        forward,
+        tokens: forced.to_vec(),
+        rows: Vec::new(),
+    };
     let mut engine = Engine::new(limits, runner).unwrap();
-    engine.submit(Request::new(SeqId(1), prompt.to_vec(), forced.len() + 1)).unwrap();
+    engine
+        .submit(Request::new(SeqId(1), prompt.to_vec(), forced.len() + 1))
+        .unwrap();
     let mut report = Report::default();
     while engine.has_work() {
         engine.step(&mut report).unwrap();
