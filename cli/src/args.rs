@@ -5,7 +5,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     client::{Client, DEFAULT_ENDPOINTS},
-    commands::{ask, audit, cancel, cluster, coordinator, jobs, review, submit, up, watch, worker},
+    commands::{
+        ask, audit, cancel, cluster, coordinator, jobs, model, review, submit, up, watch, worker,
+    },
     duration,
     error::CliError,
 };
@@ -99,6 +101,9 @@ pub enum Command {
     /// Take a job's record along, check it, run it again
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Fetch models, check them against a reference
+    #[command(subcommand)]
+    Model(model::ModelCommand),
     /// Create a cluster, change its members, see its health
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),

@@ -277,3 +277,8 @@ async fn status(client: &Client) -> Result<StatusResponse, CliError> {
         })
         .await
 }
+
+/// `1 worker`, `2 workers`.
+pub fn count(number: u16, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}

@@ -1,4 +1,6 @@
 //! Where log lines go: standard error, filtered, as text or JSON.
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::{args::LogFormat, error::CliError};
@@ -13,6 +15,7 @@ pub fn init(filter: Option<&str>, fallback: &str, format: LogFormat) -> Result<(
     })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // A second call (tests) keeps the first log.
     let _ = match format {

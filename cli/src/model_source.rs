@@ -2,9 +2,16 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use conclave_worker::config::ActivationKind;
+use conclave_worker::{
+    config::ActivationKind,
+    model::{
+        ModelError,
+        pull::{PullError, models_dir, pull, resolve},
+    },
+};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::{cache, error::CliError};
+use crate::error::CliError;
 
 /// The model that is fetched when none is named.
 pub const DEFAULT_MODEL: &str = "smollm2-135m";
@@ -70,23 +77,55 @@ impl ModelArgs {
 
 /// The model that `text` names, fetched if it is a known name and not here.
 pub async fn find(text: &str) -> Result<Found, CliError> {
-    if is_path(text) {
-        let path = PathBuf::from(text);
-        if !path.exists() {
+    let name = if is_path(text) {
+        String::new()
+    } else {
+        text.to_owned()
+    };
+    let path = match resolve(text) {
+        Ok(path) => path,
+        Err(ModelError::NotPulled { .. }) => fetch(text, None).await?,
+        Err(error) => {
             return Err(CliError::usage(format!(
-                "there is no model at {text}: name a GGUF file, a safetensors folder, or one of `conclave model list`"
+                "{error}; or name a GGUF file or a safetensors folder"
             )));
         }
-        return Ok(Found {
-            path,
-            name: String::new(),
-        });
-    }
-    let path = cache::folder("models")?.join("smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf");
-    Ok(Found {
-        path,
-        name: text.to_owned(),
+    };
+    Ok(Found { path, name })
+}
+
+/// Fetches a model into the cache, with a progress bar on standard error.
+pub async fn fetch(name: &str, from: Option<&str>) -> Result<PathBuf, CliError> {
+    let models = models_dir().map_err(|error| CliError::usage(error.to_string()))?;
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style());
+    bar.set_message(name.to_owned());
+    let (name, from) = (name.to_owned(), from.map(str::to_owned));
+    // Waits for a child process and the disk: not on the runtime's threads.
+    tokio::task::spawn_blocking(move || {
+        let progress = |done: u64, total: u64| {
+            if total > 0 {
+                bar.set_length(total);
+            }
+            bar.set_position(done);
+        };
+        let fetched = pull(&name, from.as_deref(), &models, &progress);
+        bar.finish_and_clear();
+        fetched
     })
+    .await
+    .map_err(|error| CliError::Hosting(format!("the download stopped: {error}")))?
+    .map_err(|error| match error {
+        PullError::Unknown { .. }
+        | PullError::Name(_)
+        | PullError::Source(_)
+        | PullError::NoHome => CliError::usage(error.to_string()),
+        error => CliError::Hosting(error.to_string()),
+    })
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("fetching {msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// Whether the text names a place rather than a model: it has a separator, an

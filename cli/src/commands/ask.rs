@@ -19,7 +19,7 @@ use crate::{
     ending::{unless_asked_again, unless_interrupted},
     error::CliError,
     follow::{OnInterrupt, Show, follow},
-    host::{LocalCluster, Plan},
+    host::{self, LocalCluster, Plan},
     metrics, model_source, out,
     spec::SpecArgs,
     view::{json, summary},
@@ -99,8 +99,9 @@ pub async fn run(global: &Global, args: AskArgs) -> Result<(), CliError> {
     };
     if !args.json {
         out::note(format!(
-            "Starting {} coordinators and {} workers on loopback.",
-            args.coordinators, args.workers
+            "Starting {} and {} on loopback.",
+            host::count(args.coordinators, "coordinator"),
+            host::count(args.workers, "worker"),
         ));
     }
     let (cluster, client) =
@@ -125,7 +126,11 @@ async fn ask(client: &Client, args: &AskArgs, model: &str, start: Instant) -> Re
     let saved = saved
         .inspect_err(|error| out::note(format!("The audit record was not saved: {error}")))
         .ok();
-    let replay = saved.as_deref().map(|path| replay_command(path, args));
+    let drafted = job.agents.iter().any(|agent| agent.draft.is_some());
+    let replay = saved
+        .as_deref()
+        .filter(|_| drafted)
+        .map(|path| replay_command(path, args));
     if args.json {
         out::document(&document(&job, saved.as_deref(), replay.as_deref(), wall))?;
         return super::verdict(&job);
@@ -138,8 +143,11 @@ async fn ask(client: &Client, args: &AskArgs, model: &str, start: Instant) -> Re
         summary::of(&job),
         duration::show(wall)
     ));
-    if let (Some(path), Some(replay)) = (saved, replay) {
-        out::note(format!("audit     {}\nreplay    {replay}", path.display()));
+    if let Some(path) = saved {
+        out::note(format!("audit     {}", path.display()));
+    }
+    if let Some(replay) = replay {
+        out::note(format!("replay    {replay}"));
     }
     if job.state() == JobState::AwaitingReview {
         out::note("The answer awaits review.");

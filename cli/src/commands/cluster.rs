@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args::Global,
-    client::{Client, Link, reason},
+    client::{Client, Link, may_retry, reason},
     error::CliError,
     out,
     view::json,
@@ -151,20 +151,25 @@ pub async fn init(
 ) -> Result<MembersResponse, CliError> {
     let mut request = tonic::Request::new(InitRequest { join });
     request.set_timeout(within);
-    let refused = |status| CliError::Refused {
-        call: "Init",
-        status: Box::new(status),
-    };
     let mut service = link.cluster();
-    match tokio::time::timeout(within, service.init(request)).await {
-        Ok(reply) => Ok(reply.map_err(refused)?.into_inner()),
-        Err(_) => Err(CliError::Unavailable(format!(
-            "Init: {} gave no answer within {} s; look with `conclave cluster status --endpoint {}`",
-            link.address(),
-            within.as_secs(),
-            link.address()
-        ))),
+    let status = match tokio::time::timeout(within, service.init(request)).await {
+        Ok(Ok(reply)) => return Ok(reply.into_inner()),
+        Ok(Err(status)) => status,
+        Err(_) => {
+            tonic::Status::deadline_exceeded(format!("no answer within {} s", within.as_secs()))
+        }
+    };
+    if !may_retry(&status) {
+        return Err(CliError::Refused {
+            call: "Init",
+            status: Box::new(status),
+        });
     }
+    let address = link.address();
+    Err(CliError::Unavailable(format!(
+        "Init: {address}: {}; `conclave cluster status --endpoint {address}` shows what it is",
+        reason(&status)
+    )))
 }
 
 /// The registered workers.

@@ -14,6 +14,7 @@ pub mod cancel;
 pub mod cluster;
 pub mod coordinator;
 pub mod jobs;
+pub mod model;
 pub mod replay;
 pub mod review;
 pub mod submit;
@@ -45,6 +46,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Cancel(args) => cancel::run(global, args).await,
         Command::Review(args) => review::run(global, args).await,
         Command::Audit(command) => audit::run(global, command).await,
+        Command::Model(command) => model::run(command).await,
         Command::Cluster(command) => cluster::run(global, command).await,
     }
 }

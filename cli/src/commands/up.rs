@@ -9,7 +9,7 @@ use crate::{
     duration,
     ending::{asked_to_end, unless_asked_again, unless_interrupted},
     error::CliError,
-    host::{LocalCluster, Plan},
+    host::{self, LocalCluster, Plan},
     metrics, model_source, out,
 };
 
@@ -86,8 +86,9 @@ pub async fn run(global: &Global, args: UpArgs) -> Result<(), CliError> {
 fn describe(cluster: &LocalCluster, args: &UpArgs) -> Result<(), CliError> {
     let endpoints = cluster.endpoints();
     out::line(format!(
-        "Cluster of {} coordinators and {} workers is up.",
-        args.coordinators, args.workers
+        "Cluster of {} and {} is up.",
+        host::count(args.coordinators, "coordinator"),
+        host::count(args.workers, "worker"),
     ))?;
     out::line(format!("  gRPC     {}", endpoints.join(" ")))?;
     for (name, address) in cluster.http() {

@@ -88,7 +88,7 @@ fn counts(job: &Job, text: &mut String) -> std::fmt::Result {
     if !parts.is_empty() {
         writeln!(text, "drafts    {}", parts.join(", "))?;
     }
-    if let Some(usage) = &job.usage {
+    if let Some(usage) = job.usage.as_ref().filter(|usage| usage.prompt_tokens > 0) {
         let by_role: Vec<String> = job
             .tokens_by_role
             .iter()
@@ -113,7 +113,8 @@ fn counts(job: &Job, text: &mut String) -> std::fmt::Result {
             prefix(usage.cached_tokens, usage.prompt_tokens)
         )?;
     }
-    if !job.message.is_empty() {
+    // Of a job without an answer the message is the error, which is shown anyway.
+    if job.answer.is_some() && !job.message.is_empty() {
         writeln!(text, "note      {}", job.message)?;
     }
     let seed = job.spec.as_ref().and_then(|spec| spec.seed);
