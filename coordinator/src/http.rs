@@ -50,6 +50,13 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Alive as long as the node's loop runs.
 async fn healthy(State(app): State<App>) -> impl IntoResponse {
+    if app.status.has_changed().is_err() {
+        // The disk failed under the loop (law 11): its thread is gone.
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the node's thread ended\n".to_owned(),
+        );
+    }
     match &app.status.borrow().stopped {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(why) => (

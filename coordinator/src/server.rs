@@ -398,6 +398,9 @@ async fn report_health(
             .await;
         if status.changed().await.is_err() {
             // The node is gone; the sockets close by themselves.
+            health
+                .set_service_status("", tonic_health::ServingStatus::NotServing)
+                .await;
             std::future::pending::<()>().await;
         }
     }

@@ -391,3 +391,32 @@ async fn a_folder_in_use_or_of_a_newer_version_and_a_taken_port_are_refused() {
         .to_string();
     assert!(error.contains("has format 9"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_is_ready_once_a_leader_is_known() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let cluster = Cluster::blank(1, |config| config.http_listen = "127.0.0.1:0".to_owned()).await;
+    let address = cluster.members[0]
+        .running
+        .as_ref()
+        .unwrap()
+        .http_addr()
+        .unwrap();
+    let fetch = |path: &'static str| async move {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    assert!(fetch("/healthz").await.starts_with("HTTP/1.1 200"));
+    let blank = fetch("/readyz").await;
+    assert!(
+        blank.starts_with("HTTP/1.1 503") && blank.contains("no cluster yet"),
+        "{blank}"
+    );
+    cluster.init().await;
+    assert!(fetch("/readyz").await.starts_with("HTTP/1.1 200"));
+    assert!(fetch("/metrics").await.starts_with("HTTP/1.1 200"));
+}

@@ -103,8 +103,14 @@ async fn a_drained_leader_hands_over_before_it_goes() {
         .borrow()
         .term;
     cluster.stop(leader).await;
-    let status = cluster.members[follower].running.as_ref().unwrap().status();
-    let after = status.borrow().clone();
+    let next = cluster.leader().await;
+    let after = cluster.members[next]
+        .running
+        .as_ref()
+        .unwrap()
+        .status()
+        .borrow()
+        .clone();
     assert_eq!(after.term, before + 1, "one election, asked for");
     let mut client = cluster.client(follower).await;
     let job_id = submit(&mut client, "what colour?").await.job_id;

@@ -39,12 +39,18 @@ pub struct Cluster {
     _root: TempDir,
 }
 
+/// A port that stays free while its member is down: below the range that the
+/// system hands out, and never the same one twice in a process.
 fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .to_string()
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let turn = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + (u64::from(std::process::id()) * 97 + turn) % 12_000;
+        let address = format!("127.0.0.1:{port}");
+        if TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
 }
 
 pub fn config(folder: &Path, address: &str) -> Config {

@@ -31,6 +31,8 @@ fn name(key: &AttemptKey) -> Name {
 struct Book {
     running: BTreeMap<Name, Start>,
     finished: BTreeMap<Name, AttemptResult>,
+    /// The newest session: results go there, whichever session began them.
+    session: Option<mpsc::Sender<WorkerMessage>>,
 }
 
 /// What tests see and turn.
@@ -128,6 +130,7 @@ impl Mock {
             .keep_alive_timeout(Duration::from_secs(1))
             .connect_lazy();
         let (send, receive) = mpsc::channel(256);
+        self.book.lock().unwrap().session = Some(send.clone());
         send.send(WorkerMessage {
             message: Some(Message::Hello(self.hello())),
         })
@@ -222,7 +225,7 @@ impl Mock {
                 let key = cancel.key.unwrap();
                 let running = self.book.lock().unwrap().running.remove(&name(&key));
                 if running.is_some() {
-                    self.finish(key, send).await;
+                    self.finish(key).await;
                 }
             }
             FromCoordinator::Ack(ack) => {
@@ -275,11 +278,11 @@ impl Mock {
             .remove(&name(&key))
             .is_some()
         {
-            self.finish(key, &send).await;
+            self.finish(key).await;
         }
     }
 
-    async fn finish(&self, key: AttemptKey, send: &mpsc::Sender<WorkerMessage>) {
+    async fn finish(&self, key: AttemptKey) {
         let draft = Draft {
             thought: "t".repeat(self.thought),
             answer: "blue".to_owned(),
@@ -304,11 +307,12 @@ impl Mock {
             incarnation: self.incarnation.clone(),
             result: Some(attempt_result::Result::Draft(draft)),
         };
-        self.book
-            .lock()
-            .unwrap()
-            .finished
-            .insert(name(&key), result.clone());
+        let session = {
+            let mut book = self.book.lock().unwrap();
+            book.finished.insert(name(&key), result.clone());
+            book.session.clone()
+        };
+        let Some(send) = session else { return };
         let _ = send
             .send(WorkerMessage {
                 message: Some(Message::Result(result)),
