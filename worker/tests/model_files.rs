@@ -194,6 +194,9 @@ fn a_header_that_promises_too_much_is_refused() {
     let mut file = File::llama(3, true);
     file.tensor("blk.0.attn_q.weight").1 = vec![1 << 40, 1 << 40];
     assert!(matches!(refused(&file), ModelError::Malformed { .. }));
+    let mut file = File::llama(3, true);
+    file.tensor("token_embd.weight").1 = vec![0, 1 << 50];
+    assert!(matches!(refused(&file), ModelError::Shape { .. }));
     for key in [
         "llama.block_count",
         "llama.context_length",

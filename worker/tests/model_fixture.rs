@@ -17,7 +17,10 @@ fn model() -> PathBuf {
 
 fn check(activation: Activation) -> CheckReport {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/smollm2.json");
-    let opts = CheckOptions { activations: vec![activation], ..CheckOptions::default() };
+    let opts = CheckOptions {
+        activations: vec![activation],
+        ..CheckOptions::default()
+    };
     run_check(&model(), &fixture, &opts).unwrap()
 }
 

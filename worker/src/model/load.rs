@@ -84,7 +84,11 @@ fn load_gguf(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
         }
     }
     let config = LlamaConfig::from_gguf(&gguf)?;
-    let rows = gguf.tensor("token_embd.weight")?.shape[0] as usize;
+    let embedding = gguf.tensor("token_embd.weight")?;
+    let rows = embedding.shape[0];
+    // Rows of no columns would cost the file nothing.
+    embedding.expect(&[rows, config.hidden as u64])?;
+    let rows = rows as usize;
     let tokenizer = Tokenizer::from_gguf(&gguf, rows)?;
     let template = template(gguf.opt_text("tokenizer.chat_template")?, &tokenizer)?;
     let weights = LlamaWeights::load(&gguf, Names::Gguf, &config, opts.activation, opts.isa)?;
@@ -92,18 +96,15 @@ fn load_gguf(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
         ends.extend(gguf.opt_u64(key)?.map(|id| id as u32));
     }
-    let name = gguf.opt_text("general.name")?.map(str::to_owned);
-    let digest = gguf.digest();
-    Ok(assemble(
-        path,
-        opts,
-        name,
-        digest,
+    let parts = Parts {
+        name: gguf.opt_text("general.name")?.map(str::to_owned),
+        digest: gguf.digest(),
         ends,
-        Llama { config, weights },
         tokenizer,
         template,
-    ))
+        llama: Llama { config, weights },
+    };
+    Ok(assemble(path, opts, parts))
 }
 
 fn load_folder(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
@@ -127,17 +128,15 @@ fn load_folder(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
     let (bos, eos) = (mark("bos_token")?, mark("eos_token")?);
     let tokenizer = Tokenizer::from_json(&json, bos, eos, rows)?;
     let template = template(folder.chat_template()?.as_deref(), &tokenizer)?;
-    let (ends, digest) = (folder.end_tokens()?, folder.digest()?);
-    Ok(assemble(
-        path,
-        opts,
-        None,
-        digest,
-        ends,
-        Llama { config, weights },
+    let parts = Parts {
+        name: None,
+        digest: folder.digest()?,
+        ends: folder.end_tokens()?,
         tokenizer,
         template,
-    ))
+        llama: Llama { config, weights },
+    };
+    Ok(assemble(path, opts, parts))
 }
 
 fn template(source: Option<&str>, tokenizer: &Tokenizer) -> Result<ChatTemplate, ModelError> {
@@ -152,17 +151,26 @@ fn template(source: Option<&str>, tokenizer: &Tokenizer) -> Result<ChatTemplate,
     )?)
 }
 
-#[allow(clippy::too_many_arguments)] // The parts of a model, met once.
-fn assemble(
-    path: &Path,
-    opts: &LoadOptions,
+/// What a file or folder gave.
+struct Parts {
     name: Option<String>,
     digest: [u8; 32],
-    mut ends: Vec<u32>,
-    llama: Llama,
+    /// Tokens that it says end a text.
+    ends: Vec<u32>,
     tokenizer: Tokenizer,
     template: ChatTemplate,
-) -> Model {
+    llama: Llama,
+}
+
+fn assemble(path: &Path, opts: &LoadOptions, parts: Parts) -> Model {
+    let Parts {
+        name,
+        digest,
+        mut ends,
+        tokenizer,
+        template,
+        llama,
+    } = parts;
     let file = path
         .file_stem()
         .map(|stem| stem.to_string_lossy().into_owned());

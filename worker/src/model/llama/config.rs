@@ -35,6 +35,9 @@ pub struct LlamaConfig {
 /// Dimensions beyond this are no model but a damaged or hostile header.
 const MAX_DIMENSION: u64 = 1 << 24;
 
+/// The longest head that the attention kernel takes.
+const MAX_HEAD_DIM: u64 = 256;
+
 impl LlamaConfig {
     /// Reads the metadata of a GGUF file.
     ///
@@ -280,7 +283,11 @@ fn base_frequencies(
     head_dim: u64,
     theta: f64,
 ) -> Result<Vec<f64>, ModelError> {
-    if rope_dim == 0 || !rope_dim.is_multiple_of(2) || rope_dim > head_dim || head_dim > 1 << 12 {
+    if head_dim > MAX_HEAD_DIM {
+        let problem = format!("heads of {head_dim} elements are not supported (up to 256 are)");
+        return Err(setting("head_dim", problem));
+    }
+    if rope_dim == 0 || !rope_dim.is_multiple_of(2) || rope_dim > head_dim {
         return Err(setting(
             key,
             format!("{rope_dim} of {head_dim} elements cannot be rotated"),

@@ -70,7 +70,12 @@ impl LlamaWeights {
         };
         let hidden = config.hidden as u64;
         let embedding_name = names.global("embedding");
-        let vocab = source.tensor(&embedding_name)?.shape[0];
+        let vocab = source
+            .tensor(&embedding_name)?
+            .shape
+            .first()
+            .copied()
+            .unwrap_or(0);
         let embedding = loader.matrix(embedding_name, vocab, hidden)?;
         let head_name = names.global("head");
         let head = match source.has(&head_name) {
