@@ -10,7 +10,7 @@ use super::progress::{self, Progress};
 pub struct Live {
     multi: MultiProgress,
     header: ProgressBar,
-    rows: BTreeMap<u32, ProgressBar>,
+    rows: BTreeMap<u32, (ProgressBar, AgentState)>,
     width: usize,
 }
 
@@ -33,16 +33,14 @@ impl Live {
     pub fn draw(&mut self, progress: &Progress, leader: Option<&str>, elapsed: Duration) {
         self.header.set_message(progress.header(leader, elapsed));
         for (agent, row) in &progress.agents {
-            let bar = self.rows.entry(*agent).or_insert_with(|| {
-                self.multi
-                    .add(ProgressBar::new_spinner().with_style(style("  {msg}")))
+            let (bar, drawn) = self.rows.entry(*agent).or_insert_with(|| {
+                let bar = ProgressBar::new_spinner().with_style(row_style(row.state));
+                (self.multi.add(bar), row.state)
             });
-            bar.set_style(style(match row.state {
-                AgentState::Done => "  {msg:.green}",
-                AgentState::Failed => "  {msg:.red}",
-                AgentState::Cancelled => "  {msg:.dim}",
-                _ => "  {msg}",
-            }));
+            if *drawn != row.state {
+                bar.set_style(row_style(row.state));
+                *drawn = row.state;
+            }
             bar.set_message(progress::line(*agent, row, self.width.saturating_sub(3)));
         }
     }
@@ -57,10 +55,20 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         self.header.finish_and_clear();
-        for bar in self.rows.values() {
+        for (bar, _) in self.rows.values() {
             bar.finish_and_clear();
         }
     }
+}
+
+/// An agent's line tells its state by colour too.
+fn row_style(state: AgentState) -> ProgressStyle {
+    style(match state {
+        AgentState::Done => "  {msg:.green}",
+        AgentState::Failed => "  {msg:.red}",
+        AgentState::Cancelled => "  {msg:.dim}",
+        AgentState::Queued | AgentState::Running | AgentState::Unspecified => "  {msg}",
+    })
 }
 
 /// A style from a template that is fixed at compile time.

@@ -37,10 +37,15 @@ pub fn job(job: &Job, blobs: &dyn Payloads, drafts: bool) -> Result<proto::Job, 
             ..agent.status()
         });
     }
+    let mut spec = spec(job, blobs)?;
+    if spec.model.is_empty() {
+        // Which of the cluster's models "the only one" was.
+        job.model().clone_into(&mut spec.model);
+    }
     Ok(proto::Job {
         job_id: job.id.clone(),
         tenant: job.tenant.clone(),
-        spec: Some(spec(job, blobs)?),
+        spec: Some(spec),
         state: job.state as i32,
         round: job.round,
         agents,
