@@ -17,7 +17,7 @@ mod weights;
 pub use attention::{AttnPlan, BLOCK, KvCache, KvDtype, KvLayer, SPAN, SeqSpan};
 pub use cpu::{Kernels, Product};
 pub use isa::{Isa, detect};
-pub use pool::Pool;
+pub use pool::{Lent, Pool};
 pub use rope::{RopeStyle, RopeTable};
 pub use scratch::Scratch;
 pub use weights::{Activation, PackError, PackedMatrix, WeightType};

@@ -1,4 +1,5 @@
-//! The compute pool: a few threads that are lent to one caller for one op after another.
+//! The compute pool: a few threads that are lent to one caller for one op after another, and to one
+//! worker for one step after another ([`Pool::lend`]).
 //!
 //! A model step is about 200 short ops, so handing one out must cost about a microsecond: idle
 //! threads spin for [`SPIN`] after the last op, then sleep until the next one. Tasks of an op are
@@ -61,7 +62,32 @@ pub struct Pool {
     shared: Arc<Shared>,
     threads: usize,
     caller: Mutex<()>,
+    queue: Mutex<Queue>,
+    next: Condvar,
     handles: Vec<JoinHandle<()>>,
+}
+
+/// Who waits for the pool: first come, first served. A mutex alone would let the thread that gives the pool
+/// back take it again before any other wakes.
+#[derive(Default)]
+struct Queue {
+    /// The number of whoever comes next.
+    tail: u64,
+    /// The number of whoever has the pool, or may take it.
+    head: u64,
+}
+
+/// The pool is this caller's until this is dropped.
+#[must_use = "the pool is given back when this is dropped"]
+pub struct Lent<'a> {
+    pool: &'a Pool,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        lock(&self.pool.queue).head += 1;
+        self.pool.next.notify_all();
+    }
 }
 
 impl Pool {
@@ -95,8 +121,29 @@ impl Pool {
             shared,
             threads,
             caller: Mutex::new(()),
+            queue: Mutex::default(),
+            next: Condvar::new(),
             handles,
         })
+    }
+
+    /// Lends the pool for a whole step, in the order of the calls. Two workers of a process whose steps ran
+    /// at once would evict each other's weights and KV from the caches between any two ops, and both would
+    /// end late; so they take turns.
+    ///
+    /// It holds back only others who ask by this call. A thread that has the pool must not ask again: it
+    /// would wait for itself.
+    pub fn lend(&self) -> Lent<'_> {
+        let mut queue = lock(&self.queue);
+        let turn = queue.tail;
+        queue.tail += 1;
+        while queue.head != turn {
+            queue = self
+                .next
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        Lent { pool: self }
     }
 
     /// Threads that share the tasks of a call, the caller included.

@@ -1,5 +1,7 @@
 //! Memory that ops reuse from call to call, so that a step allocates nothing once warm.
 
+use std::alloc::{self, Layout};
+
 /// One cache line, so that a vector of them starts on a line boundary.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -12,11 +14,28 @@ pub(crate) struct AlignedBuf {
 }
 
 impl AlignedBuf {
-    /// A buffer of at least `bytes` zeros.
+    /// A buffer of at least `bytes` zeros. The system gives a page when it is first written to: a KV cache
+    /// takes the memory that it uses, not what it may use.
     pub(crate) fn zeroed(bytes: usize) -> AlignedBuf {
-        AlignedBuf {
-            lines: vec![Line([0; 64]); bytes.div_ceil(64)],
+        let count = bytes.div_ceil(64);
+        let Ok(layout) = Layout::array::<Line>(count) else {
+            // No machine has so much; `Vec` says so as it says of any such length.
+            return AlignedBuf {
+                lines: vec![Line([0; 64]); count],
+            };
+        };
+        if layout.size() == 0 {
+            return AlignedBuf::default();
         }
+        // SAFETY: the layout is not of size 0.
+        let start = unsafe { alloc::alloc_zeroed(layout) }.cast::<Line>();
+        if start.is_null() {
+            alloc::handle_alloc_error(layout);
+        }
+        // SAFETY: `start` comes from the global allocator with the layout of `count` lines, and zeros are a
+        // `Line` each.
+        let lines = unsafe { Vec::from_raw_parts(start, count, count) };
+        AlignedBuf { lines }
     }
 
     /// Makes the buffer hold at least `bytes`; what it held before is kept, what is new is zero.
@@ -67,5 +86,51 @@ impl Scratch {
     /// An empty work space.
     pub fn new() -> Scratch {
         Scratch::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_zero_aligned_and_of_whole_lines() {
+        for (bytes, len) in [
+            (0, 0),
+            (1, 64),
+            (64, 64),
+            (65, 128),
+            (10_000_000, 10_000_000),
+        ] {
+            let buffer = AlignedBuf::zeroed(bytes);
+            assert_eq!(buffer.len(), len);
+            assert!(buffer.bytes().iter().all(|byte| *byte == 0));
+            assert_eq!(buffer.as_ptr() as usize % 64, 0);
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_grows_keeps_what_it_held() {
+        let mut buffer = AlignedBuf::zeroed(64);
+        buffer.bytes_mut().fill(7);
+        buffer.grow(200);
+        assert!(buffer.bytes()[..64].iter().all(|byte| *byte == 7));
+        assert!(buffer.bytes()[64..].iter().all(|byte| *byte == 0));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_buffer_takes_memory_as_it_is_written_to() {
+        let resident = || -> usize {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
+        let before = resident();
+        let buffer = AlignedBuf::zeroed(1 << 30);
+        assert!(
+            resident() < before + (1 << 29),
+            "the whole buffer was touched"
+        );
+        drop(buffer);
     }
 }

@@ -138,3 +138,37 @@ fn sleeping_threads_wake_for_the_next_op() {
         });
     }
 }
+
+#[test]
+fn steps_take_turns_in_the_order_of_their_coming() {
+    let pool = Pool::new(2);
+    let (inside, turns) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let first = pool.lend();
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let _lent = pool.lend();
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two at once");
+                    pool.run(3, &|_| {});
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    turns.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        assert_eq!(turns.load(Ordering::SeqCst), 0);
+        drop(first);
+    });
+    assert_eq!(turns.into_inner(), 800);
+}
+
+#[test]
+fn a_step_that_panics_gives_the_pool_back() {
+    let pool = Pool::new(2);
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let _lent = pool.lend();
+        pool.run(2, &|_| panic!("in a task"));
+    }));
+    assert!(panicked.is_err());
+    drop(pool.lend());
+}
