@@ -196,7 +196,15 @@ fn a_header_that_promises_too_much_is_refused() {
     assert!(matches!(refused(&file), ModelError::Malformed { .. }));
     let mut file = File::llama(3, true);
     file.tensor("token_embd.weight").1 = vec![0, 1 << 50];
-    assert!(matches!(refused(&file), ModelError::Shape { .. }));
+    assert!(matches!(refused(&file), ModelError::Malformed { .. }));
+    // Nothing of an empty tensor is in the file, wherever it says that it begins.
+    let mut file = File::llama(3, true);
+    file.tensor("output_norm.weight").1 = vec![0];
+    let error = refused(&file).to_string();
+    assert!(
+        error.contains("output_norm.weight") && error.contains("empty"),
+        "{error}"
+    );
     for key in [
         "llama.block_count",
         "llama.context_length",

@@ -201,6 +201,21 @@ fn what_is_wrong_with_a_folder_is_named() {
         )
     });
     assert!(matches!(error, ModelError::Shape { .. }), "{error}");
+    let error = refused(&|folder| {
+        let scalar = Tensor::new(1f32, &Device::Cpu).unwrap();
+        let lone = HashMap::from([("model.embed_tokens.weight", scalar)]);
+        save(&lone, folder.join("model-00001-of-00002.safetensors")).unwrap();
+    });
+    assert!(matches!(error, ModelError::Shape { .. }), "{error}");
+    let error = refused(&|folder| {
+        let path = folder.join("tokenizer.json");
+        let mut tokenizer = Tokenizer::from_file(&path).unwrap();
+        let beyond = (0..VOCAB).map(|n| AddedToken::from(format!("<beyond {n}>"), true));
+        tokenizer.add_special_tokens(beyond).unwrap();
+        tokenizer.save(&path, false).unwrap();
+    });
+    assert!(matches!(error, ModelError::Tokenizer(_)), "{error}");
+    assert!(error.to_string().contains("rows of embeddings"), "{error}");
     let error = refused(&|folder| fs::remove_file(folder.join("tokenizer.json")).unwrap());
     assert!(matches!(error, ModelError::Tokenizer(_)), "{error}");
     let error = refused(&|folder| {

@@ -9,7 +9,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum ModelError {
     /// The file cannot be opened, read or mapped.
-    #[error("cannot read {path}", path = path.display())]
+    #[error("cannot read {path}: {source}", path = path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -108,7 +108,7 @@ pub enum ModelError {
         problem: String,
     },
     /// The kernels cannot take a tensor.
-    #[error("tensor {tensor} cannot be packed")]
+    #[error("tensor {tensor} cannot be packed: {source}")]
     Pack {
         /// Its name.
         tensor: String,

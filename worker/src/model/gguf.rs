@@ -228,15 +228,16 @@ impl TensorSource for Gguf {
         let need = need.ok_or_else(|| malformed("is too large"))?;
         let start = (self.data as u64).checked_add(info.offset);
         let start = start.ok_or_else(|| malformed("begins beyond the file"))?;
-        let have = (self.file.bytes().len() as u64).saturating_sub(start);
-        if need > have {
-            return Err(ModelError::Truncated {
-                what: format!("tensor {name}"),
-                need,
-                have,
-            });
-        }
-        let bytes = &self.file.bytes()[start as usize..][..need as usize];
+        let file = self.file.bytes();
+        let truncated = || ModelError::Truncated {
+            what: format!("tensor {name}"),
+            need,
+            have: (file.len() as u64).saturating_sub(start),
+        };
+        let end = start.checked_add(need).ok_or_else(truncated)?;
+        let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
+        let bytes = range.and_then(|(start, end)| file.get(start..end));
+        let bytes = bytes.ok_or_else(truncated)?;
         Ok(RawTensor {
             name: name.to_owned(),
             ty,
@@ -295,6 +296,10 @@ fn read_tensors(
             .map(|_| reader.u64(&name))
             .collect::<Result<Vec<_>, _>>()?;
         shape.reverse();
+        if shape.contains(&0) {
+            let what = format!("tensor {name} of shape {shape:?} is empty");
+            return Err(ModelError::Malformed { what });
+        }
         let (ggml_type, offset) = (reader.u32(&name)?, reader.u64(&name)?);
         if tensors
             .insert(

@@ -70,12 +70,10 @@ impl LlamaWeights {
         };
         let hidden = config.hidden as u64;
         let embedding_name = names.global("embedding");
-        let vocab = source
-            .tensor(&embedding_name)?
-            .shape
-            .first()
-            .copied()
-            .unwrap_or(0);
+        let raw = source.tensor(&embedding_name)?;
+        // How many rows there are is the file's to say; that there are some is not.
+        let rows = raw.shape.first().copied();
+        let vocab = rows.filter(|rows| *rows > 0).unwrap_or(1);
         let embedding = loader.matrix(embedding_name, vocab, hidden)?;
         let head_name = names.global("head");
         let head = match source.has(&head_name) {

@@ -64,6 +64,12 @@ impl Tokenizer {
     ) -> Result<Tokenizer, TokenizerError> {
         let malformed = |error: tokenizers::Error| TokenizerError::Malformed(error.to_string());
         let inner = tokenizers::Tokenizer::from_bytes(json).map_err(malformed)?;
+        // An id without a row would fail every batch that it is in.
+        let highest = inner.get_vocab(true).into_values().max();
+        if let Some(id) = highest.filter(|id| *id as usize >= rows) {
+            let problem = format!("token {id} for {rows} rows of embeddings");
+            return Err(TokenizerError::Malformed(problem));
+        }
         let added = inner.get_added_tokens_decoder();
         let byte_level = inner.get_decoder().is_some_and(is_byte_level);
         let read = if byte_level {
