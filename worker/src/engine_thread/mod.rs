@@ -165,18 +165,17 @@ pub fn spawn<B: Backend>(
     let thread = std::thread::Builder::new()
         .name(format!("engine {worker_id}"))
         .spawn(move || {
+            let _life = Life(Arc::clone(&shared));
             let slots = backends.into_iter().map(Slot::new).collect();
             let mut thread = EngineThread {
                 slots,
                 commands,
                 events,
-                status: Arc::clone(&shared),
+                status: shared,
                 metrics,
                 batch: Vec::new(),
             };
             thread.run();
-            shared.alive.store(false, Ordering::Release);
-            shared.has_work.store(false, Ordering::Relaxed);
         })?;
     Ok(EngineHandle {
         commands: command_tx,
@@ -184,6 +183,16 @@ pub fn spawn<B: Backend>(
         status,
         thread,
     })
+}
+
+/// Says that the thread is gone, however it goes: after a panic, too.
+struct Life(Arc<EngineStatus>);
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.0.has_work.store(false, Ordering::Relaxed);
+        self.0.alive.store(false, Ordering::Release);
+    }
 }
 
 struct EngineThread<B: Backend> {
@@ -197,7 +206,7 @@ struct EngineThread<B: Backend> {
 
 impl<B: Backend> EngineThread<B> {
     fn run(&mut self) {
-        // Memory for the KV cache is taken before the worker says that it is ready.
+        // Room for the KV cache is taken before the worker says that it is ready.
         for slot in &mut self.slots {
             if let Err(message) = slot.start_engine() {
                 tracing::error!(model = slot.backend.model().name, message, "no runner");
@@ -267,7 +276,7 @@ impl<B: Backend> EngineThread<B> {
     fn start(&mut self, model: usize, request: Request, plan: B::Plan) {
         let seq = request.id;
         let refused = match self.slots.get_mut(model) {
-            Some(slot) => slot.start(request, plan).err(),
+            Some(slot) => slot.start(request, plan, &mut self.batch).err(),
             None => Some(permanent("the worker has no such model")),
         };
         if let Some(error) = refused {

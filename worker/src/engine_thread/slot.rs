@@ -62,8 +62,22 @@ impl<B: Backend> Slot<B> {
         Ok(())
     }
 
-    /// Puts an agent in the engine's queue.
-    pub fn start(&mut self, request: Request, plan: B::Plan) -> Result<(), AttemptError> {
+    /// Puts an agent in the engine's queue. A panic ends what the engine holds, and this agent with it.
+    pub fn start(
+        &mut self,
+        request: Request,
+        plan: B::Plan,
+        batch: &mut Vec<SeqEvent>,
+    ) -> Result<(), AttemptError> {
+        let started = catch_unwind(AssertUnwindSafe(|| self.try_start(request, plan)));
+        started.unwrap_or_else(|_panic| {
+            let why = "the engine panicked when it took on an agent";
+            self.restart(why, batch);
+            Err(transient(why))
+        })
+    }
+
+    fn try_start(&mut self, request: Request, plan: B::Plan) -> Result<(), AttemptError> {
         if self.engine.is_none() {
             self.start_engine().map_err(transient)?;
         }
@@ -91,15 +105,22 @@ impl<B: Backend> Slot<B> {
         }
     }
 
-    /// Ends a sequence; does nothing to one that is not here.
+    /// Ends a sequence; does nothing to one that is not here. A panic ends all that the engine holds.
     pub fn cancel(&mut self, seq: SeqId, batch: &mut Vec<SeqEvent>) {
         let Some(engine) = &mut self.engine else {
             return;
         };
-        if let Ok(finished) = engine.cancel(seq) {
-            self.live.remove(&seq);
-            end(engine.runner_mut(), &finished, batch);
-            self.seen = engine.stats();
+        let live = &mut self.live;
+        let cancelled = catch_unwind(AssertUnwindSafe(|| {
+            if let Ok(finished) = engine.cancel(seq) {
+                end(engine.runner_mut(), &finished, batch);
+                live.remove(&seq);
+            }
+            engine.stats()
+        }));
+        match cancelled {
+            Ok(stats) => self.seen = stats,
+            Err(_panic) => self.restart("the engine panicked at a cancel", batch),
         }
     }
 
