@@ -88,6 +88,37 @@ async fn a_cancel_ends_the_attempt_before_the_next_step() {
 }
 
 #[tokio::test]
+async fn an_attempt_ends_at_its_deadline_with_what_it_has() {
+    let mut coordinator = MockCoordinator::listen().await;
+    let backend = MockBackend::new(4);
+    backend.gate.close();
+    let worker = worker(&backend, &[&coordinator.address]).await;
+    let (mut session, hello) = coordinator.welcome(1).await;
+    let FromLeader::Start(endless) = start(1, 3000, &hello) else {
+        unreachable!()
+    };
+    let bounded = Start {
+        deadline_ms: 300,
+        ..endless
+    };
+    session.send(1, FromLeader::Start(bounded)).await;
+    // A step every 20 ms: to its own end it would run for a minute.
+    let mut step = tokio::time::interval(Duration::from_millis(20));
+    let mut deltas = Vec::new();
+    let mut result = std::pin::pin!(session.result(&mut deltas));
+    let draft = loop {
+        tokio::select! {
+            result = &mut result => break draft(result),
+            _ = step.tick() => backend.gate.let_through(1),
+        }
+    };
+    assert_eq!(draft.stop(), StopReason::Cancelled);
+    assert!(draft.token_ids.len() < 3000);
+    backend.gate.open();
+    drop(worker);
+}
+
+#[tokio::test]
 async fn text_is_sent_again_from_the_token_asked_for() {
     let mut coordinator = MockCoordinator::listen().await;
     let backend = MockBackend::new(4);
@@ -183,6 +214,14 @@ async fn what_cannot_run_is_permanent_and_a_panic_is_not() {
     session.send(1, start(3, 5, &hello)).await;
     let after = draft(session.result(&mut Vec::new()).await);
     assert_eq!(after.token_ids.len(), 5, "the engine was built anew");
+    backend.panic_admit.store(true, Ordering::SeqCst);
+    session.send(1, start(4, 5, &hello)).await;
+    let (kind, message) = error(session.result(&mut Vec::new()).await);
+    assert_eq!(kind, ErrorKind::Transient);
+    assert!(message.contains("panicked"), "{message}");
+    session.send(1, start(5, 5, &hello)).await;
+    let after = draft(session.result(&mut Vec::new()).await);
+    assert_eq!(after.token_ids.len(), 5, "and again");
     drop(worker);
 }
 

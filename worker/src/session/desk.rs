@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use conclave_proto::v1::worker_message::Message;
 use conclave_proto::v1::{
@@ -70,6 +70,22 @@ struct Live {
     stage: Stage,
     role: Role,
     log: DeltaLog,
+    /// Then it is cancelled.
+    until: Option<Instant>,
+}
+
+impl Live {
+    /// Cancels what is with the engine; what is not yet, as soon as it is.
+    fn cancel(&mut self) -> Option<Action> {
+        self.until = None;
+        match self.stage {
+            Stage::Decoding => Some(Action::Cancel(self.seq)),
+            Stage::Planning { .. } => {
+                self.stage = Stage::Planning { cancelled: true };
+                None
+            }
+        }
+    }
 }
 
 /// An attempt that ended, for those who count.
@@ -171,12 +187,12 @@ impl Desk {
             let prepare = Arc::new(prepare);
             return Some(Action::Prepare { model, prepare });
         }
+        // Another worker may serve it: whether none does is the coordinator's to know.
+        let served = self.models.join(", ");
         self.reply(Message::Prepared(Prepared {
+            error: format!("model `{asked}` is not served here; served: {served}"),
             job_id: prepare.job_id,
-            error: format!(
-                "model `{asked}` is not served here; served: {}",
-                self.models.join(", ")
-            ),
+            retry: true,
             ..Prepared::default()
         }));
         None
@@ -187,8 +203,8 @@ impl Desk {
         self.reply(Message::Prepared(prepared));
     }
 
-    /// `Start`: at most once per attempt, whatever is sent twice.
-    pub fn start(&mut self, start: Start) -> Option<Action> {
+    /// `Start`: at most once per attempt, whatever is sent twice. Its deadline counts from `now`.
+    pub fn start(&mut self, start: Start, now: Instant) -> Option<Action> {
         let Some(key) = start.key.clone() else {
             tracing::warn!("a start without a key");
             return None;
@@ -230,11 +246,12 @@ impl Desk {
             self.results.keep(attempt, Err(permanent(message)));
             return None;
         };
-        Some(self.take_on(attempt, model, start))
+        Some(self.take_on(attempt, model, start, now))
     }
 
-    fn take_on(&mut self, attempt: Attempt, model: usize, start: Start) -> Action {
+    fn take_on(&mut self, attempt: Attempt, model: usize, start: Start, now: Instant) -> Action {
         self.next_seq += 1;
+        let until = (start.deadline_ms > 0).then(|| Duration::from_millis(start.deadline_ms));
         let seq = SeqId(self.next_seq);
         let live = Live {
             seq,
@@ -244,6 +261,8 @@ impl Desk {
                 .as_ref()
                 .map_or(Role::Unspecified, |spec| spec.role()),
             log: DeltaLog::default(),
+            // A deadline beyond what the clock can say is none.
+            until: until.and_then(|within| now.checked_add(within)),
         };
         self.by_seq.insert(seq, attempt.clone());
         self.live.insert(attempt, live);
@@ -280,10 +299,7 @@ impl Desk {
     pub fn cancel(&mut self, cancel: Cancel) -> Option<Action> {
         let attempt = Attempt::from(cancel.key?);
         if let Some(live) = self.live.get_mut(&attempt) {
-            if live.stage == Stage::Decoding {
-                return Some(Action::Cancel(live.seq));
-            }
-            live.stage = Stage::Planning { cancelled: true };
+            return live.cancel();
         } else if self.results.contains(&attempt) {
             self.results.send_again(&attempt);
         } else if self.live.len() + self.results.len() < self.capacity {
@@ -291,6 +307,20 @@ impl Desk {
                 .keep(attempt, Err(transient("cancelled before it began")));
         }
         None
+    }
+
+    /// Cancels what has reached its deadline, each attempt once.
+    pub fn overdue(&mut self, now: Instant) -> Vec<Action> {
+        let due = self
+            .live
+            .values_mut()
+            .filter(|live| live.until.is_some_and(|until| until <= now));
+        due.filter_map(Live::cancel).collect()
+    }
+
+    /// When [`Desk::overdue`] has something next.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.live.values().filter_map(|live| live.until).min()
     }
 
     /// `Ack`.

@@ -26,7 +26,7 @@ fn desk() -> Desk {
 
 fn running(agent: u32) -> (Desk, SeqId) {
     let mut desk = desk();
-    let Some(Action::Plan { seq, .. }) = desk.start(start(agent)) else {
+    let Some(Action::Plan { seq, .. }) = desk.start(start(agent), Instant::now()) else {
         panic!("not planned")
     };
     assert_eq!(desk.planned(seq, None), (Planned::Go, None));
@@ -66,11 +66,11 @@ fn error_of(message: &Message) -> (u32, ErrorKind) {
 #[test]
 fn a_start_sent_twice_runs_once_and_a_late_one_finds_the_result() {
     let (mut desk, seq) = running(1);
-    assert_eq!(desk.start(start(1)), None);
+    assert_eq!(desk.start(start(1), Instant::now()), None);
     assert!(desk.engine(done(seq)).is_some());
     let now = Instant::now();
     assert_eq!(sent(&mut desk, now).len(), 1);
-    assert_eq!(desk.start(start(1)), None);
+    assert_eq!(desk.start(start(1), Instant::now()), None);
     assert_eq!(sent(&mut desk, now).len(), 1, "the result is sent again");
 }
 
@@ -81,14 +81,14 @@ fn a_start_for_another_incarnation_is_ignored() {
         incarnation: "old".into(),
         ..start(1)
     };
-    assert_eq!(desk.start(other), None);
+    assert_eq!(desk.start(other, Instant::now()), None);
     assert_eq!((desk.running(), desk.unacknowledged()), (0, 0));
 }
 
 #[test]
 fn an_attempt_cancelled_while_planned_still_hands_in_a_draft() {
     let mut desk = desk();
-    let Some(Action::Plan { seq, .. }) = desk.start(start(1)) else {
+    let Some(Action::Plan { seq, .. }) = desk.start(start(1), Instant::now()) else {
         panic!("not planned")
     };
     let cancel = Cancel {
@@ -110,7 +110,11 @@ fn cancel_reaches_the_engine_and_an_unknown_one_is_answered() {
     assert_eq!(desk.cancel(cancel(2)), None);
     let messages = sent(&mut desk, Instant::now());
     assert_eq!(error_of(&messages[0]), (2, ErrorKind::Transient));
-    assert_eq!(desk.start(start(2)), None, "a late start does not run");
+    assert_eq!(
+        desk.start(start(2), Instant::now()),
+        None,
+        "a late start does not run"
+    );
 }
 
 #[test]
@@ -142,7 +146,7 @@ fn text_goes_before_the_result_and_a_resend_repeats_it() {
 fn a_session_begins_with_what_runs_and_what_is_not_acknowledged() {
     let (mut desk, seq) = running(1);
     desk.engine(done(seq));
-    desk.start(start(2));
+    desk.start(start(2), Instant::now());
     let now = Instant::now();
     let (running, finished) = desk.hello(now);
     assert_eq!(running, [key(2)]);
@@ -156,7 +160,7 @@ fn a_session_begins_with_what_runs_and_what_is_not_acknowledged() {
 fn a_draining_worker_finishes_what_runs_and_returns_what_comes() {
     let (mut desk, _) = running(1);
     desk.drain();
-    assert_eq!(desk.start(start(2)), None);
+    assert_eq!(desk.start(start(2), Instant::now()), None);
     let messages = sent(&mut desk, Instant::now());
     assert!(matches!(messages[0], Message::Draining(_)));
     assert_eq!(error_of(&messages[1]), (2, ErrorKind::Drained));
@@ -167,9 +171,9 @@ fn a_draining_worker_finishes_what_runs_and_returns_what_comes() {
 fn a_full_desk_refuses_without_keeping_the_refusal() {
     let mut desk = desk();
     for agent in 0..4 {
-        assert!(desk.start(start(agent)).is_some());
+        assert!(desk.start(start(agent), Instant::now()).is_some());
     }
-    assert_eq!(desk.start(start(9)), None);
+    assert_eq!(desk.start(start(9), Instant::now()), None);
     assert_eq!(
         error_of(&sent(&mut desk, Instant::now())[0]),
         (9, ErrorKind::Transient)
@@ -184,13 +188,13 @@ fn an_unknown_model_is_permanent_and_an_unnamed_one_is_the_only_one() {
         model: model.into(),
         ..start(1)
     };
-    assert_eq!(desk.start(with("other")), None);
+    assert_eq!(desk.start(with("other"), Instant::now()), None);
     assert_eq!(
         error_of(&sent(&mut desk, Instant::now())[0]),
         (1, ErrorKind::Permanent)
     );
     desk.acknowledge(vec![key(1)]);
-    assert!(desk.start(with("")).is_some());
+    assert!(desk.start(with(""), Instant::now()).is_some());
 }
 
 #[test]
@@ -198,7 +202,7 @@ fn every_attempt_gets_its_turn_of_progress() {
     let mut desk = desk();
     let mut seqs = Vec::new();
     for agent in 0..3 {
-        let Some(Action::Plan { seq, .. }) = desk.start(start(agent)) else {
+        let Some(Action::Plan { seq, .. }) = desk.start(start(agent), Instant::now()) else {
             panic!("not planned")
         };
         desk.planned(seq, None);
@@ -217,4 +221,35 @@ fn every_attempt_gets_its_turn_of_progress() {
         }
     }
     assert_eq!(turns, [0, 1, 2, 0, 1, 2]);
+}
+
+#[test]
+fn an_attempt_is_cancelled_once_at_its_deadline() {
+    let now = Instant::now();
+    let bounded = |agent| Start {
+        deadline_ms: 50,
+        ..start(agent)
+    };
+    let mut desk = desk();
+    let seqs = [1, 2, 3].map(|agent| {
+        let start = if agent == 3 {
+            start(agent)
+        } else {
+            bounded(agent)
+        };
+        match desk.start(start, now) {
+            Some(Action::Plan { seq, .. }) => seq,
+            other => panic!("{other:?}"),
+        }
+    });
+    let [decoding, planning, endless] = seqs;
+    for seq in [decoding, endless] {
+        assert_eq!(desk.planned(seq, None), (Planned::Go, None));
+    }
+    let due = now + Duration::from_millis(50);
+    assert_eq!(desk.next_deadline(), Some(due));
+    assert_eq!(desk.overdue(due - Duration::from_millis(1)), []);
+    assert_eq!(desk.overdue(due), [Action::Cancel(decoding)]);
+    assert_eq!((desk.overdue(due), desk.next_deadline()), (vec![], None));
+    assert_eq!(desk.planned(planning, None), (Planned::GoAndCancel, None));
 }

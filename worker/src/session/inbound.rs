@@ -35,7 +35,7 @@ impl<B: Backend> Session<B> {
                 return self.lose("not_leader");
             }
             Some(M::Prepare(prepare)) => self.desk.prepare(prepare),
-            Some(M::Start(start)) => self.desk.start(start),
+            Some(M::Start(start)) => self.desk.start(start, Instant::now()),
             Some(M::Cancel(cancel)) => self.desk.cancel(cancel),
             Some(M::Ack(ack)) => {
                 self.desk.acknowledge(ack.keys);
@@ -75,7 +75,7 @@ impl<B: Backend> Session<B> {
         };
     }
 
-    fn act(&mut self, action: Action) {
+    pub(super) fn act(&mut self, action: Action) {
         match action {
             Action::Plan { seq, model, start } => {
                 let backend = Arc::clone(&self.parts.backends[model]);

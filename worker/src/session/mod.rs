@@ -59,12 +59,18 @@ pub enum Control {
 #[derive(Debug, Default)]
 pub struct SessionStatus {
     up: AtomicBool,
+    draining: AtomicBool,
 }
 
 impl SessionStatus {
     /// Whether a leader has welcomed us and the link is alive.
     pub fn up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
+    }
+
+    /// Whether new attempts are turned away: the worker is about to leave.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 }
 
@@ -236,6 +242,8 @@ impl<B: Backend> Session<B> {
                 due.into_iter().flatten().filter(|at| *at > now).min()
             }
         };
+        // Attempts decode on without a session, and end on time without one.
+        let overdue = self.desk.next_deadline();
         let drain = self.draining.as_ref();
         let drain = drain.map(|drain| {
             if now < drain.cut {
@@ -244,7 +252,7 @@ impl<B: Backend> Session<B> {
                 drain.leave
             }
         });
-        [link, drain].into_iter().flatten().min()
+        [link, overdue, drain].into_iter().flatten().min()
     }
 
     fn apply(&mut self, input: Input<B::Plan>) {
@@ -290,6 +298,9 @@ impl<B: Backend> Session<B> {
 
     /// What the clock alone brings about.
     fn tick(&mut self, now: Instant) {
+        for action in self.desk.overdue(now) {
+            self.act(action);
+        }
         match &self.link {
             LinkState::Waiting(until) if now >= *until => self.dial(now),
             LinkState::Greeting(link, until) if now >= *until => {
@@ -343,6 +354,7 @@ impl<B: Backend> Session<B> {
 
     fn drain(&mut self, within: Duration) {
         let now = Instant::now();
+        self.parts.status.draining.store(true, Ordering::Relaxed);
         self.desk.drain();
         self.draining = Some(Draining {
             cut: now + within.mul_f64(1.0 - ACK_SHARE),
@@ -367,7 +379,10 @@ impl<B: Backend> Session<B> {
         };
         match outcome {
             Ok(draft) => {
-                let cut = matches!(draft.stop(), StopReason::Cancelled);
+                let cut = matches!(
+                    draft.stop(),
+                    StopReason::Cancelled | StopReason::LowConfidence
+                );
                 let outcome = if cut { "cut" } else { "done" };
                 self.metrics.ended(role, outcome, draft.usage.as_ref());
             }

@@ -87,6 +87,8 @@ pub struct MockBackend {
     pub sampled: watch::Sender<u64>,
     /// The next step panics, once.
     pub panic_next: std::sync::atomic::AtomicBool,
+    /// Taking on the next agent panics, once.
+    pub panic_admit: std::sync::atomic::AtomicBool,
 }
 
 impl MockBackend {
@@ -97,6 +99,7 @@ impl MockBackend {
             text_bytes,
             sampled: watch::Sender::new(0),
             panic_next: false.into(),
+            panic_admit: false.into(),
         })
     }
 }
@@ -208,6 +211,11 @@ impl AgentRunner for MockAgents {
     type Plan = MockPlan;
 
     fn admit(&mut self, seq: SeqId, plan: MockPlan) {
+        let order = std::sync::atomic::Ordering::SeqCst;
+        assert!(
+            !self.shared.panic_admit.swap(false, order),
+            "the test asked for a panic"
+        );
         self.plans.insert(seq, plan);
     }
 
