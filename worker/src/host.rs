@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -47,8 +47,9 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Loads the models and runs a worker on them. Returns once the models are loaded; the session with
-    /// the coordinators is made meanwhile and again whenever it is lost.
+    /// Loads the models and runs a worker on them. Returns once the models are loaded; the HTTP server is
+    /// there from the beginning, and says so. The session with the coordinators is made meanwhile and again
+    /// whenever it is lost.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
@@ -56,15 +57,14 @@ impl Worker {
         config: Config,
         metrics_handle: PrometheusHandle,
     ) -> Result<Self, StartError> {
-        config.check()?;
-        let capacity = CAPACITY_PER_SEQUENCE * config.max_sequences as usize;
-        let settings = config.clone();
+        let opened = Opened::new(&config, metrics_handle).await?;
+        let (settings, capacity) = (config.clone(), capacity(&config));
         let loading = tokio::task::spawn_blocking(move || load::backends(&settings, capacity));
         let backends = match loading.await {
             Ok(backends) => backends?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
-        Self::start_with(config, backends, metrics_handle).await
+        opened.run(config, backends)
     }
 
     /// Runs a worker on these backends, one for each model. `config.models` is not looked at.
@@ -76,71 +76,8 @@ impl Worker {
         backends: Vec<Arc<B>>,
         metrics_handle: PrometheusHandle,
     ) -> Result<Self, StartError> {
-        config.check()?;
-        no_name_twice(&backends)?;
-        let token = token(&config)?;
-        let worker_id = worker_id(&config)?;
-        metrics::describe();
-        let listener = http::listen(config.http_listen).await?;
-        let listened = listener.local_addr();
-        let http_addr = listened.map_err(|source| StartError::Listen {
-            address: config.http_listen,
-            source,
-        })?;
-        let capacity = CAPACITY_PER_SEQUENCE * config.max_sequences as usize;
-        let engine = engine_thread::spawn(backends.clone(), capacity, &worker_id)
-            .map_err(StartError::Thread)?;
-        let status = Arc::new(SessionStatus::default());
-        let views = http::Views {
-            metrics: metrics_handle,
-            engine: Arc::clone(&engine.status),
-            session: Arc::clone(&status),
-            healthy_step: config.healthy_step(),
-        };
-        let (control, controls) = mpsc::channel(1);
-        let session = Session::new(SessionParts {
-            worker_id: worker_id.clone(),
-            incarnation: Uuid::now_v7().to_string(),
-            backends,
-            engine,
-            coordinators: config.coordinators.clone(),
-            dialer: Dialer {
-                token,
-                timeout: config.dial_timeout(),
-                keepalive: config.keepalive(),
-                silence: config.silence(),
-            },
-            max_sequences: config.max_sequences,
-            capacity,
-            status,
-            control: controls,
-        });
-        let (mut tasks, ended, stop) = (
-            JoinSet::new(),
-            CancellationToken::new(),
-            CancellationToken::new(),
-        );
-        // Ends also if the session panics.
-        let end = ended.clone().drop_guard();
-        tasks.spawn(async move {
-            let _end = end;
-            session.run().await;
-        });
-        let stopped = stop.clone().cancelled_owned();
-        tasks.spawn(async move {
-            if let Err(error) = http::serve(listener, views, stopped).await {
-                tracing::error!(%error, "the worker's HTTP server ended");
-            }
-        });
-        tracing::info!(worker_id, %http_addr, "worker started");
-        Ok(Self {
-            worker_id,
-            http_addr,
-            control,
-            ended,
-            tasks,
-            stop: stop.drop_guard(),
-        })
+        let opened = Opened::new(&config, metrics_handle).await?;
+        opened.run(config, backends)
     }
 
     /// Where `/metrics`, `/healthz` and `/readyz` are served.
@@ -174,6 +111,107 @@ impl Worker {
     pub async fn wait(&self) {
         self.ended.cancelled().await;
     }
+}
+
+/// A worker that serves HTTP and nothing else yet.
+struct Opened {
+    http_addr: SocketAddr,
+    running: Arc<OnceLock<http::Running>>,
+    tasks: JoinSet<()>,
+    stop: DropGuard,
+}
+
+impl Opened {
+    /// Takes the port, before anything that takes long.
+    async fn new(config: &Config, metrics_handle: PrometheusHandle) -> Result<Self, StartError> {
+        config.check()?;
+        metrics::describe();
+        let listener = http::listen(config.http_listen).await?;
+        let listened = listener.local_addr();
+        let http_addr = listened.map_err(|source| StartError::Listen {
+            address: config.http_listen,
+            source,
+        })?;
+        let running = Arc::new(OnceLock::new());
+        let views = http::Views {
+            metrics: metrics_handle,
+            running: Arc::clone(&running),
+            healthy_step: config.healthy_step(),
+        };
+        let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
+        let stopped = stop.clone().cancelled_owned();
+        tasks.spawn(async move {
+            if let Err(error) = http::serve(listener, views, stopped).await {
+                tracing::error!(%error, "the worker's HTTP server ended");
+            }
+        });
+        Ok(Self {
+            http_addr,
+            running,
+            tasks,
+            stop: stop.drop_guard(),
+        })
+    }
+
+    /// Starts the engine and the session.
+    fn run<B: Backend>(self, config: Config, backends: Vec<Arc<B>>) -> Result<Worker, StartError> {
+        let Self {
+            http_addr,
+            running,
+            mut tasks,
+            stop,
+        } = self;
+        no_name_twice(&backends)?;
+        let token = token(&config)?;
+        let worker_id = worker_id(&config)?;
+        let capacity = capacity(&config);
+        let engine = engine_thread::spawn(backends.clone(), capacity, &worker_id)
+            .map_err(StartError::Thread)?;
+        let status = Arc::new(SessionStatus::default());
+        running.get_or_init(|| http::Running {
+            engine: Arc::clone(&engine.status),
+            session: Arc::clone(&status),
+        });
+        let (control, controls) = mpsc::channel(1);
+        let session = Session::new(SessionParts {
+            worker_id: worker_id.clone(),
+            incarnation: Uuid::now_v7().to_string(),
+            backends,
+            engine,
+            dialer: Dialer {
+                token,
+                timeout: config.dial_timeout(),
+                keepalive: config.keepalive(),
+                silence: config.silence(),
+            },
+            coordinators: config.coordinators,
+            max_sequences: config.max_sequences,
+            capacity,
+            status,
+            control: controls,
+        });
+        let ended = CancellationToken::new();
+        // Ends also if the session panics.
+        let end = ended.clone().drop_guard();
+        tasks.spawn(async move {
+            let _end = end;
+            session.run().await;
+        });
+        tracing::info!(worker_id, %http_addr, "worker started");
+        Ok(Worker {
+            worker_id,
+            http_addr,
+            control,
+            ended,
+            tasks,
+            stop,
+        })
+    }
+}
+
+/// Attempts and kept results together.
+fn capacity(config: &Config) -> usize {
+    CAPACITY_PER_SEQUENCE * config.max_sequences as usize
 }
 
 fn no_name_twice<B: Backend>(backends: &[Arc<B>]) -> Result<(), StartError> {

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -18,15 +18,21 @@ use crate::engine_thread::EngineStatus;
 use crate::error::StartError;
 use crate::session::SessionStatus;
 
+/// What runs once the models are loaded.
+pub struct Running {
+    /// The engine's thread.
+    pub engine: Arc<EngineStatus>,
+    /// The session.
+    pub session: Arc<SessionStatus>,
+}
+
 /// What the endpoints look at.
 #[derive(Clone)]
 pub struct Views {
     /// Rendered by `/metrics`.
     pub metrics: PrometheusHandle,
-    /// The engine's thread.
-    pub engine: Arc<EngineStatus>,
-    /// The session.
-    pub session: Arc<SessionStatus>,
+    /// Empty while the models are loaded.
+    pub running: Arc<OnceLock<Running>>,
     /// Work without a finished step for so long is no health.
     pub healthy_step: Duration,
 }
@@ -71,10 +77,13 @@ async fn render(State(views): State<Views>) -> impl IntoResponse {
     (kind, views.metrics.render())
 }
 
-/// Alive, and stepping if there is work. A supervisor restarts what is not.
+/// Alive, and stepping if there is work. A supervisor restarts what is not; loading takes its time.
 async fn healthz(State(views): State<Views>) -> (StatusCode, String) {
-    let stuck = views.engine.stuck_for();
-    if !views.engine.alive() {
+    let Some(Running { engine, .. }) = views.running.get() else {
+        return (StatusCode::OK, "loading the model\n".into());
+    };
+    let stuck = engine.stuck_for();
+    if !engine.alive() {
         (
             StatusCode::SERVICE_UNAVAILABLE,
             "the engine is gone\n".into(),
@@ -90,16 +99,33 @@ async fn healthz(State(views): State<Views>) -> (StatusCode, String) {
     }
 }
 
-/// The models are loaded (else there is no server yet) and a leader has welcomed us.
+/// The models are loaded, a leader has welcomed us, and new attempts are taken.
 async fn readyz(State(views): State<Views>) -> (StatusCode, &'static str) {
-    if !views.engine.alive() {
-        (StatusCode::SERVICE_UNAVAILABLE, "the engine is gone\n")
-    } else if !views.session.up() {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "no session with a leader\n",
-        )
-    } else {
-        (StatusCode::OK, "ready\n")
+    let not = |why| (StatusCode::SERVICE_UNAVAILABLE, why);
+    match views.running.get() {
+        None => not("loading the model\n"),
+        Some(running) if !running.engine.alive() => not("the engine is gone\n"),
+        Some(running) if running.session.draining() => not("draining\n"),
+        Some(running) if !running.session.up() => not("no session with a leader\n"),
+        Some(_) => (StatusCode::OK, "ready\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    #[tokio::test]
+    async fn a_worker_that_loads_is_alive_and_not_ready() {
+        let views = Views {
+            metrics: PrometheusBuilder::new().build_recorder().handle(),
+            running: Arc::default(),
+            healthy_step: Duration::from_secs(1),
+        };
+        let (status, _) = healthz(State(views.clone())).await;
+        assert_eq!(status, StatusCode::OK);
+        let refused = (StatusCode::SERVICE_UNAVAILABLE, "loading the model\n");
+        assert_eq!(readyz(State(views)).await, refused);
     }
 }
