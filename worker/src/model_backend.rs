@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use conclave_kernels::{Kernels, KvDtype, Pool};
+use conclave_kernels::{BLOCK, Kernels, KvDtype, Pool};
 use conclave_proto::v1::{AttemptError, Draft, ModelInfo, Prepare, Prepared, Start, TokenDelta};
 use conclave_worker_core::{Batch, Finished, Limits, Outcome, Request, Runner, SeqId};
 
-use crate::agent::AgentFactory;
+use crate::agent::{AgentError, AgentFactory};
 use crate::backend::{AgentRunner, Backend, transient};
 use crate::generation::Generation;
 use crate::model::{Forward, Model, ModelError};
@@ -49,6 +49,13 @@ pub enum KvSize {
     Blocks(u32),
     /// As many blocks as fit into so many bytes, at least one.
     Bytes(usize),
+    /// As [`KvSize::Bytes`], but no more than so many sequences of the model's whole context can fill.
+    Sequences {
+        /// How many.
+        count: usize,
+        /// The most memory.
+        bytes: usize,
+    },
 }
 
 /// A loaded model, and how it is run.
@@ -74,11 +81,16 @@ impl ModelBackend {
         let kernels = Arc::new(Kernels::new(isa, Arc::clone(&pool)));
         // One block, to ask what a block costs and what the class is called.
         let probe = Forward::new(Arc::clone(&model), Arc::clone(&kernels), 1, options.kv)?;
+        let fit = |bytes: usize| {
+            let blocks = bytes / probe.cache_bytes().max(1);
+            u32::try_from(blocks).unwrap_or(u32::MAX).max(1)
+        };
         let blocks = match options.kv_size {
             KvSize::Blocks(blocks) => blocks,
-            KvSize::Bytes(bytes) => {
-                let fit = bytes / probe.cache_bytes().max(1);
-                u32::try_from(fit).unwrap_or(u32::MAX).max(1)
+            KvSize::Bytes(bytes) => fit(bytes),
+            KvSize::Sequences { count, bytes } => {
+                let full = count.saturating_mul(model.info().context_tokens.div_ceil(BLOCK));
+                fit(bytes).min(u32::try_from(full).unwrap_or(u32::MAX).max(1))
             }
         };
         let limits = Limits {
@@ -90,7 +102,7 @@ impl ModelBackend {
             max_context: model.info().context_tokens,
         };
         Ok(Self {
-            factory: AgentFactory::new(model, probe.numeric_class()),
+            factory: AgentFactory::shared(model, probe.numeric_class()),
             kernels,
             pool,
             kv: options.kv,
@@ -138,15 +150,13 @@ impl Backend for ModelBackend {
         );
         if need > have {
             // A worker with more memory may take it.
-            return Err(transient(format!(
-                "the agent needs {need} tokens of KV cache, this worker has {have}"
-            )));
+            return Err(transient(AgentError::Memory { need, have }.to_string()));
         }
         Ok(planned)
     }
 
     fn prepare(&self, prepare: &Prepare) -> Prepared {
-        self.factory.prepare(prepare)
+        self.factory.prepare(prepare, self.limits.longest())
     }
 }
 

@@ -15,7 +15,7 @@ use crate::backend::{AgentRunner, Backend};
 use crate::model::{LoadOptions, Model, ModelError};
 use crate::model_backend::{KvSize, ModelBackend, RunOptions, process_pool};
 
-/// Memory for the replay's KV cache, bytes.
+/// The most memory for the replay's KV cache, bytes.
 const KV_BYTES: usize = 512 * 1024 * 1024;
 
 /// Agents that are run side by side.
@@ -159,7 +159,10 @@ pub fn replay_agents(
 ) -> Result<Vec<AgentReplay>, ReplayError> {
     let run = RunOptions {
         kv,
-        kv_size: KvSize::Bytes(KV_BYTES),
+        kv_size: KvSize::Sequences {
+            count: cases.len().clamp(1, SIDE_BY_SIDE),
+            bytes: KV_BYTES,
+        },
         max_sequences: SIDE_BY_SIDE,
         max_waiting: cases.len().max(1),
         step_tokens: STEP_TOKENS,
@@ -251,12 +254,19 @@ impl<R: AgentRunner> Replay<'_, R> {
                 self.live.insert(seq, (index, 0));
                 self.cut(seq);
             }
-            Err(error) => self.settle(
-                index,
-                ReplayResult::Refused {
-                    message: error.to_string(),
-                },
-            ),
+            Err(error) => {
+                // The engine never knew it, so it will not give back what the runner keeps of it.
+                let runner = self.engine.runner_mut();
+                runner.release(seq);
+                runner.finish(&Finished {
+                    seq,
+                    reason: conclave_worker_core::StopReason::Cancelled,
+                    cached_prompt_tokens: 0,
+                    generated: 0,
+                });
+                let message = error.to_string();
+                self.settle(index, ReplayResult::Refused { message });
+            }
         }
     }
 

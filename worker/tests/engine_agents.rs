@@ -2,7 +2,10 @@
 
 mod engine_support;
 
+use std::sync::Arc;
+
 use conclave_proto::v1;
+use conclave_worker::agent::AgentFactory;
 use conclave_worker_core::SeqId;
 use v1::answer_kind::Kind;
 
@@ -216,7 +219,35 @@ fn prepare(change: impl FnOnce(&mut v1::JobSpec)) -> v1::Prepared {
         spec: Some(spec),
         salt: b"tenant".to_vec(),
     };
-    factory().prepare(&prepare)
+    factory().prepare(&prepare, usize::MAX)
+}
+
+#[test]
+fn workers_of_a_process_share_what_is_made_of_a_model() {
+    let model = model();
+    let one = AgentFactory::shared(Arc::clone(&model), "class");
+    assert!(Arc::ptr_eq(
+        &one,
+        &AgentFactory::shared(Arc::clone(&model), "class")
+    ));
+    assert!(!Arc::ptr_eq(&one, &AgentFactory::shared(model, "another")));
+}
+
+#[test]
+fn a_job_that_the_kv_cache_cannot_hold_is_refused_before_it_runs() {
+    let prepare = v1::Prepare {
+        spec: Some(v1::JobSpec {
+            messages: vec![user("Which number comes next?")],
+            ..v1::JobSpec::default()
+        }),
+        ..v1::Prepare::default()
+    };
+    let error = factory().prepare(&prepare, 64).error;
+    assert!(
+        error.contains("this worker has 64") && error.contains("kv_memory_mib"),
+        "{error}"
+    );
+    assert_eq!(factory().prepare(&prepare, 2048).error, "");
 }
 
 #[test]

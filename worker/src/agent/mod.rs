@@ -5,7 +5,7 @@ mod draft;
 mod prompt;
 mod settings;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use conclave_proto::v1;
 use conclave_worker_core::{Chain, Request, Retention, SeqId};
@@ -49,6 +49,40 @@ pub enum AgentError {
     /// The prompt does not become tokens.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The messages are longer than any tokens of a whole context.
+    #[error(
+        "the messages have {bytes} bytes, and {context} tokens (the model's context) stand for at most \
+         {most}"
+    )]
+    TooManyBytes {
+        /// Bytes of all messages.
+        bytes: usize,
+        /// The most that could fit.
+        most: usize,
+        /// What the model can hold, tokens.
+        context: usize,
+    },
+    /// The tokenizer knows a token that the model has no embedding of.
+    #[error(
+        "the prompt has token {id}, and the model embeds {vocab}: its files do not belong together"
+    )]
+    NoSuchToken {
+        /// The token.
+        id: u32,
+        /// Ids are below this.
+        vocab: usize,
+    },
+    /// Prompt and budget are longer than the KV cache.
+    #[error(
+        "the agent needs {need} tokens of KV cache, this worker has {have}: raise `kv_memory_mib`, or \
+         lower the budget"
+    )]
+    Memory {
+        /// Tokens of prompt and budget.
+        need: usize,
+        /// Tokens that one sequence may hold.
+        have: usize,
+    },
     /// Prompt and budget are longer than the model's context.
     #[error(
         "the prompt has {prompt} tokens and the budget is {budget} (thought, cue and answer), together \
@@ -104,6 +138,24 @@ impl AgentFactory {
         })
     }
 
+    /// As [`AgentFactory::new`], but one that this process holds already for the same model and class is
+    /// taken: vocabulary, token trie and compiled grammars are made once, however many workers there are.
+    pub fn shared(model: Arc<Model>, numeric_class: &str) -> Arc<Self> {
+        static HELD: Mutex<Vec<Weak<AgentFactory>>> = Mutex::new(Vec::new());
+        // Made under the lock: whoever asks for the same one meanwhile waits for it.
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|factory| factory.strong_count() > 0);
+        let same = |factory: &Arc<Self>| {
+            Arc::ptr_eq(&factory.model, &model) && factory.numeric_class == numeric_class
+        };
+        if let Some(factory) = held.iter().filter_map(Weak::upgrade).find(same) {
+            return factory;
+        }
+        let factory = Self::new(model, numeric_class);
+        held.push(Arc::downgrade(&factory));
+        factory
+    }
+
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
@@ -115,8 +167,9 @@ impl AgentFactory {
     }
 
     /// Looks at a job before any agent of it is made: renders and counts its prompt, compiles its answer
-    /// kind, compares its budget with the context. What is wrong stands in `error`.
-    pub fn prepare(&self, prepare: &v1::Prepare) -> v1::Prepared {
+    /// kind, compares its budget with the context and with the `kv_tokens` that one sequence may hold here.
+    /// What is wrong stands in `error`.
+    pub fn prepare(&self, prepare: &v1::Prepare, kv_tokens: usize) -> v1::Prepared {
         let info = self.model.info();
         let mut prepared = v1::Prepared {
             job_id: prepare.job_id.clone(),
@@ -127,7 +180,7 @@ impl AgentFactory {
             ..v1::Prepared::default()
         };
         let spec = prepare.spec.clone().unwrap_or_default();
-        match self.look_at(&spec, &prepare.salt) {
+        match self.look_at(&spec, &prepare.salt, kv_tokens) {
             Ok((prompt_tokens, checkpoints)) => {
                 prepared.prompt_tokens = prompt_tokens as u32;
                 prepared.checkpoints = checkpoints;
@@ -143,6 +196,7 @@ impl AgentFactory {
         &self,
         spec: &v1::JobSpec,
         salt: &[u8],
+        kv_tokens: usize,
     ) -> Result<(usize, Vec<Vec<u8>>), AgentError> {
         self.check_model(&spec.model)?;
         settings::sampling(spec.sampling.as_ref())?;
@@ -152,7 +206,13 @@ impl AgentFactory {
         let answer = AnswerKind::read(spec.answer.as_ref())?;
         self.grammars.constraint(&answer)?;
         let plan = self.plan(&spec.messages, "", "", thought_tokens, penalty, "")?;
-        self.check_length(&plan, answer_tokens)?;
+        let need = self.check_length(&plan, answer_tokens)?;
+        if need > kv_tokens {
+            return Err(AgentError::Memory {
+                need,
+                have: kv_tokens,
+            });
+        }
         // What agents of the job have in common: all that comes before the end of the question.
         let probe = self.plan(&spec.messages, "", "?", thought_tokens, penalty, "")?;
         let same = |(a, b): &(&u32, &u32)| a == b;
@@ -255,19 +315,21 @@ impl AgentFactory {
         })
     }
 
-    fn check_length(&self, plan: &Plan, answer_tokens: usize) -> Result<(), AgentError> {
+    /// Tokens of prompt and budget together, if the model's context holds them.
+    fn check_length(&self, plan: &Plan, answer_tokens: usize) -> Result<usize, AgentError> {
         let context = self.model.info().context_tokens;
         let thought = plan.thought.as_ref();
         let budget = thought.map_or(0, |t| t.tokens + t.bridge.len()) + answer_tokens;
         let prompt = plan.prompt.len();
-        if prompt.saturating_add(budget) > context {
+        let need = prompt.saturating_add(budget);
+        if need > context {
             return Err(AgentError::TooLong {
                 prompt,
                 budget,
                 context,
             });
         }
-        Ok(())
+        Ok(need)
     }
 
     fn chain(&self, salt: &[u8]) -> Chain {
@@ -293,6 +355,8 @@ impl AgentFactory {
         cue: &str,
     ) -> Result<Plan, AgentError> {
         let messages = prompt::messages(messages, [context, tail])?;
+        self.prompter
+            .check_size(&messages, self.model.info().context_tokens)?;
         let mut prompt = self.prompter.encode(&self.model, &messages)?;
         let tokenizer = self.model.tokenizer();
         let thought = |close: Vec<u32>, bridge: &[u32]| {

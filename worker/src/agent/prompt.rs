@@ -1,5 +1,8 @@
 //! Messages to token ids, such that nothing a user writes becomes a mark of the model's.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use conclave_proto::v1;
 
 use crate::model::{ChatMessage, Model};
@@ -16,6 +19,12 @@ const STAND_IN: char = '\u{f8ff}';
 pub(super) struct Prompter {
     /// The texts of all marks, longest first, then the stand-in itself.
     marks: Vec<String>,
+    /// Where a mark stands in `marks`.
+    numbers: BTreeMap<String, usize>,
+    /// Lengths of the marks that begin with a byte, longest first; one entry for each byte.
+    lengths: Vec<Vec<usize>>,
+    /// Bytes of the longest token.
+    longest_token: usize,
 }
 
 impl Prompter {
@@ -28,7 +37,39 @@ impl Prompter {
             .collect();
         marks.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
         marks.push(STAND_IN.to_string());
-        Self { marks }
+        marks.dedup();
+        let mut lengths = vec![Vec::new(); 256];
+        for mark in &marks {
+            if let Some(&first) = mark.as_bytes().first() {
+                lengths[usize::from(first)].push(mark.len());
+            }
+        }
+        for lengths in &mut lengths {
+            lengths.sort_unstable_by(|a, b| b.cmp(a));
+            lengths.dedup();
+        }
+        let numbers = marks.iter().cloned().zip(0..).collect();
+        let tokens = (0..vocabulary.len() as u32).map(|id| vocabulary.bytes(id).len());
+        Self {
+            numbers,
+            lengths,
+            longest_token: tokens.max().unwrap_or(0),
+            marks,
+        }
+    }
+
+    /// Refuses, without looking at it, a conversation of more bytes than the longest context can stand for.
+    pub fn check_size(&self, messages: &[ChatMessage], context: usize) -> Result<(), AgentError> {
+        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+        let most = context.saturating_mul(self.longest_token);
+        if bytes > most {
+            return Err(AgentError::TooManyBytes {
+                bytes,
+                most,
+                context,
+            });
+        }
+        Ok(())
     }
 
     /// The ids of a conversation up to where the assistant's turn begins. The template's marks become
@@ -41,41 +82,54 @@ impl Prompter {
         let rendered = model.template().render(&messages, true)?;
         let tokenizer = model.tokenizer();
         let mut ids = Vec::new();
+        // A mark that is written often is encoded once.
+        let mut encoded: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
         for (index, part) in rendered.split(STAND_IN).enumerate() {
             // Every other part is the number of a mark.
-            let mark = part
-                .parse()
-                .ok()
-                .and_then(|mark: usize| self.marks.get(mark));
-            match mark.filter(|_| index % 2 == 1) {
-                Some(mark) => ids.extend(tokenizer.encode(mark, false)?),
+            let number = part.parse::<usize>().ok().filter(|_| index % 2 == 1);
+            match number.and_then(|number| Some((number, self.marks.get(number)?))) {
+                Some((number, mark)) => {
+                    let text = match encoded.entry(number) {
+                        Entry::Occupied(known) => known.into_mut(),
+                        Entry::Vacant(new) => new.insert(tokenizer.encode(mark, false)?),
+                    };
+                    ids.extend_from_slice(text);
+                }
+                None if part.is_empty() => {}
                 None => ids.extend(tokenizer.encode(part, true)?),
             }
         }
-        Ok(ids)
+        let vocab = model.info().vocab_size;
+        match ids.iter().find(|id| **id as usize >= vocab) {
+            // One such token would fail the step of every neighbour.
+            Some(&id) => Err(AgentError::NoSuchToken { id, vocab }),
+            None => Ok(ids),
+        }
     }
 
-    /// Puts stand-ins in the place of marks.
+    /// Puts stand-ins in the place of marks, the longest that begins at a place. One pass, whatever the
+    /// content: a user decides how many marks there are.
     fn disarm(&self, content: &str) -> String {
         let mut safe = String::with_capacity(content.len());
-        let mut rest = content;
-        while !rest.is_empty() {
-            let found = self
-                .marks
-                .iter()
-                .enumerate()
-                .filter_map(|(number, mark)| rest.find(mark.as_str()).map(|at| (at, number)))
-                .min();
-            let Some((at, number)) = found else {
-                break;
+        let (mut copied, mut at) = (0, 0);
+        while let Some(&first) = content.as_bytes().get(at) {
+            let lengths = &self.lengths[usize::from(first)];
+            let found = lengths.iter().find_map(|&length| {
+                let number = self.numbers.get(content.get(at..at + length)?)?;
+                Some((length, number))
+            });
+            let Some((length, number)) = found else {
+                at += 1;
+                continue;
             };
-            safe.push_str(&rest[..at]);
+            safe.push_str(&content[copied..at]);
             safe.push(STAND_IN);
             safe.push_str(&number.to_string());
             safe.push(STAND_IN);
-            rest = &rest[at + self.marks[number].len()..];
+            at += length;
+            copied = at;
         }
-        safe.push_str(rest);
+        safe.push_str(&content[copied..]);
         safe
     }
 }
@@ -180,6 +234,45 @@ mod tests {
                 .collect();
             assert_eq!(back, text);
         }
+    }
+
+    #[test]
+    fn the_longest_mark_at_a_place_wins() {
+        let marks = ["<a>", "<a><b>", "<b>", "é>"].map(str::as_bytes);
+        let vocabulary = Vocabulary::new(marks.map(|mark| (mark, true)), &[]);
+        let prompter = Prompter::new(&vocabulary);
+        let safe = prompter.disarm("é<a><b><a><b");
+        let number = |mark: &str| prompter.numbers[mark];
+        let (long, short) = (number("<a><b>"), number("<a>"));
+        let s = STAND_IN;
+        assert_eq!(safe, format!("é{s}{long}{s}{s}{short}{s}<b"));
+    }
+
+    #[test]
+    fn a_prompt_of_nothing_but_marks_is_disarmed_in_one_pass() {
+        // Many marks that begin alike, and a text of them: quadratic work would take minutes here.
+        let marks: Vec<String> = (0..500).map(|n| format!("<|reserved_{n}|>")).collect();
+        let tokens = marks.iter().map(|mark| (mark.as_bytes(), true));
+        let prompter = Prompter::new(&Vocabulary::new(tokens, &[]));
+        let hostile = "<|reserved_7|>".repeat(200_000);
+        let began = std::time::Instant::now();
+        let safe = prompter.disarm(&hostile);
+        assert_eq!(safe.matches(STAND_IN).count(), 400_000);
+        assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn more_bytes_than_a_context_stands_for_are_refused() {
+        let prompter = Prompter::new(&tiny::vocabulary());
+        let longest = "</think>".len();
+        let turns = |bytes| [ChatMessage::new("user", "x".repeat(bytes))];
+        assert!(prompter.check_size(&turns(4 * longest), 4).is_ok());
+        let refused = prompter.check_size(&turns(4 * longest + 1), 4);
+        let message = refused.expect_err("too long").to_string();
+        assert!(
+            message.contains("33 bytes") && message.contains("32"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! job is accepted.
 
 use std::fmt::Display;
+use std::ops::Bound::{Excluded, Included};
 use std::ops::RangeBounds;
 
 use conclave_proto::v1;
@@ -42,18 +43,22 @@ pub(super) fn sampling(proto: Option<&v1::Sampling>) -> Result<Sampling, AgentEr
     let top_p = proto.top_p.unwrap_or(1.0);
     let min_p = proto.min_p.unwrap_or(0.0);
     let penalty = proto.repetition_penalty.unwrap_or(1.0);
-    let above_zero = |value: f32, most: f32| if value > 0.0 { value } else { most + 1.0 };
     Ok(Sampling {
         temperature: within("sampling.temperature", temperature, 0.0..=5.0, "0..=5")?,
         top_k: within("sampling.top_k", top_k, 0..=1024, "0..=1024")? as usize,
-        top_p: within("sampling.top_p", top_p, 0.0..=1.0, "(0, 1]")
-            .and_then(|p| within("sampling.top_p", above_zero(p, 1.0), ..=1.0, "(0, 1]"))?,
+        top_p: within(
+            "sampling.top_p",
+            top_p,
+            (Excluded(0.0), Included(1.0)),
+            "(0, 1]",
+        )?,
         min_p: within("sampling.min_p", min_p, 0.0..1.0, "[0, 1)")?,
         repetition_penalty: within(
             "sampling.repetition_penalty",
-            above_zero(penalty, 10.0),
-            0.0..=10.0,
-            "(0, 10]",
+            penalty,
+            // Logits are divided by it: below, they leave what a float can hold.
+            0.01..=10.0,
+            "0.01..=10",
         )?,
     })
 }
@@ -149,6 +154,19 @@ mod tests {
                 "{message}"
             );
         }
+    }
+
+    #[test]
+    fn a_refusal_names_the_value_that_was_given() {
+        let message =
+            |result: Result<Sampling, AgentError>| result.expect_err("refused").to_string();
+        let top_p = message(with(|s| s.top_p = Some(-0.25)));
+        assert_eq!(top_p, "sampling.top_p: -0.25 is not in (0, 1]");
+        let penalty = message(with(|s| s.repetition_penalty = Some(0.001)));
+        assert_eq!(
+            penalty,
+            "sampling.repetition_penalty: 0.001 is not in 0.01..=10"
+        );
     }
 
     #[test]

@@ -38,7 +38,8 @@ impl std::fmt::Debug for ModelRunner {
 }
 
 impl ModelRunner {
-    /// Without sequences. `pool` samples several sequences at once.
+    /// Without sequences. `pool` is the one that `forward` computes on; it samples several sequences at
+    /// once, and is taken for each whole step.
     pub fn new(forward: Forward, pool: Arc<Pool>) -> Self {
         Self {
             forward,
@@ -78,6 +79,8 @@ impl Runner for ModelRunner {
     type Error = ModelError;
 
     fn run(&mut self, batch: &Batch, out: &mut Vec<Outcome>) -> Result<(), ModelError> {
+        // For the whole step: workers of a process take turns.
+        let _lent = self.pool.lend();
         let rows = self.forward.run(batch)?;
         let sampled = batch.entries().filter(|entry| entry.sample);
         let mut jobs: Vec<Job<'_>> = sampled
