@@ -1,6 +1,6 @@
 //! From the settings of a worker to models that can be run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use conclave_kernels::{Activation, Isa, KvDtype};
@@ -47,11 +47,11 @@ fn backend(
     threads: usize,
     run: RunOptions,
 ) -> Result<ModelBackend, StartError> {
-    let path = find(model)?;
+    let (path, name) = find(model, pull::models_dir().ok().as_deref())?;
     let options = LoadOptions {
         activation,
         isa,
-        name: (!model.name.is_empty()).then(|| model.name.clone()),
+        name,
     };
     let refused = |source| StartError::Model {
         path: path.clone(),
@@ -61,22 +61,29 @@ fn backend(
     ModelBackend::new(loaded, isa, process_pool(threads), run).map_err(refused)
 }
 
-/// The file or folder: `path`, which may also be a name in the cache; without a `path`, the `name` there.
-fn find(model: &ModelConfig) -> Result<PathBuf, StartError> {
+/// The file or folder, and the name to serve it by: `path`, which may also be a name in the cache `models`;
+/// without a `path`, the `name` there. A model that was asked for by its name in the cache goes by that name, not by
+/// what its file says: one model, one name. `None`: the file's.
+fn find(
+    model: &ModelConfig,
+    models: Option<&Path>,
+) -> Result<(PathBuf, Option<String>), StartError> {
+    let name = (!model.name.is_empty()).then(|| model.name.clone());
     let asked = match model.path.as_os_str().is_empty() {
         true => PathBuf::from(&model.name),
         false => model.path.clone(),
     };
     if asked.exists() {
-        return Ok(asked);
+        return Ok((asked, name));
     }
-    match asked.to_str().map(pull::resolve) {
-        Some(Ok(path)) => Ok(path),
-        Some(Err(source @ ModelError::NotPulled { .. })) => Err(StartError::Model {
+    let resolved = |text| (text, pull::resolve_in(text, models));
+    match asked.to_str().map(resolved) {
+        Some((text, Ok(path))) => Ok((path, name.or_else(|| Some(text.to_owned())))),
+        Some((_, Err(source @ ModelError::NotPulled { .. }))) => Err(StartError::Model {
             path: asked,
             source,
         }),
-        Some(Err(_)) | None => Err(StartError::ModelMissing { path: asked }),
+        Some((_, Err(_))) | None => Err(StartError::ModelMissing { path: asked }),
     }
 }
 
@@ -93,5 +100,30 @@ fn isa(kind: IsaKind) -> Result<Isa, StartError> {
             asked: asked.name(),
             has: conclave_kernels::detect().name(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_asked_for_by_its_name_in_the_cache_goes_by_that_name() {
+        let models = tempfile::tempdir().unwrap();
+        let file = models.path().join("mine/weights.gguf");
+        std::fs::create_dir(models.path().join("mine")).unwrap();
+        std::fs::write(&file, b"GGUF").unwrap();
+        let found = |name: &str, path: &Path| {
+            let model = ModelConfig {
+                name: name.to_owned(),
+                path: path.to_owned(),
+            };
+            find(&model, Some(models.path())).unwrap()
+        };
+        let named = |name: &str| (file.clone(), Some(name.to_owned()));
+        assert_eq!(found("mine", Path::new("")), named("mine"));
+        assert_eq!(found("", Path::new("mine")), named("mine"));
+        assert_eq!(found("other", Path::new("mine")), named("other"));
+        assert_eq!(found("", &file), (file.clone(), None));
     }
 }
