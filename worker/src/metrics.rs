@@ -32,6 +32,12 @@ pub const HISTOGRAMS: &[(&str, &[f64])] = &[
 
 /// Tells the recorder what each name means. Call once it is installed; calling again does no harm.
 pub fn describe() {
+    describe_agents();
+    describe_engine();
+    describe_session();
+}
+
+fn describe_agents() {
     describe_counter!(
         "conclave_tokens_total",
         Unit::Count,
@@ -52,6 +58,9 @@ pub fn describe() {
         Unit::Count,
         "Results kept until their commit is acknowledged."
     );
+}
+
+fn describe_engine() {
     describe_counter!("conclave_worker_steps_total", Unit::Count, "Engine steps.");
     describe_histogram!(
         "conclave_worker_step_seconds",
@@ -93,6 +102,9 @@ pub fn describe() {
         Unit::Count,
         "Tokens whose KV was computed."
     );
+}
+
+fn describe_session() {
     describe_histogram!(
         "conclave_worker_prepare_seconds",
         Unit::Seconds,
