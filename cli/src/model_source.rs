@@ -53,12 +53,18 @@ impl ModelArgs {
 
     /// The name to ask a running cluster for: empty, its only model, unless
     /// the user chose one.
-    pub fn name_for_cluster(&self) -> &str {
-        if self.model == DEFAULT_MODEL {
+    pub fn name_for_cluster(&self) -> Result<&str, CliError> {
+        if self.path().is_some() {
+            return Err(CliError::usage(format!(
+                "--model {}: a running cluster serves its own models; give a name that `conclave cluster workers` lists",
+                self.model
+            )));
+        }
+        Ok(if self.model == DEFAULT_MODEL {
             ""
         } else {
             &self.model
-        }
+        })
     }
 
     /// As the worker's configuration says it.
@@ -137,6 +143,20 @@ pub fn is_path(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_running_cluster_is_asked_by_name_only() {
+        let args = |model: &str| ModelArgs {
+            model: model.into(),
+            activation: Activation::Int8,
+        };
+        assert_eq!(args(DEFAULT_MODEL).name_for_cluster().unwrap(), "");
+        assert_eq!(args("other").name_for_cluster().unwrap(), "other");
+        assert!(matches!(
+            args("./m.gguf").name_for_cluster(),
+            Err(CliError::Usage(_))
+        ));
+    }
 
     #[test]
     fn names_and_paths_are_told_apart() {

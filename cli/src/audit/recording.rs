@@ -159,7 +159,8 @@ mod tests {
         blake3::hash(body).as_bytes().to_vec()
     }
 
-    fn records() -> Vec<AuditRecord> {
+    /// The job's spec, an accepted draft and a cut one, encoded.
+    fn bodies() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
         let message = Message {
             role: "user".into(),
             content: "why?".into(),
@@ -167,19 +168,25 @@ mod tests {
         let spec = JobSpec {
             messages: vec![message],
             ..Default::default()
-        }
-        .encode_to_vec();
+        };
         let accepted = Draft {
             answer: "yes".into(),
             token_ids: vec![1, 2],
             ..Default::default()
-        }
-        .encode_to_vec();
+        };
         let cut = Draft {
             token_ids: vec![3],
             ..Default::default()
-        }
-        .encode_to_vec();
+        };
+        (
+            spec.encode_to_vec(),
+            accepted.encode_to_vec(),
+            cut.encode_to_vec(),
+        )
+    }
+
+    fn records() -> Vec<AuditRecord> {
+        let (spec, accepted, cut) = bodies();
         let agent = |agent| AgentSpec {
             agent,
             seed: u64::from(agent),

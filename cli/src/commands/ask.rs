@@ -81,7 +81,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 pub async fn run(global: &Global, args: AskArgs) -> Result<(), CliError> {
     let start = Instant::now();
     if !global.endpoints.is_empty() {
-        let name = args.model.name_for_cluster();
+        let name = args.model.name_for_cluster()?;
         return ask(&global.client()?, &args, name, start).await;
     }
     // A question that cannot be meant should not start a cluster first.
