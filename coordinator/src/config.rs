@@ -80,7 +80,8 @@ impl Default for Config {
             data_dir: PathBuf::from("conclave-data"),
             listen: "127.0.0.1:7400".to_owned(),
             advertise: String::new(),
-            http_listen: "127.0.0.1:7401".to_owned(),
+            // Not the next port: that is where a second coordinator listens.
+            http_listen: "127.0.0.1:7410".to_owned(),
             seeds: Vec::new(),
             tokens_file: None,
             open: false,
@@ -121,6 +122,14 @@ pub enum ConfigError {
     /// Not TOML, or a value of the wrong type.
     #[error("the configuration does not parse: {0}")]
     Parse(#[from] toml::de::Error),
+    /// The file that is wrong.
+    #[error("{path}: {source}")]
+    In {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: Box<ConfigError>,
+    },
     /// A value out of range, or two that contradict.
     #[error("setting `{key}`: {why}")]
     Invalid {
@@ -142,7 +151,10 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        Self::parse(&text)
+        Self::parse(&text).map_err(|source| ConfigError::In {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
     }
 
     /// Like [`Config::read`], from the text itself.
@@ -191,6 +203,12 @@ impl Config {
                 "open",
                 "would let every machine that reaches `listen` in without a token; \
                  use `tokens_file`, or say `open_beyond_loopback = true`",
+            );
+        }
+        if listen.ip().is_unspecified() && self.advertise.is_empty() {
+            return refuse(
+                "advertise",
+                "needed when `listen` names no single address: others must know where to dial",
             );
         }
         if self.heartbeat_ms < 5 {
@@ -308,7 +326,24 @@ mod tests {
             error.to_string().contains("open_beyond_loopback"),
             "{error}"
         );
-        Config::parse("open = true\nlisten = '0.0.0.0:7400'\nopen_beyond_loopback = true").unwrap();
+        let beyond = "open = true\nlisten = '0.0.0.0:7400'\nopen_beyond_loopback = true";
+        Config::parse(&format!("{beyond}\nadvertise = 'db1:7400'")).unwrap();
+        let error = Config::parse(beyond).unwrap_err().to_string();
+        assert!(
+            error.contains("`advertise`"),
+            "nobody can dial 0.0.0.0: {error}"
+        );
+    }
+
+    #[test]
+    fn errors_of_a_file_name_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("coordinator.toml");
+        for text in ["listen_ = 1", "not toml", "open = true\nelection_ms = 1"] {
+            fs::write(&path, text).unwrap();
+            let error = Config::read(&path).unwrap_err().to_string();
+            assert!(error.contains("coordinator.toml"), "{error}");
+        }
     }
 
     #[test]
