@@ -1,9 +1,11 @@
 //! Payloads above the inline limit, stored by hash.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use super::{sync_folder, write_atomically};
@@ -35,6 +37,9 @@ impl conclave_coordinator_core::Payloads for Blobs {
 #[derive(Clone, Debug)]
 pub struct Blobs {
     folder: PathBuf,
+    /// Held while a blob's age is looked at or renewed, and while a shard is
+    /// made: what one writer found is not removed before it is young again.
+    gate: Arc<Mutex<()>>,
 }
 
 impl Blobs {
@@ -45,28 +50,45 @@ impl Blobs {
     pub fn open(data_dir: &Path) -> io::Result<Self> {
         let folder = data_dir.join("blobs");
         fs::create_dir_all(&folder)?;
-        Ok(Self { folder })
+        Ok(Self {
+            folder,
+            gate: Arc::default(),
+        })
     }
 
-    /// Stores `data` durably and returns its hash; a blob that is there
-    /// already costs a look.
+    /// Stores `data` durably and returns its hash. A blob that is there already
+    /// becomes as young as a new one, since it too may be on its way into the
+    /// log; one that is damaged is replaced.
     ///
     /// # Errors
     /// What the file system says.
     pub fn put(&self, data: &[u8]) -> io::Result<Hash> {
         let hash = *blake3::hash(data).as_bytes();
         let path = self.path(&hash);
-        if path.exists() {
-            return Ok(hash);
-        }
-        if let Some(shard) = path.parent()
-            && !shard.exists()
+        let shard = path.parent().unwrap_or(&self.folder);
         {
-            fs::create_dir_all(shard)?;
-            sync_folder(&self.folder)?;
+            let _gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+            if !shard.exists() {
+                fs::create_dir_all(shard)?;
+                sync_folder(&self.folder)?;
+            }
         }
-        write_atomically(&path, data)?;
+        if self.renew(&hash, &path) {
+            // Another writer may have renamed it and not yet synced the folder.
+            sync_folder(shard)?;
+        } else {
+            write_atomically(&path, data)?;
+        }
         Ok(hash)
+    }
+
+    /// Makes a blob young; false if there is no whole one.
+    fn renew(&self, hash: &Hash, path: &Path) -> bool {
+        let _gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        self.get(hash).is_ok()
+            && File::open(path)
+                .and_then(|file| file.set_modified(SystemTime::now()))
+                .is_ok()
     }
 
     /// Reads a blob and checks it against its name.
@@ -111,8 +133,11 @@ impl Blobs {
                     .file_name()
                     .and_then(|n| n.to_str())
                     .unwrap_or_default();
-                if hex::decode_to_slice(name, &mut hash).is_ok() && !live(&hash) && old(&path, age)
-                {
+                if hex::decode_to_slice(name, &mut hash).is_err() || live(&hash) {
+                    continue;
+                }
+                let _gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+                if old(&path, age) {
                     fs::remove_file(&path)?;
                     removed += 1;
                 }
@@ -150,6 +175,27 @@ mod tests {
         assert!(matches!(blobs.get(&[0; 32]), Err(BlobError::Missing(_))));
         fs::write(blobs.path(&hash), b"other").unwrap();
         assert!(matches!(blobs.get(&hash), Err(BlobError::Damaged(_))));
+        blobs.put(&data).unwrap();
+        assert_eq!(
+            blobs.get(&hash).unwrap(),
+            data,
+            "what is damaged is replaced"
+        );
+    }
+
+    #[test]
+    fn a_blob_that_is_put_again_is_young_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        let hash = blobs.put(b"again").unwrap();
+        let hour = Duration::from_secs(3600);
+        let long_ago = SystemTime::now() - 2 * hour;
+        let file = File::open(blobs.path(&hash)).unwrap();
+        file.set_modified(long_ago).unwrap();
+        blobs.put(b"again").unwrap();
+        assert_eq!(blobs.retain(hour, &|_| false).unwrap(), 0);
+        file.set_modified(long_ago).unwrap();
+        assert_eq!(blobs.retain(hour, &|_| false).unwrap(), 1);
     }
 
     #[test]
