@@ -1,73 +1,71 @@
 //! Memory that ops reuse from call to call, so that a step allocates nothing once warm.
 
-use std::alloc::{self, Layout};
-
-/// One cache line, so that a vector of them starts on a line boundary.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// A cache line, bytes.
+const LINE: usize = 64;
 
 /// Zeroed bytes that start on a 64-byte boundary.
-#[derive(Clone, Default)]
+///
+/// Plain bytes with some to spare: asked for zeros that are aligned to more than 16 bytes, the standard
+/// library writes them all, while for bytes the system gives a page when it is first written to. So a KV cache
+/// takes the memory that it uses, not what it may use.
 pub(crate) struct AlignedBuf {
-    lines: Vec<Line>,
+    raw: Vec<u8>,
+    /// Where the first line begins in `raw`, which is never resized: bytes do not move.
+    start: usize,
+    len: usize,
 }
 
 impl AlignedBuf {
-    /// A buffer of at least `bytes` zeros. The system gives a page when it is first written to: a KV cache
-    /// takes the memory that it uses, not what it may use.
+    /// A buffer of at least `bytes` zeros.
     pub(crate) fn zeroed(bytes: usize) -> AlignedBuf {
-        let count = bytes.div_ceil(64);
-        let Ok(layout) = Layout::array::<Line>(count) else {
-            // No machine has so much; `Vec` says so as it says of any such length.
-            return AlignedBuf {
-                lines: vec![Line([0; 64]); count],
-            };
-        };
-        if layout.size() == 0 {
-            return AlignedBuf::default();
-        }
-        // SAFETY: the layout is not of size 0.
-        let start = unsafe { alloc::alloc_zeroed(layout) }.cast::<Line>();
-        if start.is_null() {
-            alloc::handle_alloc_error(layout);
-        }
-        // SAFETY: `start` comes from the global allocator with the layout of `count` lines, and zeros are a
-        // `Line` each.
-        let lines = unsafe { Vec::from_raw_parts(start, count, count) };
-        AlignedBuf { lines }
+        let len = bytes.next_multiple_of(LINE);
+        let raw = vec![0; len + LINE];
+        let start = raw.as_ptr().align_offset(LINE);
+        AlignedBuf { raw, start, len }
     }
 
     /// Makes the buffer hold at least `bytes`; what it held before is kept, what is new is zero.
     pub(crate) fn grow(&mut self, bytes: usize) {
-        let lines = bytes.div_ceil(64);
-        if self.lines.len() < lines {
-            self.lines.resize(lines, Line([0; 64]));
+        if self.len < bytes {
+            let mut larger = AlignedBuf::zeroed(bytes);
+            larger.bytes_mut()[..self.len].copy_from_slice(self.bytes());
+            *self = larger;
         }
     }
 
     /// Length in bytes: a multiple of 64.
     pub(crate) fn len(&self) -> usize {
-        self.lines.len() * 64
+        self.len
     }
 
     pub(crate) fn as_ptr(&self) -> *const u8 {
-        self.lines.as_ptr().cast()
+        self.bytes().as_ptr()
     }
 
     pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.lines.as_mut_ptr().cast()
+        self.bytes_mut().as_mut_ptr()
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: `Line` is 64 plain bytes without padding, so the vector is `len()` initialised bytes.
-        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len()) }
+        &self.raw[self.start..][..self.len]
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        let len = self.len();
-        // SAFETY: as in `bytes`, and the borrow is unique.
-        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), len) }
+        &mut self.raw[self.start..][..self.len]
+    }
+}
+
+impl Default for AlignedBuf {
+    fn default() -> AlignedBuf {
+        AlignedBuf::zeroed(0)
+    }
+}
+
+impl Clone for AlignedBuf {
+    fn clone(&self) -> AlignedBuf {
+        let mut copy = AlignedBuf::zeroed(self.len);
+        copy.bytes_mut().copy_from_slice(self.bytes());
+        copy
     }
 }
 
@@ -116,6 +114,9 @@ mod tests {
         buffer.grow(200);
         assert!(buffer.bytes()[..64].iter().all(|byte| *byte == 7));
         assert!(buffer.bytes()[64..].iter().all(|byte| *byte == 0));
+        let copy = buffer.clone();
+        assert_eq!(copy.bytes(), buffer.bytes());
+        assert_eq!(copy.as_ptr() as usize % 64, 0);
     }
 
     #[cfg(target_os = "linux")]
