@@ -30,6 +30,8 @@ use crate::{
 const PROXIED: &str = "conclave-proxied";
 /// Marks the refusal of a call that reached a node which does not lead.
 const NOT_LEADER: &str = "conclave-not-leader";
+/// Longest reply that is passed on, bytes: a job with all its drafts.
+pub const REPLY: usize = 64 << 20;
 /// How long a known leader may fail to answer before it is looked up again.
 const LOOK_UP: Duration = Duration::from_millis(250);
 /// How long a member is given to say that it is there.
@@ -67,15 +69,7 @@ impl Api {
     /// How long a call may wait: the caller's deadline, less what the way back
     /// takes, and at most what is configured.
     pub fn patience(&self, metadata: &MetadataMap) -> Duration {
-        let most = self.config.request_timeout();
-        match metadata
-            .get("grpc-timeout")
-            .and_then(|v| v.to_str().ok())
-            .and_then(timeout)
-        {
-            Some(asked) => most.min(asked.mul_f32(0.9)),
-            None => most,
-        }
+        patience(metadata, self.config.request_timeout())
     }
 
     /// Finds who leads, waiting for an election if there is one.
@@ -180,23 +174,49 @@ impl Api {
         F: Fn(Channel, Request<T>) -> FF,
         FF: Future<Output = Result<Response<R>, Status>>,
     {
-        let deadline = Instant::now() + self.patience(request.metadata());
+        let longest = self.config.request_timeout();
+        self.on_leader_within(longest, request, twice, here, there)
+            .await
+    }
+
+    /// [`Api::on_leader`], for a call that may take `longest` where the caller
+    /// says nothing else.
+    ///
+    /// # Errors
+    /// As [`Api::on_leader`].
+    pub async fn on_leader_within<T, R, H, HF, F, FF>(
+        &self,
+        longest: Duration,
+        request: Request<T>,
+        twice: bool,
+        here: H,
+        there: F,
+    ) -> Result<Response<R>, Status>
+    where
+        T: Clone,
+        H: Fn(MetadataMap, T) -> HF,
+        HF: Future<Output = Result<R, Status>>,
+        F: Fn(Channel, Request<T>) -> FF,
+        FF: Future<Output = Result<Response<R>, Status>>,
+    {
+        let deadline = Instant::now() + patience(request.metadata(), longest);
         let (metadata, _, message) = request.into_parts();
         let mut status = self.node.status();
         loop {
             status.mark_unchanged();
-            let refusal = match self.route(&metadata, deadline).await? {
-                Route::Here => {
-                    return here(metadata.clone(), message.clone())
-                        .await
-                        .map(Response::new);
-                }
+            let found = deadline.min(Instant::now() + self.config.request_timeout());
+            let (refusal, twice) = match self.route(&metadata, found).await? {
+                Route::Here => match here(metadata.clone(), message.clone()).await {
+                    Ok(answer) => return Ok(Response::new(answer)),
+                    // It handed leadership over before anything was proposed.
+                    Err(refusal) => (refusal, false),
+                },
                 Route::Leader(channel) => {
                     let wait = deadline.saturating_duration_since(Instant::now());
                     let request = self.pass_on(&metadata, message.clone(), wait);
                     match there(channel, request).await {
                         Ok(response) => return Ok(Response::new(response.into_inner())),
-                        Err(refusal) => refusal,
+                        Err(refusal) => (refusal, twice),
                     }
                 }
             };
@@ -226,9 +246,21 @@ pub fn look_again(refusal: &Status, twice: bool) -> bool {
     twice && lost && !told
 }
 
+/// The caller's deadline, less what the way back takes, and at most `most`.
+pub fn patience(metadata: &MetadataMap, most: Duration) -> Duration {
+    let asked = metadata
+        .get("grpc-timeout")
+        .and_then(|v| v.to_str().ok())
+        .and_then(timeout);
+    asked.map_or(most, |asked| most.min(asked.mul_f32(0.9)))
+}
+
 /// `grpc-timeout`: up to 8 digits and a unit.
 fn timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
     let count: u64 = digits.parse().ok()?;
     match unit {
         "H" => Some(Duration::from_secs(count * 3600)),
@@ -264,7 +296,8 @@ mod tests {
     fn the_callers_deadline_is_understood() {
         assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
         assert_eq!(timeout("2S"), Some(Duration::from_secs(2)));
-        for wrong in ["", "S", "5", "5X", "-1S"] {
+        assert!(timeout("99999999H").is_some(), "the longest there is");
+        for wrong in ["", "S", "5", "5X", "-1S", "18446744073709551615H"] {
             assert_eq!(timeout(wrong), None, "{wrong}");
         }
     }

@@ -176,6 +176,13 @@ impl Sessions {
         self.by_id.is_empty()
     }
 
+    /// True if a registered session of this process of a worker is open.
+    pub fn connected(&self, worker_id: &str, incarnation: &str) -> bool {
+        self.by_id
+            .values()
+            .any(|s| s.registered && s.worker_id == worker_id && s.incarnation == incarnation)
+    }
+
     /// Loads of the registered workers, by worker id: those that placement may use.
     pub fn loads(&self) -> BTreeMap<String, Load> {
         let registered = self.by_id.values().filter(|s| s.registered);
@@ -223,6 +230,12 @@ impl Sessions {
             );
             self.close(id);
         }
+    }
+
+    /// False while a worker looks at the job's prompt, and without any worker.
+    pub fn may_look(&self, job_id: &str, now: Instant) -> bool {
+        self.by_id.values().any(|s| s.registered)
+            && self.looking.get(job_id).is_none_or(|l| l.until <= now)
     }
 
     /// Has a worker that serves `model` (empty: its only one) look at a job's

@@ -16,6 +16,8 @@ use conclave_proto::v1::{AgentReset, AttemptKey, TokenDelta, watch_job_response:
 use dashmap::DashMap;
 use tokio::sync::watch;
 
+use crate::metrics::Label;
+
 /// Bytes of text kept for one attempt; a longer one loses its beginning.
 const MAX_TEXT: usize = 1 << 20;
 
@@ -120,6 +122,7 @@ impl Feed {
         if delta.offset != end {
             // Cut back to where both agree; ask for what is missing.
             text.deltas.retain(|d| d.offset + d.tokens <= delta.offset);
+            text.bytes = text.deltas.iter().map(|d| d.text.len()).sum();
             let end = text.end();
             if delta.offset != end {
                 return Some(end);
@@ -191,6 +194,7 @@ pub struct Feeds {
     jobs: DashMap<String, Arc<Feed>>,
     watchers: AtomicUsize,
     max_watchers: usize,
+    label: Label,
 }
 
 /// One watcher's place; given back when dropped.
@@ -200,17 +204,18 @@ pub struct Seat(Arc<Feeds>);
 impl Drop for Seat {
     fn drop(&mut self) {
         let left = self.0.watchers.fetch_sub(1, Ordering::AcqRel) - 1;
-        crate::metrics::watchers(left);
+        crate::metrics::watchers(&self.0.label, left);
     }
 }
 
 impl Feeds {
-    /// No feeds, and room for `max_watchers` watchers.
-    pub fn new(max_watchers: usize) -> Arc<Self> {
+    /// No feeds, and room for `max_watchers` watchers. `label` is the node's.
+    pub fn new(max_watchers: usize, label: Label) -> Arc<Self> {
         Arc::new(Self {
             jobs: DashMap::new(),
             watchers: AtomicUsize::new(0),
             max_watchers,
+            label,
         })
     }
 
@@ -222,7 +227,7 @@ impl Feeds {
                 (n < self.max_watchers).then_some(n + 1)
             })
             .ok()?;
-        crate::metrics::watchers(taken + 1);
+        crate::metrics::watchers(&self.label, taken + 1);
         Some(Seat(self.clone()))
     }
 
@@ -333,6 +338,20 @@ mod tests {
     }
 
     #[test]
+    fn text_that_is_cut_and_sent_again_counts_once() {
+        let feed = Feed::new();
+        let half = MAX_TEXT / 2;
+        for _ in 0..4 {
+            feed.push(delta(1, 0, "a"));
+            feed.push(delta(1, 1, &"b".repeat(half)));
+            // Overlaps the end: everything behind the first token is cut.
+            feed.push(delta(1, u32::try_from(half).unwrap(), "cd"));
+        }
+        let texts = texts(&feed.read(&mut Positions::new()));
+        assert!(texts[0].starts_with('a'), "nothing was dropped as too long");
+    }
+
+    #[test]
     fn a_cursor_inside_a_piece_starts_the_agent_anew() {
         let feed = Feed::new();
         feed.push(delta(1, 0, "abcd"));
@@ -348,7 +367,7 @@ mod tests {
 
     #[test]
     fn seats_are_bounded_and_come_back() {
-        let feeds = Feeds::new(1);
+        let feeds = Feeds::new(1, crate::metrics::label(1));
         let seat = feeds.seat().unwrap();
         assert!(feeds.seat().is_none());
         drop(seat);

@@ -1,11 +1,21 @@
 //! Every metric of a coordinator: name, unit and meaning stand here, and
 //! nowhere else is one named. Raft families use etcd's words.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use metrics::{
-    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
 };
+
+/// The value of the label `node`: gauges of several members in one process stay
+/// apart.
+pub type Label = SharedString;
+
+/// A node's label: its id, as everywhere else.
+pub fn label(node_id: u64) -> Label {
+    Arc::<str>::from(format!("{node_id:x}")).into()
+}
 
 /// Registers HELP and unit of every metric; call it once the recorder is set.
 pub fn describe() {
@@ -152,6 +162,11 @@ fn describe_jobs() {
         Unit::Count,
         "Heartbeats without renewal: work, but no steps"
     );
+    describe_counter!(
+        "conclave_jobs_would_expand_total",
+        Unit::Count,
+        "Jobs that ended while this member led with an answer that was uncertain"
+    );
 }
 
 /// Where the raft node stands.
@@ -178,15 +193,23 @@ pub struct RaftGauges {
     clippy::cast_precision_loss,
     reason = "gauges are f64; indices stay below 2^53"
 )]
-pub fn raft(gauges: RaftGauges) {
-    gauge!("conclave_raft_has_leader").set(f64::from(u8::from(gauges.has_leader)));
-    gauge!("conclave_raft_is_leader").set(f64::from(u8::from(gauges.is_leader)));
-    gauge!("conclave_raft_term").set(gauges.term as f64);
-    gauge!("conclave_raft_commit_index").set(gauges.commit as f64);
-    gauge!("conclave_raft_applied_index").set(gauges.applied as f64);
-    gauge!("conclave_raft_snapshot_index").set(gauges.snapshot as f64);
-    gauge!("conclave_raft_log_entries").set(gauges.applied.saturating_sub(gauges.snapshot) as f64);
-    gauge!("conclave_raft_proposals_pending").set(gauges.pending as f64);
+pub fn raft(node: &Label, gauges: RaftGauges) {
+    let set = |name: &'static str, value: f64| gauge!(name, "node" => node.clone()).set(value);
+    set(
+        "conclave_raft_has_leader",
+        f64::from(u8::from(gauges.has_leader)),
+    );
+    set(
+        "conclave_raft_is_leader",
+        f64::from(u8::from(gauges.is_leader)),
+    );
+    set("conclave_raft_term", gauges.term as f64);
+    set("conclave_raft_commit_index", gauges.commit as f64);
+    set("conclave_raft_applied_index", gauges.applied as f64);
+    set("conclave_raft_snapshot_index", gauges.snapshot as f64);
+    let entries = gauges.applied.saturating_sub(gauges.snapshot);
+    set("conclave_raft_log_entries", entries as f64);
+    set("conclave_raft_proposals_pending", gauges.pending as f64);
 }
 
 /// A change of leader was seen.
@@ -258,15 +281,26 @@ pub fn tokens_by_role(role: String, count: u64) {
 
 /// Jobs or agents in one state. `family` is `conclave_jobs` or `conclave_agents`.
 #[allow(clippy::cast_precision_loss, reason = "gauges are f64")]
-pub fn in_state(family: &'static str, state: &'static str, count: usize) {
-    gauge!(family, "state" => state).set(count as f64);
+pub fn in_state(node: &Label, family: &'static str, state: &'static str, count: usize) {
+    gauge!(family, "node" => node.clone(), "state" => state).set(count as f64);
+}
+
+/// A leader that leads no more sees no jobs and no workers.
+pub fn nothing_led(node: &Label) {
+    workers(node, 0, 0);
+    crate::api::convert::count_live(node, &conclave_coordinator_core::State::new());
+}
+
+/// A job ended with votes that leave its answer open.
+pub fn would_expand() {
+    counter!("conclave_jobs_would_expand_total").increment(1);
 }
 
 /// Workers with a lease, and sessions open here.
 #[allow(clippy::cast_precision_loss, reason = "gauges are f64")]
-pub fn workers(leases: usize, sessions: usize) {
-    gauge!("conclave_workers").set(leases as f64);
-    gauge!("conclave_worker_sessions").set(sessions as f64);
+pub fn workers(node: &Label, leases: usize, sessions: usize) {
+    gauge!("conclave_workers", "node" => node.clone()).set(leases as f64);
+    gauge!("conclave_worker_sessions", "node" => node.clone()).set(sessions as f64);
 }
 
 /// Leases were renewed.
@@ -281,8 +315,8 @@ pub fn lease_withheld() {
 
 /// `WatchJob` streams open here.
 #[allow(clippy::cast_precision_loss, reason = "gauges are f64")]
-pub fn watchers(count: usize) {
-    gauge!("conclave_watchers").set(count as f64);
+pub fn watchers(node: &Label, count: usize) {
+    gauge!("conclave_watchers", "node" => node.clone()).set(count as f64);
 }
 
 /// A gRPC call was answered.

@@ -4,10 +4,12 @@
 pub mod carry;
 mod describe;
 pub mod lead;
+mod membership;
 pub mod reads;
 pub mod storage;
 pub mod task;
 mod time;
+mod upkeep;
 pub mod waiters;
 mod workers;
 
@@ -91,6 +93,8 @@ pub struct NodeStatus {
     pub public_key: Vec<u8>,
     /// Jobs that have not ended.
     pub live_jobs: usize,
+    /// It is being shut down.
+    pub leaving: bool,
     /// Why the loop ended.
     pub stopped: Option<String>,
 }
@@ -101,10 +105,19 @@ impl NodeStatus {
         if let Some(why) = &self.stopped {
             return Some(format!("the node stopped: {why}"));
         }
+        if self.leaving {
+            return Some("this node is being shut down".to_owned());
+        }
         match self.role {
             NodeRole::Blank => Some("this node belongs to no cluster yet".to_owned()),
             NodeRole::Removed => Some("this node was removed from its cluster".to_owned()),
             _ if self.leader_id == 0 => Some("no leader is known".to_owned()),
+            _ if self.applied == 0 || self.members.values().all(|m| m.learner) => {
+                Some("nothing has come from the leader yet".to_owned())
+            }
+            NodeRole::Leader if !self.serving => {
+                Some("this node leads and has not confirmed it yet".to_owned())
+            }
             _ if self.applied < self.commit => Some(format!(
                 "applied {} of {} entries",
                 self.applied, self.commit
@@ -217,12 +230,18 @@ pub enum Input {
     BlobArrived,
     /// The payload of a decision is stored; `None` if it could not be.
     Decision {
+        /// The term that asked for it.
+        term: u64,
         /// The job.
         job_id: String,
         /// What is to be proposed.
         decide: Option<Decide>,
     },
-    /// A snapshot of this node's own is on disk.
+    /// The lane to this member was lost, and messages with it.
+    Unreachable(u64),
+    /// This node is about to be shut down: it is ready for nothing more.
+    Leaving,
+    /// A snapshot of this node's own is on disk, or could not be saved.
     SnapshotSaved(storage::Saved),
 }
 
@@ -370,5 +389,37 @@ impl Handle {
         self.send(Input::Progress(reply), Instant::now() + wait)
             .await?;
         answer.await.map_err(|_| NodeError::Stopped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_a_fresh_and_a_leaving_replica_are_not_ready() {
+        let voter = MemberInfo::default();
+        let ready = NodeStatus {
+            role: NodeRole::Leader,
+            leader_id: 1,
+            serving: true,
+            commit: 5,
+            applied: 5,
+            members: BTreeMap::from([(1, voter)]),
+            ..NodeStatus::default()
+        };
+        assert_eq!(ready.unready(), None);
+        let not = |change: fn(&mut NodeStatus)| {
+            let mut status = ready.clone();
+            change(&mut status);
+            assert!(status.unready().is_some(), "{status:?}");
+        };
+        not(|s| s.members.clear());
+        not(|s| (s.applied, s.commit) = (0, 0));
+        not(|s| s.applied = 4);
+        not(|s| s.serving = false);
+        not(|s| s.leaving = true);
+        not(|s| s.leader_id = 0);
+        not(|s| s.stopped = Some("a test".to_owned()));
     }
 }

@@ -216,6 +216,8 @@ impl Coordinator {
     pub async fn shutdown(mut self, deadline: Duration) {
         let until = Instant::now() + deadline;
         let half = Instant::now() + deadline / 2;
+        // First of all: balancers look elsewhere while calls end.
+        let _ = self.node.send(Input::Leaving, half).await;
         self.hand_over(half).await;
         self.serve.cancel();
         for task in &mut self.tasks[..1] {
@@ -275,7 +277,8 @@ impl Opened {
     ) -> Result<Self, StartError> {
         let identity = Identity::open(&config.data_dir)?;
         let snapshots = Snapshots::open(&config.data_dir)?;
-        let (storage, restored, state) = Storage::open(&config.data_dir, snapshots.clone())?;
+        let bound = identity.cluster_id().is_some();
+        let (storage, restored, state) = Storage::open(&config.data_dir, snapshots.clone(), bound)?;
         let raft_config = raft_config(config, identity.node_id());
         let node = Node::new(&raft_config, restored).map_err(Fatal::from)?;
         let status = watch::Sender::new(NodeStatus {
@@ -288,7 +291,7 @@ impl Opened {
         let handle = Handle::new(inputs, messages, status.subscribe());
         let local = Blobs::open(&config.data_dir)?;
         let blobs = BlobNet::new(local, network.clone(), status.subscribe());
-        let feeds = Feeds::new(config.max_watchers);
+        let feeds = Feeds::new(config.max_watchers, metrics::label(identity.node_id()));
         let task = Task::new(Parts {
             config: config.clone(),
             address,
@@ -398,8 +401,10 @@ async fn report_health(
             .await;
         if status.changed().await.is_err() {
             // The node is gone; the sockets close by themselves.
+            let gone = tonic_health::ServingStatus::NotServing;
+            health.set_service_status("", gone).await;
             health
-                .set_service_status("", tonic_health::ServingStatus::NotServing)
+                .set_service_status(<Jobs as tonic::server::NamedService>::NAME, gone)
                 .await;
             std::future::pending::<()>().await;
         }

@@ -420,3 +420,70 @@ async fn http_is_ready_once_a_leader_is_known() {
     assert!(fetch("/readyz").await.starts_with("HTTP/1.1 200"));
     assert!(fetch("/metrics").await.starts_with("HTTP/1.1 200"));
 }
+
+/// Replaces every blob of a member by other bytes.
+fn damage_blobs(folder: &std::path::Path) -> usize {
+    let shards = std::fs::read_dir(folder.join("blobs")).unwrap();
+    let files = shards.flat_map(|shard| std::fs::read_dir(shard.unwrap().path()).unwrap());
+    let damage = |file: std::io::Result<std::fs::DirEntry>| {
+        std::fs::write(file.unwrap().path(), b"damaged").unwrap();
+    };
+    files.map(damage).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_that_is_damaged_everywhere_is_said_to_be_missing() {
+    let cluster = Cluster::new(1).await;
+    let mut client = cluster.client(0).await;
+    let job_id = submit(&mut client, &"why? ".repeat(20_000)).await.job_id;
+    assert_eq!(damage_blobs(&cluster.members[0].folder), 1);
+    let get = GetJobRequest { job_id };
+    let gone = tokio::time::timeout(harness::PATIENCE, client.get_job(get))
+        .await
+        .expect("an answer, not an endless search")
+        .unwrap_err();
+    assert_eq!(gone.code(), Code::Unavailable, "{gone:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_shut_down_is_ready_for_nothing() {
+    let mut cluster = Cluster::new(1).await;
+    let running = cluster.members[0].running.take().unwrap();
+    let mut status = running.status();
+    assert_eq!(status.borrow().unready(), None);
+    let stop = tokio::spawn(running.shutdown(std::time::Duration::from_secs(5)));
+    let left = status.wait_for(|s| s.unready().is_some()).await.unwrap();
+    assert!(left.leaving, "before its thread ends");
+    drop(left);
+    stop.await.unwrap();
+    assert!(status.borrow().stopped.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_left_is_forgotten_while_nothing_else_happens() {
+    let cluster = Cluster::new(1).await;
+    let worker = Mock::new("w1", cluster.addresses()).run();
+    let mut admin = cluster.admin(0).await;
+    let mut count = async || {
+        let list = conclave_proto::v1::ListWorkersRequest::default();
+        admin
+            .list_workers(list)
+            .await
+            .unwrap()
+            .into_inner()
+            .workers
+            .len()
+    };
+    let wait = async {
+        while count().await != 1 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        drop(worker);
+        while count().await != 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(harness::PATIENCE, wait)
+        .await
+        .expect("its lease runs out");
+}

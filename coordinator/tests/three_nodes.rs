@@ -295,3 +295,51 @@ async fn a_member_of_another_cluster_is_not_added() {
         refused.message()
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_payload_is_repaired_from_another_member() {
+    let cluster = Cluster::new(3).await;
+    let mut client = cluster.client(0).await;
+    let job_id = submit(&mut client, &"why? ".repeat(20_000)).await.job_id;
+    // The member has it, once it has answered.
+    let mut second = cluster.client(1).await;
+    get(&mut second, &job_id).await;
+    let shards = std::fs::read_dir(cluster.members[1].folder.join("blobs")).unwrap();
+    let mut files = shards.flat_map(|shard| std::fs::read_dir(shard.unwrap().path()).unwrap());
+    let blob = files.next().unwrap().unwrap().path();
+    let whole = std::fs::read(&blob).unwrap();
+    std::fs::write(&blob, b"damaged").unwrap();
+    get(&mut second, &job_id).await;
+    assert_eq!(std::fs::read(&blob).unwrap(), whole);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_may_not_send_is_refused_and_ends_no_node() {
+    use conclave_proto::v1::{RaftBatch, raft_client::RaftClient};
+    use protobuf::Message as _;
+    let cluster = Cluster::new(1).await;
+    let status = cluster.members[0].running.as_ref().unwrap().status();
+    let (me, cluster_id) = {
+        let status = status.borrow();
+        (status.node_id, status.cluster_id.clone().unwrap())
+    };
+    let mut message = raft::eraftpb::Message::default();
+    message.set_msg_type(raft::eraftpb::MessageType::MsgHup);
+    (message.from, message.to) = (me, me);
+    let batch = RaftBatch {
+        cluster_id,
+        from: 7,
+        to: me,
+        messages: vec![message.write_to_bytes().unwrap()],
+        from_address: "127.0.0.1:1".to_owned(),
+        advertised: false,
+    };
+    let mut peer = RaftClient::new(cluster.channel(0).await);
+    let refused = peer
+        .messages(futures::stream::iter([batch]))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    let mut client = cluster.client(0).await;
+    submit(&mut client, "still there?").await;
+}

@@ -103,6 +103,29 @@ impl Job {
         self.rounds.iter().find(|r| r.round == round)
     }
 
+    /// A copy to show: all but the events, which watchers read for themselves, and the prompt's
+    /// checkpoints.
+    pub fn without_events(&self) -> Job {
+        Job {
+            id: self.id.clone(),
+            tenant: self.tenant.clone(),
+            idempotency_key: self.idempotency_key.clone(),
+            spec: self.spec.clone(),
+            agents: self.agents.clone(),
+            prepared: self.prepared.as_ref().map(|p| Prepared {
+                checkpoints: Vec::new(),
+                ..p.clone()
+            }),
+            rounds: self.rounds.clone(),
+            answer: self.answer.clone(),
+            message: self.message.clone(),
+            events: Vec::new(),
+            audit: self.audit.clone(),
+            numeric_class: self.numeric_class.clone(),
+            ..*self
+        }
+    }
+
     /// Appends a state event with the next index.
     pub(crate) fn emit(&mut self, unix_ms: i64, event: job_event::Event) {
         let index = self.events.len() as u64 + 1;

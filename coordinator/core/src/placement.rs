@@ -87,18 +87,21 @@ fn own_blocks(agent: &Agent) -> u64 {
     (agent.reserved_tokens() + tail).div_ceil(BLOCK_TOKENS) + 1
 }
 
+/// What [`place`] comes to.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Placed {
+    /// Commands to propose.
+    pub assigns: Vec<Assign>,
+    /// Payloads that jobs wait for; the jobs were passed over.
+    pub missing: Vec<MissingBlob>,
+}
+
 /// Workers for agents that wait, as commands to propose. Pure: the same state and loads give the
-/// same assignments. `loads` is keyed by worker id. Agents that fit nowhere go on waiting.
-///
-/// # Errors
-/// A waiting job's spec is a blob that is not here.
-pub fn place(
-    state: &State,
-    loads: &BTreeMap<String, Load>,
-    blobs: &dyn Payloads,
-) -> Result<Vec<Assign>, MissingBlob> {
+/// same assignments. `loads` is keyed by worker id. Agents that fit nowhere go on waiting, and so
+/// does a job whose spec is a blob that is not here: it holds up no other.
+pub fn place(state: &State, loads: &BTreeMap<String, Load>, blobs: &dyn Payloads) -> Placed {
     let mut slots = slots(state, loads);
-    let mut assigns = Vec::new();
+    let mut placed = Placed::default();
     for job in state.active_jobs() {
         let waiting: Vec<&Agent> = job
             .agents
@@ -106,10 +109,11 @@ pub fn place(
             .filter(|a| a.state == AgentState::Queued)
             .collect();
         if !waiting.is_empty() && job.prepared.is_some() {
-            place_job(job, waiting, &mut slots, blobs, &mut assigns)?;
+            let done = place_job(job, waiting, &mut slots, blobs, &mut placed.assigns);
+            placed.missing.extend(done.err());
         }
     }
-    Ok(assigns)
+    placed
 }
 
 fn slots<'a>(state: &'a State, loads: &BTreeMap<String, Load>) -> Vec<Slot<'a>> {

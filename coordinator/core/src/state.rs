@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use conclave_proto::v1::{AttemptKey, Command, KeyRecord, command::Command as Body};
+use conclave_proto::v1::{AgentState, AttemptKey, Command, KeyRecord, command::Command as Body};
 
 use crate::{
     agent::Agent,
@@ -93,7 +93,7 @@ impl State {
                 });
             }
             for agent in &job.agents {
-                place |= agent.state == conclave_proto::v1::AgentState::Queued;
+                place |= agent.state == AgentState::Queued;
                 effects.extend(undelivered(job, agent));
             }
             if job.needs_decision() {
@@ -147,7 +147,7 @@ impl State {
     /// Agents that wait for a worker, by job and number.
     pub fn unplaced(&self) -> impl Iterator<Item = (&Job, &Agent)> {
         self.active_jobs().flat_map(|job| {
-            let queued = |a: &&Agent| a.state == conclave_proto::v1::AgentState::Queued;
+            let queued = |a: &&Agent| a.state == AgentState::Queued;
             job.agents
                 .iter()
                 .filter(queued)
@@ -227,10 +227,18 @@ impl State {
         self.lease_clock_ms
     }
 
-    /// The leader should propose ticks: something runs that leases or deadlines matter to. An idle
-    /// cluster proposes none.
+    /// The leader should propose ticks: something waits for a worker or runs on one, so that leases
+    /// matter, or has a deadline. An idle cluster proposes none, nor does an answer that waits for
+    /// its reviewer.
     pub fn needs_ticks(&self) -> bool {
-        !self.active.is_empty()
+        self.active_jobs().any(|job| {
+            job.needs_prepare()
+                || (job.needs_decision() && job.deadline_unix_ms > 0)
+                || job
+                    .agents
+                    .iter()
+                    .any(|a| a.state == AgentState::Queued || a.holds_worker())
+        })
     }
 
     /// The earliest deadline of a running job, Unix ms.
@@ -261,12 +269,17 @@ impl State {
     pub fn live_blobs(&self) -> BTreeMap<[u8; 32], u64> {
         let mut blobs = BTreeMap::new();
         for job in self.jobs.values() {
-            let drafts = job.agents.iter().filter_map(|a| a.draft.as_ref());
-            let contexts = job.rounds.iter().filter_map(|r| r.context.as_ref());
-            let payloads = drafts.chain(contexts).chain([&job.spec]);
-            blobs.extend(payloads.filter_map(payload::blob_ref));
+            blobs.extend(payloads(job).filter_map(payload::blob_ref));
         }
         blobs
+    }
+
+    /// Something in the state refers to this blob.
+    pub fn names_blob(&self, hash: &[u8; 32]) -> bool {
+        self.jobs
+            .values()
+            .flat_map(payloads)
+            .any(|payload| payload::blob_ref(payload).is_some_and(|(named, _)| named == *hash))
     }
 
     /// The trust region's salt for a tenant, 32 bytes; decided here, never by the caller.
@@ -306,6 +319,13 @@ impl State {
     }
 }
 
+/// Everything of a job that may be a blob.
+fn payloads(job: &Job) -> impl Iterator<Item = &conclave_proto::v1::Payload> {
+    let drafts = job.agents.iter().filter_map(|a| a.draft.as_ref());
+    let contexts = job.rounds.iter().filter_map(|r| r.context.as_ref());
+    drafts.chain(contexts).chain([&job.spec])
+}
+
 /// The start or cancel that the agent's worker may not have got.
 pub(crate) fn undelivered(job: &Job, agent: &Agent) -> Option<Effect> {
     let placement = agent.placement.clone()?;
@@ -318,7 +338,7 @@ pub(crate) fn undelivered(job: &Job, agent: &Agent) -> Option<Effect> {
             reason: "no longer needed".into(),
         });
     }
-    (agent.state == conclave_proto::v1::AgentState::Running).then_some(Effect::Start {
+    (agent.state == AgentState::Running).then_some(Effect::Start {
         worker_id: placement.worker_id,
         incarnation: placement.incarnation,
         key,

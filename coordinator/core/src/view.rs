@@ -114,12 +114,14 @@ pub fn prepare(state: &State, job: &Job, blobs: &dyn Payloads) -> Result<Prepare
 }
 
 /// The `Start` message of an attempt; `None` if it is no longer the agent's current one.
+/// `now_unix_ms` is the leader's clock: the worker is told how long the job's deadline leaves it.
 ///
 /// # Errors
 /// A payload is a blob that is not here.
 pub fn start(
     state: &State,
     key: &AttemptKey,
+    now_unix_ms: i64,
     blobs: &dyn Payloads,
 ) -> Result<Option<Start>, MissingBlob> {
     let Some(job) = state.job(&key.job_id) else {
@@ -148,7 +150,18 @@ pub fn start(
             .placement
             .as_ref()
             .map_or_else(String::new, |p| p.incarnation.clone()),
+        deadline_ms: time_left(job, now_unix_ms),
     }))
+}
+
+/// Milliseconds until the job's deadline, at least one; 0 without a deadline.
+fn time_left(job: &Job, now_unix_ms: i64) -> u64 {
+    match job.deadline_unix_ms {
+        0 => 0,
+        at => u64::try_from(at.saturating_sub(now_unix_ms))
+            .unwrap_or(0)
+            .max(1),
+    }
 }
 
 /// Workers that hold a lease, as `ListWorkers` returns them.
@@ -189,4 +202,39 @@ fn add(sum: &mut Usage, one: &Usage) {
     sum.cached_tokens += one.cached_tokens;
     sum.thought_tokens += one.thought_tokens;
     sum.answer_tokens += one.answer_tokens;
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::Budget;
+
+    use super::*;
+    use crate::{
+        payload::InlineOnly,
+        testkit::{World, choice, width},
+    };
+
+    fn told(deadline_ms: u64, later_ms: i64) -> u64 {
+        let budget = Budget {
+            deadline_ms,
+            ..Budget::default()
+        };
+        let mut world = World::with_job(&JobSpec {
+            budget: Some(budget),
+            ..choice(width(1))
+        });
+        world.go("j");
+        let key = world.key("j", 1);
+        let now = world.job("j").submitted_unix_ms + later_ms;
+        let start = start(&world.state, &key, now, &InlineOnly).expect("all is inline");
+        start.expect("it runs").deadline_ms
+    }
+
+    #[test]
+    fn a_worker_is_told_how_long_the_deadline_leaves_it() {
+        assert_eq!(told(700, 0), 700);
+        assert_eq!(told(700, 300), 400);
+        assert_eq!(told(700, 900), 1, "what is late is not without a deadline");
+        assert_eq!(told(0, 0), 0);
+    }
 }

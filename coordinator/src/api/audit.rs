@@ -1,8 +1,13 @@
 //! Audit export: a job's chain, then its head signed with the cluster's key.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use conclave_coordinator_core::audit;
+use conclave_coordinator_core::{MissingBlob, audit};
 use conclave_proto::v1::{
     AuditHead, ExportJobRequest, ExportJobResponse, audit_server::Audit, export_job_response::Item,
 };
@@ -76,17 +81,18 @@ impl Audit for AuditService {
 
 impl Api {
     /// Runs a view that may need payloads; fetches what is missing and runs it
-    /// again.
+    /// again. Ends within `wait`, and fetches nothing twice.
     ///
     /// # Errors
     /// UNAVAILABLE for a payload that no member has now, DATA_LOSS for one that
     /// does not decode.
     pub async fn with_blobs<T: Send + 'static>(
         &self,
-        wait: std::time::Duration,
-        view: impl Fn() -> Result<T, conclave_coordinator_core::MissingBlob> + Send + Sync + 'static,
+        wait: Duration,
+        view: impl Fn() -> Result<T, MissingBlob> + Send + Sync + 'static,
     ) -> Result<T, Status> {
         let view = Arc::new(view);
+        let mut fetches = Fetches::new(wait);
         loop {
             let run = view.clone();
             let result = tokio::task::spawn_blocking(move || run())
@@ -94,16 +100,46 @@ impl Api {
                 .map_err(|e| Status::internal(e.to_string()))?;
             match result {
                 Ok(value) => return Ok(value),
-                Err(conclave_coordinator_core::MissingBlob::Absent { hash }) => {
-                    let hash = hash
-                        .as_slice()
-                        .try_into()
-                        .map_err(|_| Status::data_loss("a payload's hash has not 32 bytes"))?;
-                    self.blobs.fetch(hash, wait).await?;
-                }
-                Err(broken) => return Err(convert::missing(&broken)),
+                Err(missing) => fetches.fetch(self, &missing).await?,
             }
         }
+    }
+}
+
+/// The payloads that one call fetched.
+pub struct Fetches {
+    until: Instant,
+    tried: BTreeSet<Vec<u8>>,
+}
+
+impl Fetches {
+    /// None yet; all of them take `wait` at most.
+    pub fn new(wait: Duration) -> Self {
+        Self {
+            until: Instant::now() + wait,
+            tried: BTreeSet::new(),
+        }
+    }
+
+    /// Fetches what a view found missing.
+    ///
+    /// # Errors
+    /// UNAVAILABLE for a payload that no member has in time or that was fetched
+    /// and cannot be read all the same (a failing disk), DATA_LOSS for one that
+    /// does not decode.
+    pub async fn fetch(&mut self, api: &Api, missing: &MissingBlob) -> Result<(), Status> {
+        let MissingBlob::Absent { hash } = missing else {
+            return Err(convert::missing(missing));
+        };
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() || !self.tried.insert(hash.clone()) {
+            return Err(convert::missing(missing));
+        }
+        let hash = hash
+            .as_slice()
+            .try_into()
+            .map_err(|_| Status::data_loss("a payload's hash has not 32 bytes"))?;
+        api.blobs.fetch(hash, left).await
     }
 }
 

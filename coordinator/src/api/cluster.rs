@@ -18,7 +18,7 @@ use conclave_proto::{
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
-use super::{Api, convert, timed};
+use super::{Api, convert, patience, timed};
 use crate::{
     auth::Role,
     node::{Change, Input, NodeError},
@@ -58,11 +58,11 @@ impl Api {
             Err(_) => return Err(convert::node_error(NodeError::Unknown)),
         }
         for address in request.join {
-            self.add(AddRequest {
+            let add = AddRequest {
                 address,
                 learner: false,
-            })
-            .await?;
+            };
+            self.add(add, CATCH_UP).await?;
         }
         self.members().await
     }
@@ -94,8 +94,14 @@ impl Api {
     }
 
     /// Adds a node as a learner; promotes it once it has caught up and holds
-    /// every live payload.
-    async fn add(&self, request: AddRequest) -> Result<MembersResponse, Status> {
+    /// every live payload, and says what is missing if that takes longer than
+    /// `patience`: the member stays a learner, and adding it again goes on.
+    async fn add(
+        &self,
+        request: AddRequest,
+        patience: Duration,
+    ) -> Result<MembersResponse, Status> {
+        let until = Instant::now() + patience;
         let wait = self.config.request_timeout();
         let address = request.address;
         let found = self.network.identify(&address, wait).await.map_err(|e| {
@@ -137,8 +143,8 @@ impl Api {
             self.change(node_id, Change::AddLearner).await?;
         }
         if !request.learner && known.is_none_or(|m| m.learner) {
-            self.caught_up(node_id).await?;
-            self.hand_over_blobs(node_id).await?;
+            self.caught_up(node_id, until).await?;
+            self.hand_over_blobs(node_id, until).await?;
             self.change(node_id, Change::Promote).await?;
         }
         self.members().await
@@ -174,8 +180,7 @@ impl Api {
         }
     }
 
-    async fn caught_up(&self, node_id: u64) -> Result<(), Status> {
-        let until = Instant::now() + CATCH_UP;
+    async fn caught_up(&self, node_id: u64, until: Instant) -> Result<(), Status> {
         let wait = self.config.request_timeout();
         let mut look = tokio::time::interval(LOOK);
         loop {
@@ -201,7 +206,7 @@ impl Api {
 
     /// A voter counts for the majority that must hold a payload: it gets all
     /// of them first (law 9).
-    async fn hand_over_blobs(&self, node_id: u64) -> Result<(), Status> {
+    async fn hand_over_blobs(&self, node_id: u64, until: Instant) -> Result<(), Status> {
         let wait = self.config.request_timeout();
         let live = self
             .node
@@ -210,7 +215,13 @@ impl Api {
             .map_err(convert::node_error)?;
         let address = self.network.address(node_id).unwrap_or_default();
         let cluster_id = self.node.now().cluster_id.unwrap_or_default();
-        for hash in live.into_keys() {
+        let count = live.len();
+        for (given, hash) in live.into_keys().enumerate() {
+            if Instant::now() > until {
+                return Err(Status::deadline_exceeded(format!(
+                    "{node_id:x} stays a learner: it was given {given} of {count} payloads"
+                )));
+            }
             let local = self.blobs.local.clone();
             let data = tokio::task::spawn_blocking(move || local.get(&hash))
                 .await
@@ -235,7 +246,7 @@ impl Api {
         let status = self.node.now();
         let node_id = request.node_id;
         let Some(member) = status.members.get(&node_id) else {
-            return Err(Status::not_found(format!("{node_id:x} is no member")));
+            return self.forget(node_id).await;
         };
         if node_id == status.node_id {
             return Err(Status::failed_precondition(
@@ -264,6 +275,21 @@ impl Api {
             }
         }
         self.change(node_id, Change::Remove).await?;
+        self.forget(node_id).await
+    }
+
+    /// The second step of removing a member, also where an earlier removal did
+    /// not come that far.
+    async fn forget(&self, node_id: u64) -> Result<MembersResponse, Status> {
+        let wait = self.config.request_timeout();
+        let known = self
+            .node
+            .read(true, wait, move |s| s.members().contains_key(&node_id))
+            .await
+            .map_err(convert::node_error)?;
+        if !known {
+            return Err(Status::not_found(format!("{node_id:x} is no member")));
+        }
         let set = SetMemberAddress {
             node_id,
             address: String::new(),
@@ -348,8 +374,14 @@ impl Cluster for ClusterService {
         self.0.operator(request.metadata())?;
         let there =
             |channel, request| async move { ClusterClient::new(channel).add(request).await };
-        let here = |_, message| self.0.add(message);
-        timed("Add", self.0.on_leader(request, true, here, there)).await
+        let here = |metadata: MetadataMap, message| {
+            let patience = patience(&metadata, CATCH_UP);
+            self.0.add(message, patience)
+        };
+        let call = self
+            .0
+            .on_leader_within(CATCH_UP, request, true, here, there);
+        timed("Add", call).await
     }
 
     async fn remove(

@@ -5,14 +5,15 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use conclave_coordinator_core::{Reply, State, job::Job as CoreJob, view};
 use conclave_proto::v1::{
     CancelJobCommand, CancelJobRequest, GetJobRequest, Job, JobState, ListJobsRequest,
-    ListJobsResponse, ReviewJobCommand, ReviewJobRequest, SubmitJobRequest, SubmitJobResponse,
-    Verdict, WatchJobRequest, WatchJobResponse, command::Command as Body,
+    ListJobsResponse, Message, ReviewJobCommand, ReviewJobRequest, SubmitJobRequest,
+    SubmitJobResponse, Verdict, WatchJobRequest, WatchJobResponse, command::Command as Body,
     contemplation_client::ContemplationClient, contemplation_server::Contemplation,
 };
 use futures::Stream;
+use prost::Message as _;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use super::{Api, audit, convert, timed};
+use super::{Api, REPLY, audit, convert, timed};
 use crate::{
     auth::{Principal, Role},
     node::task::unix_ms,
@@ -24,6 +25,10 @@ pub const USERS: [Role; 3] = [Role::Submitter, Role::Reviewer, Role::Operator];
 const REVIEWERS: [Role; 2] = [Role::Reviewer, Role::Operator];
 /// Jobs on a page, unless asked otherwise; and at most.
 const PAGE: (usize, usize) = (50, 500);
+/// Bytes of jobs on a page, unless a single one is longer.
+const PAGE_BYTES: usize = 2 << 20;
+/// Bytes of a job's question in a list.
+const LISTED_BYTES: usize = 256;
 /// Longest reason or note, bytes.
 const MAX_NOTE: usize = 4096;
 
@@ -48,7 +53,7 @@ impl Api {
         let (id, caller) = (job_id.to_owned(), caller.clone());
         let read = move |state: &State| {
             let job = state.job(&id).filter(|job| caller.sees(&job.tenant))?;
-            Some((job.clone(), state.signing_seed().to_vec()))
+            Some((job.without_events(), state.signing_seed().to_vec()))
         };
         let found = self
             .node
@@ -100,7 +105,7 @@ impl Api {
                     .rev()
                     .filter(wanted)
                     .take(size + 1)
-                    .cloned()
+                    .map(CoreJob::without_events)
                     .collect()
             } else {
                 state
@@ -108,7 +113,7 @@ impl Api {
                     .rev()
                     .filter(wanted)
                     .take(size + 1)
-                    .cloned()
+                    .map(CoreJob::without_events)
                     .collect()
             };
             let more = jobs.len() > size;
@@ -120,18 +125,19 @@ impl Api {
             .read(true, wait, read)
             .await
             .map_err(convert::node_error)?;
-        let next_page_token = jobs
-            .last()
-            .filter(|_| more)
-            .map(|job| job.id.clone())
-            .unwrap_or_default();
         let local = self.blobs.local.clone();
         let show = move || {
             jobs.iter()
                 .map(|job| view::job(job, &local, false))
                 .collect()
         };
-        let jobs: Vec<Job> = self.with_blobs(wait, show).await?;
+        let mut jobs: Vec<Job> = self.with_blobs(wait, show).await?;
+        let more = cut_page(&mut jobs) || more;
+        let next_page_token = jobs
+            .last()
+            .filter(|_| more)
+            .map(|job| job.job_id.clone())
+            .unwrap_or_default();
         Ok(ListJobsResponse {
             jobs,
             next_page_token,
@@ -204,6 +210,33 @@ impl Api {
     }
 }
 
+/// Leaves out what only `GetJob` shows, and what is too much for one page; true
+/// if jobs were left out.
+fn cut_page(jobs: &mut Vec<Job>) -> bool {
+    let (count, mut bytes) = (jobs.len(), 0);
+    for job in &mut *jobs {
+        if let Some(spec) = &mut job.spec {
+            shorten(&mut spec.messages);
+        }
+    }
+    let fits = |job: &Job| {
+        bytes += job.encoded_len();
+        bytes <= PAGE_BYTES
+    };
+    let kept = jobs.iter().map(fits).take_while(|fits| *fits).count();
+    jobs.truncate(kept.max(1));
+    jobs.len() < count
+}
+
+/// Keeps the beginning of the last message: what a list names a job by.
+fn shorten(messages: &mut Vec<Message>) {
+    messages.drain(..messages.len().saturating_sub(1));
+    if let Some(last) = messages.last_mut() {
+        let end = last.content.floor_char_boundary(LISTED_BYTES);
+        last.content.truncate(end);
+    }
+}
+
 fn check_note(field: &str, text: &str) -> Result<(), Status> {
     if text.len() <= MAX_NOTE {
         return Ok(());
@@ -221,7 +254,10 @@ impl Contemplation for ContemplationService {
     ) -> Result<Response<SubmitJobResponse>, Status> {
         let api = &self.0;
         let there = |channel, request| async move {
-            ContemplationClient::new(channel).submit_job(request).await
+            ContemplationClient::new(channel)
+                .max_decoding_message_size(REPLY)
+                .submit_job(request)
+                .await
         };
         let here = |metadata, message| api.submit(metadata, message);
         timed("SubmitJob", api.on_leader(request, true, here, there)).await
@@ -263,7 +299,10 @@ impl Contemplation for ContemplationService {
     ) -> Result<Response<Job>, Status> {
         let api = &self.0;
         let there = |channel, request| async move {
-            ContemplationClient::new(channel).cancel_job(request).await
+            ContemplationClient::new(channel)
+                .max_decoding_message_size(REPLY)
+                .cancel_job(request)
+                .await
         };
         let here = |metadata, message| api.cancel(metadata, message);
         timed("CancelJob", api.on_leader(request, true, here, there)).await
@@ -275,10 +314,49 @@ impl Contemplation for ContemplationService {
     ) -> Result<Response<Job>, Status> {
         let api = &self.0;
         let there = |channel, request| async move {
-            ContemplationClient::new(channel).review_job(request).await
+            ContemplationClient::new(channel)
+                .max_decoding_message_size(REPLY)
+                .review_job(request)
+                .await
         };
         let here = |metadata, message| api.review(metadata, message);
         // A review that was taken is refused the second time.
         timed("ReviewJob", api.on_leader(request, false, here, there)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::JobSpec;
+
+    use super::*;
+
+    #[test]
+    fn a_page_is_bounded_by_bytes_and_shows_the_beginnings_of_questions() {
+        let long = "x".repeat(PAGE_BYTES / 2);
+        let job = |id: &str, message: &str| Job {
+            job_id: id.to_owned(),
+            message: message.to_owned(),
+            spec: Some(JobSpec {
+                messages: ["before", &"ü".repeat(LISTED_BYTES)]
+                    .map(|content| Message {
+                        role: "user".to_owned(),
+                        content: content.to_owned(),
+                    })
+                    .to_vec(),
+                ..JobSpec::default()
+            }),
+            ..Job::default()
+        };
+        let mut jobs = vec![job("a", &long), job("b", "short"), job("c", &long)];
+        assert!(cut_page(&mut jobs));
+        assert_eq!(jobs.len(), 2);
+        let shown = &jobs[0].spec.as_ref().unwrap().messages;
+        assert_eq!(shown.len(), 1);
+        assert_eq!(shown[0].content, "ü".repeat(LISTED_BYTES / 2));
+        let mut jobs = vec![job("a", &long.repeat(3)), job("b", "short")];
+        assert!(cut_page(&mut jobs));
+        assert_eq!(jobs.len(), 1, "a page is never empty");
+        assert!(!cut_page(&mut jobs));
     }
 }

@@ -137,8 +137,8 @@ pub fn count_ended(job: &Job) {
     }
 }
 
-/// Shows how many live jobs and agents are in each state.
-pub fn count_live(state: &State) {
+/// Shows how many live jobs and agents are in each state, as this leader sees it.
+pub fn count_live(node: &metrics::Label, state: &State) {
     const JOBS: [JobState; 6] = [
         JobState::Preparing,
         JobState::Proposing,
@@ -152,11 +152,11 @@ pub fn count_live(state: &State) {
             .active_jobs()
             .filter(|job| job.state == wanted)
             .count();
-        metrics::in_state("conclave_jobs", job_state_name(wanted), count);
+        metrics::in_state(node, "conclave_jobs", job_state_name(wanted), count);
     }
     for wanted in [AgentState::Queued, AgentState::Running] {
         let agents = state.active_jobs().flat_map(|job| &job.agents);
         let count = agents.filter(|agent| agent.state == wanted).count();
-        metrics::in_state("conclave_agents", agent_state_name(wanted), count);
+        metrics::in_state(node, "conclave_agents", agent_state_name(wanted), count);
     }
 }

@@ -21,7 +21,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, metadata::MetadataMap, transport::Channel};
 
-use super::{Api, LOOK_UP, Route, contemplation::USERS, convert, look_again};
+use super::{
+    Api, LOOK_UP, REPLY, Route, audit::Fetches, contemplation::USERS, convert, look_again,
+};
 use crate::{
     auth::Principal,
     feed::{Position, Positions, Seat},
@@ -212,7 +214,11 @@ impl Watch {
         };
         let mut request = self.api.pass_on(&self.metadata, request, Duration::ZERO);
         request.metadata_mut().remove("grpc-timeout");
-        let refusal = match ContemplationClient::new(channel).watch_job(request).await {
+        let refusal = match ContemplationClient::new(channel)
+            .max_decoding_message_size(REPLY)
+            .watch_job(request)
+            .await
+        {
             Err(refusal) => refusal,
             Ok(response) => {
                 let mut stream = response.into_inner();
@@ -286,6 +292,7 @@ impl Watch {
     /// job has ended.
     async fn events(&self) -> Result<(Vec<JobEvent>, bool, bool), Status> {
         let wait = self.api.config.request_timeout();
+        let mut fetches = Fetches::new(wait);
         loop {
             let (id, from) = (self.job_id.clone(), self.cursor.event);
             let local = self.api.blobs.local.clone();
@@ -312,14 +319,7 @@ impl Watch {
             let (events, more, ended) = found.ok_or_else(|| convert::no_job(&self.job_id))?;
             match events {
                 Ok(events) => return Ok((events, more, ended)),
-                Err(MissingBlob::Absent { hash }) => {
-                    let hash = hash
-                        .as_slice()
-                        .try_into()
-                        .map_err(|_| Status::data_loss("a payload's hash has not 32 bytes"))?;
-                    self.api.blobs.fetch(hash, wait).await?;
-                }
-                Err(broken) => return Err(convert::missing(&broken)),
+                Err(missing) => fetches.fetch(&self.api, &missing).await?,
             }
         }
     }

@@ -53,6 +53,15 @@ pub struct Recovered {
     pub entries: Vec<Entry>,
 }
 
+impl Recovered {
+    /// Nothing was ever written.
+    pub fn is_blank(&self) -> bool {
+        self.snapshot.is_none()
+            && self.entries.is_empty()
+            && self.hard_state == HardState::default()
+    }
+}
+
 /// What one turn of the node made durable, written with one fsync.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -148,6 +157,17 @@ impl LogStore {
         }
         self.engine.write(&mut writes, !batch.lazy)?;
         Ok(started.elapsed())
+    }
+
+    /// Removes everything, durably.
+    ///
+    /// # Errors
+    /// [`LogError`] from the write.
+    pub fn clear(&self) -> Result<(), LogError> {
+        let mut writes = LogBatch::with_capacity(1);
+        writes.add_command(GROUP, Command::Clean);
+        self.engine.write(&mut writes, true)?;
+        Ok(())
     }
 
     /// Records the node's own `snapshot` and drops entries up to and including

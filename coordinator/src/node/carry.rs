@@ -1,32 +1,17 @@
 //! What raft says is to be done: write, send, apply, answer.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
 use conclave_coordinator_core::{
     Applied, Effect, Reply, State, codec,
-    node::{Committed, Node, Output, Payload, Role},
+    node::{Committed, Output, Payload, Role},
 };
 use conclave_proto::v1::command::Command as Body;
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeType, Message as RaftMessage, MessageType};
+use raft::eraftpb::{Message as RaftMessage, MessageType};
 
-use super::{
-    Change, Done, Follower, Input, NodeError,
-    lead::Lead,
-    reads::Wanted,
-    storage::{self, Fatal},
-    task::Task,
-    waiters::Waiter,
-};
+use super::{NodeError, lead::Lead, reads::Wanted, storage::Fatal, task::Task, waiters::Waiter};
 use crate::metrics;
-
-/// How long a missing payload is looked for before it is looked for again.
-const FETCH: Duration = Duration::from_secs(5);
-/// Age below which an unnamed blob may be on its way into the log.
-const BLOB_AGE: Duration = Duration::from_secs(3600);
 
 impl Task {
     /// Carries out all that raft has ready; true if there was anything.
@@ -208,13 +193,13 @@ impl Task {
                 }
             }
             Waiter::Hello { session } => self.welcome(session, reply),
-            Waiter::Decide(job_id) => {
-                if let Some(lead) = &mut self.lead {
+            Waiter::Decide { term, job_id } => {
+                if let Some(lead) = self.lead_of(term) {
                     lead.decision_applied(job_id);
                 }
             }
-            Waiter::Place => {
-                if let Some(lead) = &mut self.lead {
+            Waiter::Place { term } => {
+                if let Some(lead) = self.lead_of(term) {
                     lead.placement_applied();
                 }
             }
@@ -223,6 +208,12 @@ impl Task {
             }
             Waiter::Nobody | Waiter::Call(_) => {}
         }
+    }
+
+    /// This term of leading, if it still lasts: an earlier one's proposals may
+    /// come to an end later.
+    pub(super) fn lead_of(&mut self, term: u64) -> Option<&mut Lead> {
+        self.lead.as_mut().filter(|lead| lead.term == term)
     }
 
     fn leadership_changed(&mut self) {
@@ -241,155 +232,12 @@ impl Task {
         if self.lead.take().is_some() {
             self.dismiss_workers();
             self.feeds.close();
+            // Whoever leads now counts them.
+            metrics::nothing_led(&self.label);
         }
         if leads {
             self.lead = Some(Lead::new(new.term, Instant::now()));
             self.begin_serving();
         }
     }
-
-    /// Fetches payloads that are named in the log and not here, off the loop.
-    pub(super) fn fetch(&self, hashes: Vec<[u8; 32]>) {
-        for hash in hashes {
-            if self.blobs.local.has(&hash) {
-                continue;
-            }
-            let (blobs, handle, stop) =
-                (self.blobs.clone(), self.handle.clone(), self.stop.clone());
-            self.runtime.spawn(async move {
-                let work = async {
-                    while let Err(status) = blobs.fetch(hash, FETCH).await {
-                        tracing::warn!(%status, "a payload is missing");
-                        tokio::time::sleep(FETCH / 10).await;
-                    }
-                    let _ = handle
-                        .send(Input::BlobArrived, Instant::now() + FETCH)
-                        .await;
-                };
-                stop.run_until_cancelled(work).await;
-            });
-        }
-    }
-
-    /// Starts a snapshot off the loop once enough was applied since the last.
-    pub(super) fn save_when_due(&mut self) {
-        let behind = self
-            .state
-            .applied_index()
-            .saturating_sub(self.storage.snapshot_index);
-        if self.saving || behind < self.config.snapshot_every {
-            return;
-        }
-        self.saving = true;
-        let (state, conf_state) = (self.state.clone(), self.node.conf_state());
-        let (snapshots, handle) = (self.storage.snapshots.clone(), self.handle.clone());
-        self.runtime.spawn(async move {
-            let work = move || storage::save(&snapshots, &state, conf_state);
-            if let Ok(saved) = tokio::task::spawn_blocking(work).await {
-                let _ = handle
-                    .send(Input::SnapshotSaved(saved), Instant::now() + FETCH * 60)
-                    .await;
-            }
-        });
-    }
-
-    /// Removes payloads that nothing names, off the loop.
-    pub(super) fn drop_dead_blobs(&self) {
-        let (blobs, live) = (self.blobs.local.clone(), self.state.live_blobs());
-        self.runtime.spawn_blocking(move || {
-            if let Err(error) = blobs.retain(BLOB_AGE, &|hash| live.contains_key(hash)) {
-                tracing::warn!(%error, "dead payloads were not removed");
-            }
-        });
-    }
-
-    /// Creates a cluster with this node as its first voter.
-    pub(super) fn init(&mut self, cluster_id: &str) -> Result<Result<(), NodeError>, Fatal> {
-        if let Some(mine) = self.identity.cluster_id() {
-            let why = format!("this node belongs to cluster {mine} already");
-            return Ok(Err(NodeError::Refused(why)));
-        }
-        // The log first: a crash between the two leaves a blank node that
-        // begins anew, never a member without a log.
-        let (node, state) = self.storage.genesis(&self.raft_config)?;
-        self.identity.bind(cluster_id)?;
-        self.node = node;
-        self.state = state;
-        self.open_lanes();
-        self.node.campaign()?;
-        Ok(Ok(()))
-    }
-
-    /// Joins the cluster that invited this blank node.
-    pub(super) fn bind(&mut self, cluster_id: &str) -> Result<(), NodeError> {
-        self.identity
-            .bind(cluster_id)
-            .map_err(|e| NodeError::Refused(e.to_string()))?;
-        tracing::info!(cluster_id, "this node was invited into a cluster");
-        self.open_lanes();
-        Ok(())
-    }
-
-    pub(super) fn change(&mut self, node_id: u64, change: Change, deadline: Instant, done: Done) {
-        let kind = match change {
-            Change::AddLearner => ConfChangeType::AddLearnerNode,
-            Change::Promote => ConfChangeType::AddNode,
-            Change::Remove => ConfChangeType::RemoveNode,
-        };
-        let context = self
-            .waiters
-            .add(Waiter::Change(done), Instant::now(), deadline);
-        let result = self
-            .node
-            .propose_conf_change(context.clone(), kind, node_id);
-        if let Err(error) = result
-            && let Some(Waiter::Change(done)) = self.waiters.take(&context, Instant::now())
-        {
-            let _ = done.send(Err(match error {
-                _ if self.leadership.role != Role::Leader => NodeError::NotLeader,
-                _ => NodeError::Busy,
-            }));
-        }
-    }
-
-    pub(super) fn transfer(&mut self, node_id: u64) -> Result<(), NodeError> {
-        if self.leadership.role != Role::Leader {
-            return Err(NodeError::NotLeader);
-        }
-        let me = self.identity.node_id();
-        let able = self
-            .node
-            .progress()
-            .into_iter()
-            .filter(|p| !p.learner && p.active && p.id != me);
-        let to = match node_id {
-            0 => able.max_by_key(|p| p.matched).map(|p| p.id),
-            wanted => able.map(|p| p.id).find(|id| *id == wanted),
-        };
-        let Some(to) = to else {
-            return Err(NodeError::Refused(match node_id {
-                0 => "no other voter answers".to_owned(),
-                id => format!("{id:x} is no voter that answers"),
-            }));
-        };
-        self.node.transfer(to);
-        Ok(())
-    }
-
-    pub(super) fn progress(&self) -> BTreeMap<u64, Follower> {
-        progress_of(&self.node)
-    }
-}
-
-fn progress_of(node: &Node) -> BTreeMap<u64, Follower> {
-    let follower = |p: conclave_coordinator_core::node::MemberProgress| {
-        (
-            p.id,
-            Follower {
-                match_index: p.matched,
-                active: p.active,
-            },
-        )
-    };
-    node.progress().into_iter().map(follower).collect()
 }

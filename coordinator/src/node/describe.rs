@@ -3,6 +3,7 @@
 use conclave_coordinator_core::node::Role;
 
 use super::{MemberInfo, NodeRole, NodeStatus, lead::Lead, task::Task};
+use crate::metrics;
 
 impl Task {
     pub(super) fn publish(&mut self) {
@@ -16,7 +17,15 @@ impl Task {
         });
     }
 
-    fn describe(&self) -> NodeStatus {
+    fn describe(&mut self) -> NodeStatus {
+        if self.public_key.is_empty() {
+            self.public_key = crate::api::audit::public_key(self.state.signing_seed());
+        }
+        let applied = self.state.applied_index();
+        if self.counted.0 != applied {
+            let live = self.state.active_jobs().filter(|job| !job.is_final());
+            self.counted = (applied, live.count());
+        }
         let me = self.identity.node_id();
         let conf = self.node.conf_state();
         let info = |id: u64, learner: bool| {
@@ -43,19 +52,16 @@ impl Task {
             leader_id: self.leadership.leader_id,
             serving: self.lead.as_ref().is_some_and(Lead::serving),
             commit: self.node.commit_index(),
-            applied: self.state.applied_index(),
+            applied,
             members,
             silent: progress
                 .iter()
                 .filter(|p| !p.active)
                 .map(|p| p.id)
                 .collect(),
-            public_key: crate::api::audit::public_key(self.state.signing_seed()),
-            live_jobs: self
-                .state
-                .active_jobs()
-                .filter(|job| !job.is_final())
-                .count(),
+            public_key: self.public_key.clone(),
+            live_jobs: self.counted.1,
+            leaving: self.leaving,
             stopped: None,
         }
     }
@@ -86,6 +92,21 @@ impl Task {
             "the leader ({}) did not confirm",
             self.name_members(&[self.leadership.leader_id])
         )
+    }
+
+    pub(super) fn gauges(&self) {
+        metrics::raft(
+            &self.label,
+            metrics::RaftGauges {
+                has_leader: self.leadership.leader_id != 0,
+                is_leader: self.leadership.role == Role::Leader,
+                term: self.leadership.term,
+                commit: self.node.commit_index(),
+                applied: self.state.applied_index(),
+                snapshot: self.storage.snapshot_index,
+                pending: self.waiters.len(),
+            },
+        );
     }
 
     fn name_members(&self, ids: &[u64]) -> String {

@@ -23,14 +23,20 @@ use super::{
     task::{Task, unix_ms},
     waiters::Waiter,
 };
+use crate::metrics;
 
 /// How long a proposal of the leader's own may take before it is made anew.
 const OWN: Duration = Duration::from_secs(5);
+/// How long a decision may be under way, its payload included, before it
+/// counts as lost.
+const DECIDE: Duration = Duration::from_secs(20);
 
 /// A term of leading.
 pub struct Lead {
     /// The term.
     pub term: u64,
+    /// When it began.
+    pub(super) begun: Instant,
     pub(super) serving: bool,
     pub(super) paused: bool,
     effects: Vec<Effect>,
@@ -38,7 +44,8 @@ pub struct Lead {
     later: Vec<Effect>,
     pub(super) decide: BTreeSet<String>,
     pub(super) decide_later: BTreeSet<String>,
-    deciding: BTreeSet<String>,
+    /// Decisions under way, and when they count as lost.
+    deciding: BTreeMap<String, Instant>,
     pub(super) place: bool,
     pub(super) place_later: bool,
     placing: usize,
@@ -46,7 +53,8 @@ pub struct Lead {
     pub(super) time: Instant,
     pub(super) ticking: bool,
     pub(super) expire: Instant,
-    pub(super) no_model: BTreeMap<String, Instant>,
+    /// Jobs whose model no worker here serves: the model, and since when.
+    pub(super) no_model: BTreeMap<String, (String, Instant)>,
 }
 
 impl Lead {
@@ -54,13 +62,14 @@ impl Lead {
     pub fn new(term: u64, now: Instant) -> Self {
         Self {
             term,
+            begun: now,
             serving: false,
             paused: false,
             effects: Vec::new(),
             later: Vec::new(),
             decide: BTreeSet::new(),
             decide_later: BTreeSet::new(),
-            deciding: BTreeSet::new(),
+            deciding: BTreeMap::new(),
             place: false,
             place_later: false,
             placing: 0,
@@ -110,6 +119,12 @@ impl Lead {
     pub fn decision_failed(&mut self, job_id: String) {
         self.deciding.remove(&job_id);
         self.decide_later.insert(job_id);
+    }
+
+    /// Decisions that nothing was heard of are made anew.
+    pub fn forget_lost(&mut self, now: Instant) {
+        let lost = self.deciding.extract_if(.., |_, until| *until <= now);
+        self.decide_later.extend(lost.map(|(job_id, _)| job_id));
     }
 
     /// A placement was applied.
@@ -162,6 +177,7 @@ impl Task {
 
     /// Decides, places and speaks; true if anything was proposed.
     pub(super) fn lead_on(&mut self) -> bool {
+        self.look_at_clock();
         let ready = self
             .lead
             .as_ref()
@@ -203,7 +219,7 @@ impl Task {
                 worker_id,
                 incarnation,
                 key,
-            } => match view::start(&self.state, &key, &self.blobs.local) {
+            } => match view::start(&self.state, &key, self.now_unix_ms(), &self.blobs.local) {
                 Ok(Some(start)) => {
                     self.feeds.of(&key.job_id).begin(key.agent, key.attempt);
                     let start = ToWorker::Start(start);
@@ -263,6 +279,9 @@ impl Task {
         let Some(job) = self.state.job(job_id) else {
             return;
         };
+        if contemplate::expand::would_expand(job) {
+            metrics::would_expand();
+        }
         if let Ok(job) = view::job(job, &self.blobs.local, false) {
             crate::api::convert::count_ended(&job);
         }
@@ -274,21 +293,22 @@ impl Task {
         let Some(job) = self.state.job(&job_id).filter(|job| job.needs_decision()) else {
             return;
         };
-        if lead.deciding.contains(&job_id) {
+        if lead.deciding.contains_key(&job_id) {
             // Its end asks anew.
             return;
         }
-        let now_unix_ms = self.state.unix_ms().max(unix_ms());
         let context = Context {
             payloads: &self.blobs.local,
-            now_unix_ms,
+            now_unix_ms: self.state.unix_ms().max(unix_ms()),
         };
         match contemplate::next(job, &context) {
             Ok(None) => {}
             Ok(Some(decide)) => {
-                lead.deciding.insert(job_id.clone());
+                let term = lead.term;
+                lead.deciding
+                    .insert(job_id.clone(), Instant::now() + DECIDE);
                 match large_context(&decide) {
-                    None => self.own(Body::Decide(decide), Waiter::Decide(job_id)),
+                    None => self.own(Body::Decide(decide), Waiter::Decide { term, job_id }),
                     Some(bytes) => self.decide_large(job_id, decide, bytes),
                 }
             }
@@ -299,6 +319,7 @@ impl Task {
     /// A round's shared context above the inline limit becomes a blob first.
     fn decide_large(&self, job_id: String, mut decide: Decide, bytes: Vec<u8>) {
         let (blobs, handle) = (self.blobs.clone(), self.handle.clone());
+        let term = self.leadership.term;
         self.runtime.spawn(async move {
             let decide = match blobs.payload(bytes, OWN).await {
                 Ok(payload) => {
@@ -313,20 +334,32 @@ impl Task {
                 }
             };
             let _ = handle
-                .send(Input::Decision { job_id, decide }, Instant::now() + OWN)
+                .send(
+                    Input::Decision {
+                        term,
+                        job_id,
+                        decide,
+                    },
+                    Instant::now() + OWN,
+                )
                 .await;
         });
     }
 
     /// A decision's context is stored (or was not).
-    pub(super) fn decided(&mut self, job_id: String, decide: Option<Decide>) {
+    pub(super) fn decided(&mut self, term: u64, job_id: String, decide: Option<Decide>) {
+        let Some(lead) = self.lead.as_mut().filter(|lead| lead.term == term) else {
+            return;
+        };
         match decide {
-            Some(decide) => self.own(Body::Decide(decide), Waiter::Decide(job_id)),
-            None => self
-                .lead
-                .iter_mut()
-                .for_each(|l| l.decision_failed(job_id.clone())),
+            Some(decide) => self.own(Body::Decide(decide), Waiter::Decide { term, job_id }),
+            None => lead.decision_failed(job_id),
         }
+    }
+
+    /// The leader's clock, never behind the replicated one.
+    fn now_unix_ms(&self) -> i64 {
+        self.state.unix_ms().max(unix_ms())
     }
 
     /// Places agents that wait. The next placement looks at the state after
@@ -336,14 +369,15 @@ impl Task {
             return;
         };
         lead.place = false;
-        match placement::place(&self.state, &self.sessions.loads(), &self.blobs.local) {
-            Ok(assigns) => {
-                lead.placing = assigns.len();
-                for assign in assigns {
-                    self.own(Body::Assign(assign), Waiter::Place);
-                }
-            }
-            Err(missing) => self.wait_for(&missing),
+        let term = lead.term;
+        let placed = placement::place(&self.state, &self.sessions.loads(), &self.blobs.local);
+        lead.placing = placed.assigns.len();
+        for assign in placed.assigns {
+            self.own(Body::Assign(assign), Waiter::Place { term });
+        }
+        // A job that waits for its payload holds up no other.
+        for missing in &placed.missing {
+            self.wait_for(missing);
         }
     }
 }
@@ -360,4 +394,22 @@ fn large_context(decide: &Decide) -> Option<Vec<u8>> {
     payload::read(context, &payload::InlineOnly)
         .ok()
         .map(std::borrow::Cow::into_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_that_nothing_is_heard_of_is_made_anew() {
+        let now = Instant::now();
+        let mut lead = Lead::new(1, now);
+        lead.deciding.insert("lost".to_owned(), now + DECIDE);
+        lead.deciding.insert("young".to_owned(), now + DECIDE * 2);
+        lead.forget_lost(now);
+        assert!(lead.decide_later.is_empty());
+        lead.forget_lost(now + DECIDE);
+        assert_eq!(lead.decide_later.first().map(String::as_str), Some("lost"));
+        assert_eq!(lead.deciding.len(), 1);
+    }
 }

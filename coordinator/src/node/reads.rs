@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::Read;
 
+/// Reads that wait at a time; more are refused.
+const MOST: usize = 16_384;
+
 /// What waits for a read point.
 pub enum Wanted {
     /// A caller's read.
@@ -13,14 +16,16 @@ pub enum Wanted {
 }
 
 struct Flight {
-    context: u64,
+    context: Vec<u8>,
     since: Instant,
     wanted: Vec<Wanted>,
 }
 
 /// Reads on their way: waiting, asked for, confirmed but not yet applied.
-#[derive(Default)]
 pub struct Reads {
+    /// Tells this start of the process from others: a leader answers followers'
+    /// questions beside its own, and raft tells them apart by context only.
+    boot: u64,
     next: u64,
     waiting: Vec<Wanted>,
     flight: Option<Flight>,
@@ -28,9 +33,30 @@ pub struct Reads {
 }
 
 impl Reads {
-    /// Adds a read.
-    pub fn add(&mut self, wanted: Wanted) {
-        self.waiting.push(wanted);
+    /// Nothing is read yet. `boot` is random, one a start of the process.
+    pub fn new(boot: u64) -> Self {
+        Self {
+            boot,
+            next: 0,
+            waiting: Vec::new(),
+            flight: None,
+            confirmed: Vec::new(),
+        }
+    }
+
+    /// Adds a caller's read; gives it back if too many wait.
+    pub fn add(&mut self, read: Read) -> Result<(), Read> {
+        let flying = self.flight.as_ref().map_or(0, |f| f.wanted.len());
+        if self.waiting.len() + flying + self.confirmed.len() >= MOST {
+            return Err(read);
+        }
+        self.waiting.push(Wanted::Caller(read));
+        Ok(())
+    }
+
+    /// Adds the leader's own question.
+    pub fn resume(&mut self) {
+        self.waiting.push(Wanted::Resume);
     }
 
     /// The context to ask ReadIndex with, if there is a reason to ask. One
@@ -49,18 +75,17 @@ impl Reads {
             return None;
         }
         self.next += 1;
-        let wanted = std::mem::take(&mut self.waiting);
+        let context = [self.boot.to_le_bytes(), self.next.to_le_bytes()].concat();
         self.flight = Some(Flight {
-            context: self.next,
+            context: context.clone(),
             since: now,
-            wanted,
+            wanted: std::mem::take(&mut self.waiting),
         });
-        Some(self.next.to_le_bytes().to_vec())
+        Some(context)
     }
 
     /// A read point: served once `index` is applied.
     pub fn confirmed(&mut self, context: &[u8], index: u64) {
-        let context = context.try_into().map(u64::from_le_bytes).unwrap_or(0);
         if let Some(flight) = self.flight.take_if(|f| f.context == context) {
             self.confirmed
                 .extend(flight.wanted.into_iter().map(|w| (index, w)));
@@ -104,10 +129,10 @@ mod tests {
     fn reads_that_come_later_never_use_an_earlier_point() {
         let now = Instant::now();
         let retry = Duration::from_millis(100);
-        let mut reads = Reads::default();
-        reads.add(Wanted::Resume);
+        let mut reads = Reads::new(1);
+        reads.resume();
         let first = reads.ask(now, retry).unwrap();
-        reads.add(Wanted::Resume);
+        reads.resume();
         assert!(reads.ask(now, retry).is_none());
         reads.confirmed(&first, 5);
         assert!(reads.ready(4).is_empty());
@@ -120,13 +145,44 @@ mod tests {
     fn a_lost_question_is_asked_again() {
         let now = Instant::now();
         let retry = Duration::from_millis(100);
-        let mut reads = Reads::default();
-        reads.add(Wanted::Resume);
+        let mut reads = Reads::new(1);
+        reads.resume();
         let first = reads.ask(now, retry).unwrap();
         let second = reads.ask(now + retry, retry).unwrap();
         reads.confirmed(&first, 1);
         assert!(reads.ready(9).is_empty());
         reads.confirmed(&second, 2);
         assert_eq!(reads.ready(9).len(), 1);
+    }
+
+    #[test]
+    fn an_answer_to_another_member_confirms_nothing_here() {
+        let now = Instant::now();
+        let retry = Duration::from_millis(100);
+        let (mut mine, mut other) = (Reads::new(1), Reads::new(2));
+        mine.resume();
+        other.resume();
+        let asked = mine.ask(now, retry).unwrap();
+        let others = other.ask(now, retry).unwrap();
+        mine.confirmed(&others, 1);
+        assert!(mine.ready(9).is_empty());
+        mine.confirmed(&asked, 1);
+        assert_eq!(mine.ready(9).len(), 1);
+    }
+
+    #[test]
+    fn reads_that_wait_are_bounded() {
+        let mut reads = Reads::new(1);
+        let read = || Read {
+            linear: true,
+            deadline: Instant::now(),
+            run: Box::new(|_| {}),
+        };
+        for _ in 0..MOST {
+            assert!(reads.add(read()).is_ok());
+        }
+        assert!(reads.add(read()).is_err());
+        assert_eq!(reads.expired(Instant::now()).len(), MOST);
+        assert!(reads.add(read()).is_ok());
     }
 }

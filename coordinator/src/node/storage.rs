@@ -11,7 +11,7 @@ use conclave_proto::v1::SnapshotManifest;
 use raft::eraftpb::ConfState;
 
 use crate::disk::{
-    log_store::{Batch, LogError, LogStore},
+    log_store::{Batch, LogError, LogStore, Recovered},
     snapshots::{SnapshotError, Snapshots},
 };
 
@@ -40,6 +40,7 @@ pub enum Fatal {
 }
 
 /// A snapshot of this node's own, on disk.
+#[derive(Default)]
 pub struct Saved {
     /// What it is; `None` if saving it failed (said why in the log).
     pub manifest: Option<SnapshotManifest>,
@@ -59,15 +60,24 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// Reads the folder: state from the newest snapshot, entries behind it.
+    /// Reads the folder: state from the newest snapshot, entries behind it. In
+    /// one that is not `bound` to a cluster, a log was left by a cluster's
+    /// creation that did not come to its end: it goes, or a cluster that the
+    /// node is invited to later would find it.
     ///
     /// # Errors
     /// [`Fatal`]: damaged, of a newer version, or IO.
     pub fn open(
         data_dir: &std::path::Path,
         snapshots: Snapshots,
+        bound: bool,
     ) -> Result<(Self, Restored, State), Fatal> {
-        let (log, recovered) = LogStore::open(data_dir)?;
+        let (log, mut recovered) = LogStore::open(data_dir)?;
+        if !bound && !recovered.is_blank() {
+            tracing::warn!("the log of a cluster that was never created is removed");
+            log.clear()?;
+            recovered = Recovered::default();
+        }
         let mut restored = Restored {
             hard_state: recovered.hard_state,
             entries: recovered.entries,
@@ -178,5 +188,32 @@ pub fn save(snapshots: &Snapshots, state: &State, conf_state: ConfState) -> Save
         manifest,
         conf_state,
         took: started.elapsed(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_creation_that_failed_left_is_gone_when_the_node_is_invited() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |bound| {
+            let snapshots = Snapshots::open(folder.path()).unwrap();
+            Storage::open(folder.path(), snapshots, bound).unwrap()
+        };
+        let (mut storage, blank, _) = open(false);
+        assert!(blank.is_blank());
+        storage.genesis(&NodeConfig::new(1, 1)).unwrap();
+        drop(storage);
+        let (storage, restored, _) = open(true);
+        assert!(!restored.is_blank(), "a bound node keeps its log");
+        drop(storage);
+        for bound in [false, true] {
+            let (_, restored, state) = open(bound);
+            assert!(restored.is_blank());
+            assert_eq!(restored.hard_state.commit, 0);
+            assert_eq!(state.applied_index(), 0);
+        }
     }
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Handle, Input, NodeError, NodeStatus, Read,
     lead::Lead,
-    reads::{Reads, Wanted},
+    reads::Reads,
     storage::{Fatal, Storage},
     waiters::{Waiter, Waiters},
 };
@@ -28,11 +28,7 @@ use crate::{
     dispatch::Sessions,
     feed::Feeds,
     metrics,
-    transport::{
-        Network,
-        blobs::BlobNet,
-        lanes::{Lanes, Sender},
-    },
+    transport::{Network, blobs::BlobNet, lanes::Lanes},
 };
 
 /// Inputs taken in one turn before raft is asked what to do: they share an fsync.
@@ -60,7 +56,18 @@ pub struct Task {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) stop: CancellationToken,
     pub(super) saving: bool,
-    pub(super) last_tick: Instant,
+    /// A snapshot failed: the next is tried then.
+    pub(super) save_after: Option<Instant>,
+    /// When the clock was last looked at.
+    awake: Instant,
+    /// It is being shut down.
+    pub(super) leaving: bool,
+    /// The node's id, as metrics name it.
+    pub(super) label: metrics::Label,
+    /// Derived from the state's seed, which never changes once it is there.
+    pub(super) public_key: Vec<u8>,
+    /// Applied index, and the live jobs as of it.
+    pub(super) counted: (u64, usize),
     /// Last, so that the folder's lock goes when all else is closed.
     pub(super) identity: Identity,
 }
@@ -95,10 +102,28 @@ pub struct Parts {
     pub stop: CancellationToken,
 }
 
+/// What a turn begins with.
+enum Woken {
+    Message(RaftMessage),
+    Input(Input),
+    Clock,
+}
+
+/// A thread that ends by a panic (a log that cannot be written ends it so) says
+/// that it is gone, too.
+impl Drop for Task {
+    fn drop(&mut self) {
+        if self.status.borrow().stopped.is_none() {
+            self.stopped("its thread ended");
+        }
+    }
+}
+
 impl Task {
     /// The loop, ready to run.
     pub fn new(parts: Parts) -> Self {
         let (storage, node, state) = parts.storage;
+        let label = metrics::label(parts.identity.node_id());
         let mut task = Self {
             leadership: node.leadership(),
             config: parts.config,
@@ -109,7 +134,7 @@ impl Task {
             node,
             state,
             waiters: Waiters::new(parts.boot),
-            reads: Reads::default(),
+            reads: Reads::new(parts.boot),
             sessions: Sessions::default(),
             feeds: parts.feeds,
             blobs: parts.blobs,
@@ -121,7 +146,12 @@ impl Task {
             runtime: parts.runtime,
             stop: parts.stop,
             saving: false,
-            last_tick: Instant::now(),
+            save_after: None,
+            awake: Instant::now(),
+            leaving: false,
+            label,
+            public_key: Vec::new(),
+            counted: (0, 0),
         };
         task.learn_members();
         task.open_lanes();
@@ -147,8 +177,15 @@ impl Task {
             }
         };
         self.dismiss_workers();
+        self.stopped(&why);
+    }
+
+    fn stopped(&self, why: &str) {
+        self.status.send_modify(|s| {
+            s.stopped = Some(why.to_owned());
+            s.serving = false;
+        });
         self.feeds.close();
-        self.status.send_modify(|s| s.stopped = Some(why));
     }
 
     async fn turns(
@@ -160,14 +197,22 @@ impl Task {
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.settle()?;
         loop {
-            tokio::select! {
-                Some(message) = messages.recv() => self.step(message)?,
-                Some(input) = inputs.recv() => self.take(input)?,
-                _ = clock.tick() => self.tick()?,
+            let woken = tokio::select! {
+                Some(message) = messages.recv() => Woken::Message(message),
+                Some(input) = inputs.recv() => Woken::Input(input),
+                _ = clock.tick() => Woken::Clock,
+            };
+            // Before anything is done with what came: it may have come to a
+            // process that stood still while another was elected.
+            self.look_at_clock();
+            match woken {
+                Woken::Message(message) => self.step(message),
+                Woken::Input(input) => self.take(input)?,
+                Woken::Clock => self.tick(),
             }
             for _ in 0..TURN {
                 if let Ok(message) = messages.try_recv() {
-                    self.step(message)?;
+                    self.step(message);
                 } else if let Ok(input) = inputs.try_recv() {
                     self.take(input)?;
                 } else {
@@ -193,11 +238,15 @@ impl Task {
         Ok(())
     }
 
-    fn step(&mut self, message: RaftMessage) -> Result<(), Fatal> {
-        if self.identity.cluster_id().is_some() {
-            self.node.step(message)?;
+    fn step(&mut self, message: RaftMessage) {
+        if self.identity.cluster_id().is_none() {
+            return;
         }
-        Ok(())
+        let from = message.from;
+        if let Err(error) = self.node.step(message) {
+            // A peer's mistake is no reason to go.
+            tracing::warn!(from = format!("{from:x}"), %error, "a raft message was refused");
+        }
     }
 
     fn take(&mut self, input: Input) -> Result<(), Fatal> {
@@ -235,13 +284,14 @@ impl Task {
                     lead.look_again(&self.state);
                 }
             }
-            Input::Decision { job_id, decide } => self.decided(job_id, decide),
-            Input::SnapshotSaved(saved) => {
-                self.saving = false;
-                let keep = self.config.snapshot_every.min(1_000);
-                self.storage.compact(&mut self.node, saved, keep)?;
-                self.drop_dead_blobs();
-            }
+            Input::Decision {
+                term,
+                job_id,
+                decide,
+            } => self.decided(term, job_id, decide),
+            Input::Unreachable(node_id) => self.node.report_unreachable(node_id),
+            Input::Leaving => self.leaving = true,
+            Input::SnapshotSaved(saved) => self.snapshot_saved(saved)?,
         }
         Ok(())
     }
@@ -250,7 +300,9 @@ impl Task {
         if self.identity.cluster_id().is_none() {
             (read.run)(Err(NodeError::Blank));
         } else if read.linear {
-            self.reads.add(Wanted::Caller(read));
+            if let Err(refused) = self.reads.add(read) {
+                (refused.run)(Err(NodeError::Busy));
+            }
         } else {
             (read.run)(Ok(&self.state));
         }
@@ -281,6 +333,9 @@ impl Task {
             metrics::proposals_failed(1);
             let error = if self.identity.cluster_id().is_none() {
                 NodeError::Blank
+            } else if self.node.leadership().role == Role::Leader && !self.node.hands_over() {
+                // Too much is proposed and not yet committed.
+                NodeError::Busy
             } else {
                 NodeError::NotLeader
             };
@@ -297,13 +352,13 @@ impl Task {
             Waiter::Change(done) => {
                 let _ = done.send(Err(error));
             }
-            Waiter::Decide(job_id) => {
-                if let Some(lead) = &mut self.lead {
+            Waiter::Decide { term, job_id } => {
+                if let Some(lead) = self.lead_of(term) {
                     lead.decision_failed(job_id);
                 }
             }
-            Waiter::Place => {
-                if let Some(lead) = &mut self.lead {
+            Waiter::Place { term } => {
+                if let Some(lead) = self.lead_of(term) {
                     lead.placement_failed();
                 }
             }
@@ -313,20 +368,26 @@ impl Task {
         }
     }
 
-    fn tick(&mut self) -> Result<(), Fatal> {
+    /// Was this process standing still? Then the world may have moved on
+    /// (law 5): a leader says nothing until it is confirmed. The clock's ticks
+    /// bound the time between two looks otherwise.
+    pub(super) fn look_at_clock(&mut self) {
         let now = Instant::now();
-        let gap = now - std::mem::replace(&mut self.last_tick, now);
+        let gap = now - std::mem::replace(&mut self.awake, now);
         if gap > self.config.election()
             && let Some(lead) = &mut self.lead
         {
-            // The world may have moved on while this process stood still (law 5).
             tracing::warn!(
                 gap_ms = gap.as_millis(),
                 "the clock stood still: confirming leadership"
             );
             lead.pause();
-            self.reads.add(Wanted::Resume);
+            self.reads.resume();
         }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
         if self.identity.cluster_id().is_some() {
             self.node.tick();
         }
@@ -342,31 +403,6 @@ impl Task {
         }
         self.lead_tick(now);
         self.gauges();
-        Ok(())
-    }
-
-    /// Puts every member's replicated address into the book.
-    pub(super) fn learn_members(&self) {
-        for (id, address) in self.state.members() {
-            if self.network.address(*id).is_none() {
-                self.network.learn(*id, address);
-            }
-        }
-        self.network.learn(self.identity.node_id(), &self.address);
-    }
-
-    /// Lanes need the cluster's id: there are none while blank.
-    pub(super) fn open_lanes(&mut self) {
-        let Some(cluster_id) = self.identity.cluster_id() else {
-            return;
-        };
-        let sender = Sender {
-            cluster_id: cluster_id.to_owned(),
-            node_id: self.identity.node_id(),
-            address: self.address.clone(),
-        };
-        let (runtime, stop) = (self.runtime.clone(), self.stop.clone());
-        self.lanes = Some(Lanes::new(self.network.clone(), sender, runtime, stop));
     }
 
     /// Tells workers where to go, and closes their sessions.
@@ -379,18 +415,6 @@ impl Task {
         let members = self.network.addresses().into_values().collect();
         let message = ToWorker::NotLeader(NotLeader { leader, members });
         self.sessions.dismiss(self.leadership.term, &message);
-    }
-
-    fn gauges(&self) {
-        metrics::raft(metrics::RaftGauges {
-            has_leader: self.leadership.leader_id != 0,
-            is_leader: self.leadership.role == Role::Leader,
-            term: self.leadership.term,
-            commit: self.node.commit_index(),
-            applied: self.state.applied_index(),
-            snapshot: self.storage.snapshot_index,
-            pending: self.waiters.len(),
-        });
     }
 }
 

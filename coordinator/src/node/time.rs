@@ -69,6 +69,7 @@ impl Task {
         let Some(lead) = self.lead.as_mut().filter(|l| l.serving && !l.paused) else {
             return;
         };
+        lead.forget_lost(now);
         lead.decide.append(&mut lead.decide_later);
         lead.place |= std::mem::take(&mut lead.place_later);
         if self.state.next_deadline().is_some_and(|at| at <= unix_ms()) {
@@ -89,7 +90,12 @@ impl Task {
     /// Replicated time moves while something depends on it (law 3).
     fn move_time(&mut self, now: Instant) {
         let Some(lead) = &mut self.lead else { return };
-        if !self.state.needs_ticks() {
+        // A worker that is gone is forgotten, even if nothing else happens.
+        let gone = self
+            .state
+            .workers()
+            .any(|w| !self.sessions.connected(&w.worker_id, &w.incarnation));
+        if !gone && !self.state.needs_ticks() {
             lead.ticking = false;
             return;
         }
@@ -147,8 +153,9 @@ impl Task {
     }
 
     fn count(&self) {
-        metrics::workers(self.state.workers().count(), self.sessions.len());
-        crate::api::convert::count_live(&self.state);
+        let leases = self.state.workers().count();
+        metrics::workers(&self.label, leases, self.sessions.len());
+        crate::api::convert::count_live(&self.label, &self.state);
     }
 }
 

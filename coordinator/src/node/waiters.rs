@@ -14,10 +14,18 @@ pub enum Waiter {
     Call(oneshot::Sender<Result<Reply, NodeError>>),
     /// A change of the configuration.
     Change(Done),
-    /// The leader's decision about this job.
-    Decide(String),
-    /// One of the leader's placements.
-    Place,
+    /// A leader's decision.
+    Decide {
+        /// The term that it leads: later ones count for themselves.
+        term: u64,
+        /// About this job.
+        job_id: String,
+    },
+    /// One of a leader's placements.
+    Place {
+        /// The term that it leads.
+        term: u64,
+    },
     /// A worker's result: acknowledged even if it is not wanted.
     Result {
         /// Whose.
@@ -123,10 +131,13 @@ mod tests {
         let mut earlier = Waiters::new(1);
         let mut waiters = Waiters::new(2);
         let old = earlier.add(Waiter::Nobody, now, now);
-        let mine = waiters.add(Waiter::Place, now, now);
+        let mine = waiters.add(Waiter::Place { term: 1 }, now, now);
         assert!(waiters.take(&old, now).is_none());
         assert!(waiters.take(b"", now).is_none());
-        assert!(matches!(waiters.take(&mine, now), Some(Waiter::Place)));
+        assert!(matches!(
+            waiters.take(&mine, now),
+            Some(Waiter::Place { .. })
+        ));
         assert!(waiters.take(&mine, now).is_none());
     }
 
@@ -134,9 +145,12 @@ mod tests {
     fn only_what_is_due_expires() {
         let now = Instant::now();
         let mut waiters = Waiters::new(1);
-        waiters.add(Waiter::Place, now, now);
+        waiters.add(Waiter::Place { term: 1 }, now, now);
         waiters.add(Waiter::Nobody, now, now + Duration::from_secs(1));
-        assert!(matches!(waiters.expired(now).as_slice(), [Waiter::Place]));
+        assert!(matches!(
+            waiters.expired(now).as_slice(),
+            [Waiter::Place { .. }]
+        ));
         assert_eq!(waiters.len(), 1);
     }
 }

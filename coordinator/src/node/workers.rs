@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use conclave_coordinator_core::{Reply, placement, view};
+use conclave_coordinator_core::{Reply, placement, view, worker::LEASE_TTL_MS};
 use conclave_proto::v1::{
     AttemptFinished, DrainWorker, PrepareDone, Prepared, RegisterWorker, Resend, Welcome,
     attempt_finished, command::Command as Body, coordinator_message::Message as ToWorker,
@@ -18,7 +18,8 @@ use crate::{
     metrics,
 };
 
-/// How long a job waits for a worker that serves its model, while others are here.
+/// How long a job waits for a worker that serves its model, while others are
+/// here: workers that a new leader inherits are given a lease to find it.
 const MODEL: Duration = Duration::from_secs(3);
 /// When another worker is asked after one could not look at a prompt.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -31,25 +32,42 @@ impl Task {
         let Some(job) = self.state.job(job_id).filter(|job| job.needs_prepare()) else {
             return;
         };
-        let prepare = match view::prepare(&self.state, job, &self.blobs.local) {
-            Ok(prepare) => prepare,
-            Err(missing) => return self.wait_for(&missing),
-        };
-        let model = prepare
-            .spec
-            .as_ref()
-            .map(|s| s.model.clone())
-            .unwrap_or_default();
         let (term, now) = (self.leadership.term, Instant::now());
-        let message = || Some(ToWorker::Prepare(prepare));
-        let look = self.sessions.look(job_id, &model, term, now, message);
+        // Asked every tick: the spec is read from the disk only to be sent.
+        if !self.sessions.may_look(job_id, now) {
+            return;
+        }
+        let Some(lead) = &self.lead else { return };
+        let mut prepare = None;
+        let model = match lead.no_model.get(job_id) {
+            Some((model, _)) => model.clone(),
+            None => match view::prepare(&self.state, job, &self.blobs.local) {
+                Err(missing) => return self.wait_for(&missing),
+                Ok(built) => {
+                    let spec = prepare.insert(built).spec.as_ref();
+                    spec.map(|spec| spec.model.clone()).unwrap_or_default()
+                }
+            },
+        };
+        let build = || {
+            let built = prepare.or_else(|| view::prepare(&self.state, job, &self.blobs.local).ok());
+            built.map(ToWorker::Prepare)
+        };
+        let look = self.sessions.look(job_id, &model, term, now, build);
+        // A worker that holds a lease and serves it is on its way here.
+        let leased = self
+            .state
+            .workers()
+            .any(|worker| worker.model(&model).is_some());
         let Some(lead) = &mut self.lead else { return };
         let Look::NoModel(served) = look else {
             lead.no_model.remove(job_id);
             return;
         };
-        let since = *lead.no_model.entry(job_id.to_owned()).or_insert(now);
-        if now - since < MODEL {
+        let begun = lead.begun + Duration::from_millis(LEASE_TTL_MS);
+        let waiting = lead.no_model.entry(job_id.to_owned());
+        let (_, since) = waiting.or_insert((model.clone(), now));
+        if leased || now < begun || now - *since < MODEL {
             return;
         }
         lead.no_model.remove(job_id);
@@ -202,7 +220,7 @@ impl Task {
         let running = std::mem::take(&mut session.running);
         let welcome = Welcome {
             heartbeat_ms: WORKER_BEAT_MS,
-            lease_ttl_ms: conclave_coordinator_core::worker::LEASE_TTL_MS,
+            lease_ttl_ms: LEASE_TTL_MS,
             leader: self.address.clone(),
             members: self.network.addresses().into_values().collect(),
         };

@@ -1,14 +1,21 @@
 //! Payloads between coordinators (law 9): on a majority before their hash is
 //! proposed, fetched by hash where missing.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use conclave_proto::{
     INLINE_LIMIT,
     v1::{BlobRef, GetBlobRequest, Payload, PutBlobRequest, payload::Body},
 };
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::spawn_blocking,
+};
 use tonic::Status;
 
 use super::Network;
@@ -17,6 +24,9 @@ use crate::{
     node::NodeStatus,
 };
 
+/// Payloads that are fetched at a time because the log names them.
+const FETCHES: usize = 8;
+
 /// This node's blobs and the way to those of its peers.
 #[derive(Clone)]
 pub struct BlobNet {
@@ -24,6 +34,21 @@ pub struct BlobNet {
     pub local: Blobs,
     network: Network,
     status: watch::Receiver<NodeStatus>,
+    under_way: Arc<Mutex<BTreeSet<Hash>>>,
+    turns: Arc<Semaphore>,
+}
+
+/// A fetch that goes on until the payload is here; one a hash.
+pub struct UnderWay {
+    hash: Hash,
+    all: Arc<Mutex<BTreeSet<Hash>>>,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(&self.hash);
+    }
 }
 
 impl BlobNet {
@@ -33,7 +58,32 @@ impl BlobNet {
             local,
             network,
             status,
+            under_way: Arc::default(),
+            turns: Arc::new(Semaphore::new(FETCHES)),
         }
+    }
+
+    /// Marks a fetch as under way; `None` if one is already.
+    pub fn begin(&self, hash: Hash) -> Option<UnderWay> {
+        let all = self.under_way.clone();
+        let fresh = all
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(hash);
+        fresh.then_some(UnderWay { hash, all })
+    }
+
+    /// [`BlobNet::fetch`], when it is this one's turn.
+    ///
+    /// # Errors
+    /// As [`BlobNet::fetch`].
+    pub async fn fetch_in_turn(&self, hash: Hash, wait: Duration) -> Result<(), Status> {
+        let _turn = self
+            .turns
+            .acquire()
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?;
+        self.fetch(hash, wait).await
     }
 
     /// A payload of `bytes`: inline when small, else stored on a majority of
@@ -118,12 +168,16 @@ impl BlobNet {
         peer.put_blob(request).await.map(|_| ())
     }
 
-    /// Gets a blob from whichever member has it and stores it here.
+    /// Gets a blob from whichever member has it and stores it here, unless a
+    /// whole one is here already.
     ///
     /// # Errors
-    /// UNAVAILABLE if no member that answers has it.
+    /// UNAVAILABLE if no member that answers within `wait` has it.
     pub async fn fetch(&self, hash: Hash, wait: Duration) -> Result<(), Status> {
-        if self.local.has(&hash) {
+        let until = Instant::now() + wait;
+        let local = self.local.clone();
+        let whole = spawn_blocking(move || local.get(&hash).is_ok()).await;
+        if whole.is_ok_and(|whole| whole) {
             return Ok(());
         }
         let (cluster_id, me) = {
@@ -133,12 +187,11 @@ impl BlobNet {
                 status.node_id,
             )
         };
-        for (_, address) in self
-            .network
-            .addresses()
-            .into_iter()
-            .filter(|(id, _)| *id != me)
-        {
+        let mut peers = self.network.addresses();
+        peers.remove(&me);
+        // One that does not answer leaves time for the others.
+        let share = wait / u32::try_from(peers.len().max(1)).unwrap_or(u32::MAX);
+        for address in peers.into_values() {
             let Ok(mut peer) = self.network.peer(&address) else {
                 continue;
             };
@@ -146,9 +199,10 @@ impl BlobNet {
                 cluster_id: cluster_id.clone(),
                 hash: hash.to_vec(),
             };
-            let mut request = self.network.request(wanted);
-            request.set_timeout(wait);
-            let Ok(answer) = peer.get_blob(request).await else {
+            let request = self.network.request(wanted);
+            let left = until.saturating_duration_since(Instant::now());
+            let call = tokio::time::timeout(share.min(left), peer.get_blob(request));
+            let Ok(Ok(answer)) = call.await else {
                 continue;
             };
             let data = answer.into_inner().data;

@@ -1,7 +1,10 @@
 //! One lane a peer: a bounded queue and a task that dials, streams, and dials
 //! again. What does not fit is dropped; raft sends it anew.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use conclave_proto::v1::RaftBatch;
 use tokio::sync::mpsc;
@@ -9,6 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::Network;
+use crate::node::{Handle, Input};
 
 /// Messages that wait for one peer.
 const LANE: usize = 1024;
@@ -26,28 +30,36 @@ pub struct Sender {
     pub node_id: u64,
     /// Where it listens.
     pub address: String,
+    /// The address is the operator's own word, not what the system bound.
+    pub advertised: bool,
+    /// Bytes of messages in one batch, unless a single one is longer.
+    pub most: usize,
 }
 
 /// The lanes of one node, owned by its loop.
 pub struct Lanes {
     network: Network,
     sender: Sender,
+    node: Handle,
     lanes: BTreeMap<u64, mpsc::Sender<Vec<u8>>>,
     stop: CancellationToken,
     runtime: tokio::runtime::Handle,
 }
 
 impl Lanes {
-    /// No lane yet; their tasks run on `runtime` until `stop`.
+    /// No lane yet; their tasks run on `runtime` until `stop`, and tell `node`
+    /// of members that they lost.
     pub fn new(
         network: Network,
         sender: Sender,
+        node: Handle,
         runtime: tokio::runtime::Handle,
         stop: CancellationToken,
     ) -> Self {
         Self {
             network,
             sender,
+            node,
             lanes: BTreeMap::new(),
             stop,
             runtime,
@@ -62,7 +74,9 @@ impl Lanes {
             let lane = Lane {
                 network: self.network.clone(),
                 sender: self.sender.clone(),
+                node: self.node.clone(),
                 to,
+                batch: Batch::new(self.sender.most),
             };
             let stop = self.stop.clone();
             self.runtime.spawn(async move {
@@ -79,32 +93,81 @@ impl Lanes {
     }
 }
 
+/// Messages that go together.
+struct Batch {
+    messages: Vec<Vec<u8>>,
+    /// Did not fit into the last batch.
+    next: Option<Vec<u8>>,
+    most: usize,
+}
+
+impl Batch {
+    fn new(most: usize) -> Self {
+        Self {
+            messages: Vec::with_capacity(BATCH),
+            next: None,
+            most,
+        }
+    }
+
+    /// Waits for a message and takes what fits beside it; false once the queue
+    /// is closed. A member far behind gets messages of many entries: together
+    /// they may be longer than a gRPC message can be.
+    async fn fill(&mut self, queue: &mut mpsc::Receiver<Vec<u8>>) -> bool {
+        if self.messages.is_empty() {
+            let first = match self.next.take() {
+                Some(message) => Some(message),
+                None => queue.recv().await,
+            };
+            let Some(first) = first else { return false };
+            self.messages.push(first);
+        }
+        let mut bytes: usize = self.messages.iter().map(Vec::len).sum();
+        while self.messages.len() < BATCH && self.next.is_none() {
+            let Ok(message) = queue.try_recv() else { break };
+            bytes += message.len();
+            if bytes <= self.most {
+                self.messages.push(message);
+            } else {
+                self.next = Some(message);
+            }
+        }
+        true
+    }
+
+    /// Forgets everything: raft sends it anew.
+    fn clear(&mut self) {
+        self.messages.clear();
+        self.next = None;
+    }
+}
+
 struct Lane {
     network: Network,
     sender: Sender,
+    node: Handle,
     to: u64,
+    batch: Batch,
 }
 
 impl Lane {
-    async fn run(self, mut messages: mpsc::Receiver<Vec<u8>>) {
-        let mut waiting = Vec::with_capacity(BATCH);
+    async fn run(mut self, mut queue: mpsc::Receiver<Vec<u8>>) {
         // Ends when the owner drops its half.
-        while messages.recv_many(&mut waiting, BATCH).await > 0 {
+        while self.batch.fill(&mut queue).await {
             if let Some(address) = self.network.address(self.to) {
-                self.stream(&address, &mut waiting, &mut messages).await;
+                self.stream(&address, &mut queue).await;
             }
-            waiting.clear();
+            self.batch.clear();
+            // What was on its way is lost: raft goes back to what is known to
+            // have arrived. A busy node learns it by the member's answers.
+            let lost = Input::Unreachable(self.to);
+            let _ = self.node.send(lost, Instant::now() + REDIAL).await;
             tokio::time::sleep(REDIAL).await;
         }
     }
 
     /// Streams until the connection or the queue ends.
-    async fn stream(
-        &self,
-        address: &str,
-        waiting: &mut Vec<Vec<u8>>,
-        messages: &mut mpsc::Receiver<Vec<u8>>,
-    ) {
+    async fn stream(&mut self, address: &str, queue: &mut mpsc::Receiver<Vec<u8>>) {
         let Ok(mut peer) = self.network.peer(address) else {
             return;
         };
@@ -117,8 +180,9 @@ impl Lane {
                 cluster_id: self.sender.cluster_id.clone(),
                 from: self.sender.node_id,
                 to: self.to,
-                messages: std::mem::take(waiting),
+                messages: std::mem::take(&mut self.batch.messages),
                 from_address: self.sender.address.clone(),
+                advertised: self.sender.advertised,
             };
             tokio::select! {
                 ended = &mut call => return self.ended(address, ended),
@@ -126,7 +190,7 @@ impl Lane {
             }
             tokio::select! {
                 ended = &mut call => return self.ended(address, ended),
-                count = messages.recv_many(waiting, BATCH) => if count == 0 { return },
+                open = self.batch.fill(queue) => if !open { return },
             }
         }
     }
@@ -135,5 +199,27 @@ impl Lane {
         if let Err(status) = result {
             tracing::debug!(to = self.to, address, %status, "lane lost");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_batch_is_bounded_by_bytes_and_loses_nothing() {
+        let (send, mut queue) = mpsc::channel(16);
+        for length in [4, 4, 4, 30, 1] {
+            send.send(vec![0; length]).await.unwrap();
+        }
+        drop(send);
+        let mut batch = Batch::new(10);
+        let mut lengths = Vec::new();
+        while batch.fill(&mut queue).await {
+            let messages = std::mem::take(&mut batch.messages);
+            lengths.push(messages.iter().map(Vec::len).collect::<Vec<_>>());
+        }
+        let expected: [&[usize]; 4] = [&[4, 4], &[4], &[30], &[1]];
+        assert_eq!(lengths, expected);
     }
 }

@@ -14,7 +14,10 @@ use dashmap::DashSet;
 use futures::Stream;
 use prost::Message as _;
 use protobuf::Message as _;
-use raft::eraftpb::{Message as RaftMessage, MessageType};
+use raft::{
+    eraftpb::{Message as RaftMessage, MessageType},
+    raw_node::is_local_msg,
+};
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -104,11 +107,21 @@ impl PeerService {
     }
 
     fn take(&self, batch: RaftBatch) -> Result<(), Status> {
-        self.network.learn(batch.from, &batch.from_address);
+        // What a node says of itself may be an address of its own network only:
+        // unless its operator said so, it does not replace a known one.
+        if batch.advertised || self.network.address(batch.from).is_none() {
+            self.network.learn(batch.from, &batch.from_address);
+        }
         let mut dropped = 0;
         for bytes in batch.messages {
             let message = RaftMessage::parse_from_bytes(&bytes)
                 .map_err(|e| Status::invalid_argument(format!("not a raft message: {e}")))?;
+            if is_local_msg(message.get_msg_type()) {
+                return Err(Status::invalid_argument(format!(
+                    "{:?} is no message between members",
+                    message.get_msg_type()
+                )));
+            }
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 self.fetch_then_step(message);
             } else if !self.node.step(message) {

@@ -149,6 +149,11 @@ impl Node {
         self.pin_timeout();
     }
 
+    /// Leadership is being handed over: proposals are dropped until that ends.
+    pub fn hands_over(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
+    }
+
     /// Campaigns now: the only voter of a new cluster need not wait.
     ///
     /// # Errors
@@ -306,17 +311,6 @@ impl Node {
             .collect();
         members.sort_unstable_by_key(|m| m.id);
         members
-    }
-
-    /// Learners that have caught up to within `slack` entries of the commit index and answer: the
-    /// shell promotes those that also hold all live blobs (law 9).
-    pub fn caught_up_learners(&self, slack: u64) -> Vec<u64> {
-        let commit = self.commit_index();
-        self.progress()
-            .into_iter()
-            .filter(|m| m.learner && m.active && m.matched > 0 && m.matched + slack >= commit)
-            .map(|m| m.id)
-            .collect()
     }
 
     /// Entries of the log from `low`, at most up to the last written one.

@@ -243,10 +243,12 @@ fn a_cluster_grows_from_one_voter_through_learners() {
         ["a"],
         "what was committed before it came reaches it"
     );
-    assert_eq!(net.node(1).caught_up_learners(0), [2]);
+    let learner = net.node(1).progress()[1];
+    assert!(learner.learner && learner.active);
+    assert_eq!(learner.matched, net.node(1).commit_index());
     net.change(ConfChangeType::AddNode, 2);
     assert_eq!(net.node(2).leadership().role, Role::Follower);
-    assert_eq!(net.node(1).caught_up_learners(0), []);
+    assert!(!net.node(1).progress()[1].learner);
     assert_eq!(net.node(1).conf_state().voters.len(), 2);
     assert_eq!(
         net.peers[&2].snapshots, 1,

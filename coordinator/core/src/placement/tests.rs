@@ -13,8 +13,10 @@ fn suggest(world: &World, loads: &[(&str, Load)]) -> Vec<(u32, String)> {
         .iter()
         .map(|(id, load)| ((*id).to_owned(), *load))
         .collect();
-    let assigns = place(&world.state, &loads, &InlineOnly).expect("all is inline");
-    assigns
+    let placed = place(&world.state, &loads, &InlineOnly);
+    assert_eq!(placed.missing, [], "all is inline");
+    placed
+        .assigns
         .into_iter()
         .map(|a| (a.agent, a.worker_id))
         .collect()
@@ -169,4 +171,31 @@ fn a_heartbeat_that_lags_keeps_nobody_waiting() {
         ..idle()
     };
     assert_eq!(suggest(&world, &[("w1", stale)]).len(), 2);
+}
+
+#[test]
+fn a_job_without_its_spec_holds_up_no_other() {
+    let mut world = World::with_job(&choice(width(1)));
+    world.go("j");
+    world.register_as("w2", "i", 8, "b");
+    world.fail("j", 1, ErrorKind::Transient);
+    // Its class is gone, so its policy is asked for: in a blob that is not here.
+    world.state.workers.remove("w1");
+    let hash = vec![7; 32];
+    world.state.jobs.get_mut("j").expect("it is there").spec = conclave_proto::v1::Payload {
+        body: Some(conclave_proto::v1::payload::Body::Blob(
+            conclave_proto::v1::BlobRef {
+                hash: hash.clone(),
+                length: 1,
+            },
+        )),
+    };
+    world.submit("k", &choice(width(1)));
+    world.prepare("k");
+    world.decide("k");
+    let loads = BTreeMap::from([("w2".to_owned(), idle())]);
+    let placed = place(&world.state, &loads, &InlineOnly);
+    assert_eq!(placed.missing, [MissingBlob::Absent { hash }]);
+    let jobs: Vec<&str> = placed.assigns.iter().map(|a| a.job_id.as_str()).collect();
+    assert_eq!(jobs, ["k"]);
 }

@@ -195,7 +195,7 @@ impl World {
             .workers()
             .map(|w| (w.worker_id.clone(), Load::default()))
             .collect();
-        for assign in placement::place(&self.state, &loads, &InlineOnly).expect("all is inline") {
+        for assign in placement::place(&self.state, &loads, &InlineOnly).assigns {
             let applied = self.apply(Body::Assign(assign));
             assert_eq!(applied.reply, Reply::Ok, "a fresh assignment is taken");
         }

@@ -1,0 +1,109 @@
+//! What a node does beside raft, off its loop: payloads that are missing,
+//! snapshots of its own, payloads that nothing names.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Handle, Input,
+    storage::{self, Fatal},
+    task::Task,
+};
+use crate::{disk::blobs::Hash, transport::blobs::BlobNet};
+
+/// How long a missing payload is looked for before it is looked for again.
+const FETCH: Duration = Duration::from_secs(5);
+/// Longest pause between two looks for a missing payload.
+const FETCH_PAUSE: Duration = Duration::from_secs(30);
+/// Pause after a snapshot that could not be saved (a full disk).
+const SAVE_AGAIN: Duration = Duration::from_secs(30);
+/// Age below which an unnamed blob may be on its way into the log.
+const BLOB_AGE: Duration = Duration::from_secs(3600);
+
+impl Task {
+    /// Fetches payloads that are named in the log and not here, off the loop.
+    pub(super) fn fetch(&self, hashes: Vec<[u8; 32]>) {
+        for hash in hashes {
+            let Some(under_way) = self.blobs.begin(hash) else {
+                continue;
+            };
+            let (blobs, handle, stop) =
+                (self.blobs.clone(), self.handle.clone(), self.stop.clone());
+            self.runtime.spawn(async move {
+                let work = fetch_while_named(&blobs, &handle, hash);
+                let fetched = stop.run_until_cancelled(work).await == Some(true);
+                drop(under_way);
+                if fetched {
+                    let _ = handle
+                        .send(Input::BlobArrived, Instant::now() + FETCH)
+                        .await;
+                }
+            });
+        }
+    }
+
+    /// Starts a snapshot off the loop once enough was applied since the last.
+    pub(super) fn save_when_due(&mut self) {
+        let behind = self
+            .state
+            .applied_index()
+            .saturating_sub(self.storage.snapshot_index);
+        if self.saving
+            || behind < self.config.snapshot_every
+            || self.save_after.is_some_and(|at| Instant::now() < at)
+        {
+            return;
+        }
+        self.saving = true;
+        let (state, conf_state) = (self.state.clone(), self.node.conf_state());
+        let (snapshots, handle) = (self.storage.snapshots.clone(), self.handle.clone());
+        self.runtime.spawn(async move {
+            let work = move || storage::save(&snapshots, &state, conf_state);
+            // The loop waits for word, whatever became of it.
+            let saved = tokio::task::spawn_blocking(work).await.unwrap_or_default();
+            let _ = handle
+                .send(Input::SnapshotSaved(saved), Instant::now() + FETCH * 60)
+                .await;
+        });
+    }
+
+    /// Takes an own snapshot over, or waits a while before the next try.
+    pub(super) fn snapshot_saved(&mut self, saved: storage::Saved) -> Result<(), Fatal> {
+        self.saving = false;
+        self.save_after = saved
+            .manifest
+            .is_none()
+            .then(|| Instant::now() + SAVE_AGAIN);
+        let keep = self.config.snapshot_every.min(1_000);
+        self.storage.compact(&mut self.node, saved, keep)?;
+        self.drop_dead_blobs();
+        Ok(())
+    }
+
+    /// Removes payloads that nothing names, off the loop.
+    pub(super) fn drop_dead_blobs(&self) {
+        let (blobs, live) = (self.blobs.local.clone(), self.state.live_blobs());
+        self.runtime.spawn_blocking(move || {
+            if let Err(error) = blobs.retain(BLOB_AGE, &|hash| live.contains_key(hash)) {
+                tracing::warn!(%error, "dead payloads were not removed");
+            }
+        });
+    }
+}
+
+/// Looks for a payload, less and less often, until it is here or nothing in
+/// the state names it any more; true if it is here.
+async fn fetch_while_named(blobs: &BlobNet, handle: &Handle, hash: Hash) -> bool {
+    let mut pause = FETCH / 10;
+    while let Err(status) = blobs.fetch_in_turn(hash, FETCH).await {
+        tracing::warn!(%status, "a payload is missing");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(FETCH_PAUSE);
+        let named = handle
+            .read(false, FETCH, move |state| state.names_blob(&hash))
+            .await;
+        if named == Ok(false) {
+            return false;
+        }
+    }
+    true
+}
