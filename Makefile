@@ -29,4 +29,6 @@ doc: ## API documentation, warnings are errors
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --locked
 
 bench: ## the figures of README.md
-	cargo run --release --locked -p conclave-benches --bin numbers
+	cargo build --release --locked -p conclave -p conclave-benches
+	$(CARGO_TARGET_DIR)/release/conclave model pull smollm2-135m
+	$(CARGO_TARGET_DIR)/release/numbers

@@ -65,6 +65,11 @@ impl Client {
         Ok(ContemplationClient::new(channel))
     }
 
+    /// A connection to the first endpoint.
+    pub async fn connected(&self) -> Result<ContemplationClient<Channel>, Status> {
+        Self::connect(&self.endpoints[0]).await
+    }
+
     /// Runs `call` against one coordinator after the other until one answers
     /// with something better than UNAVAILABLE.
     async fn retry<T>(

@@ -12,4 +12,4 @@ mod process;
 
 pub use client::{Client, exact_job};
 pub use cluster::{Cluster, MODEL};
-pub use process::{Process, conclave_binary, free_port, model_path};
+pub use process::{Process, conclave_binary, free_port, model_path, peak_memory_of_children};

@@ -12,20 +12,30 @@ use tokio::time::timeout;
 /// Longest wait for a process to say that it is ready; the model loads in it.
 const READY: Duration = Duration::from_secs(60);
 
-/// The `conclave` binary of this build.
+/// The `conclave` binary of this build: beside this program, or above its
+/// `deps` folder when this is a test.
 pub fn conclave_binary() -> PathBuf {
-    let test = std::env::current_exe().expect("the path of this test");
-    let built = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("target/<profile>/deps")
-        .join("conclave");
-    assert!(
-        built.exists(),
-        "{} is missing: run `make test`, or `cargo build -p conclave` first",
-        built.display()
-    );
-    built
+    let program = std::env::current_exe().expect("the path of this program");
+    let folders = program.ancestors().skip(1).take(2);
+    let candidates: Vec<PathBuf> = folders.map(|folder| folder.join("conclave")).collect();
+    candidates
+        .iter()
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| {
+            panic!("none of {candidates:?} is there: run `make test`, or `cargo build -p conclave` first")
+        })
+        .clone()
+}
+
+/// Peak resident memory of the largest child that has ended, bytes.
+pub fn peak_memory_of_children() -> u64 {
+    // SAFETY: `rusage` is plain integers, for which zeros are valid; the call fills it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    u64::try_from(usage.ru_maxrss).unwrap_or_default() * 1024
 }
 
 /// The test model's file.

@@ -1,1 +1,0 @@
-//! Benches, and side-by-side runs.
