@@ -17,6 +17,8 @@ use crate::{args::Global, client::Client, commands::cluster, error::CliError};
 
 /// Longest wait for a cluster to elect and for workers to register.
 const SETTLE: Duration = Duration::from_secs(60);
+/// How long calls may take to end when a whole cluster goes.
+const LAST_CALLS: Duration = Duration::from_secs(1);
 /// How often a settling cluster is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -224,8 +226,8 @@ impl LocalCluster {
             .0
     }
 
-    /// Drains the workers, then the coordinators, each within `deadline`, and
-    /// removes a temporary folder.
+    /// Drains the workers within `deadline`, stops the coordinators, and removes
+    /// a temporary folder.
     pub async fn shutdown(self, deadline: Duration) {
         futures::future::join_all(
             self.workers
@@ -233,10 +235,12 @@ impl LocalCluster {
                 .map(|worker| worker.shutdown(deadline)),
         )
         .await;
+        // All of them go: there is nobody to hand leadership to, only calls to end.
+        let within = deadline.min(LAST_CALLS);
         let coordinators = self
             .coordinators
             .into_iter()
-            .map(|coordinator| coordinator.shutdown(deadline));
+            .map(|coordinator| coordinator.shutdown(within));
         futures::future::join_all(coordinators).await;
     }
 }
