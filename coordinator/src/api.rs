@@ -4,6 +4,7 @@ pub mod audit;
 pub mod cluster;
 pub mod contemplation;
 pub mod convert;
+pub mod members;
 pub mod submit;
 pub mod watch;
 pub mod workers;

@@ -218,6 +218,9 @@ impl Coordinator {
         let half = Instant::now() + deadline / 2;
         // First of all: balancers look elsewhere while calls end.
         let _ = self.node.send(Input::Leaving, half).await;
+        let mut status = self.node.status();
+        let said = status.wait_for(|s| s.leaving || s.stopped.is_some());
+        let _ = tokio::time::timeout_at(half.into(), said).await;
         self.hand_over(half).await;
         self.serve.cancel();
         for task in &mut self.tasks[..1] {

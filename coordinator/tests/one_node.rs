@@ -453,7 +453,7 @@ async fn a_member_that_is_shut_down_is_ready_for_nothing() {
     assert_eq!(status.borrow().unready(), None);
     let stop = tokio::spawn(running.shutdown(std::time::Duration::from_secs(5)));
     let left = status.wait_for(|s| s.unready().is_some()).await.unwrap();
-    assert!(left.leaving, "before its thread ends");
+    assert!(left.leaving, "it says so before its thread ends");
     drop(left);
     stop.await.unwrap();
     assert!(status.borrow().stopped.is_some());

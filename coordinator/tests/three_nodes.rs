@@ -343,3 +343,20 @@ async fn what_a_peer_may_not_send_is_refused_and_ends_no_node() {
     let mut client = cluster.client(0).await;
     submit(&mut client, "still there?").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_to_a_leader_that_hands_over_reach_the_next() {
+    let cluster = Cluster::new(3).await;
+    for _ in 0..3 {
+        let leader = cluster.leader().await;
+        let mut admin = cluster.admin(leader).await;
+        let calls = (0..8).map(|_| async {
+            let mut client = cluster.client(leader).await;
+            client.submit_job(request("what colour?")).await.map(drop)
+        });
+        let moved = admin.transfer(TransferRequest { node_id: 0 });
+        let (moved, answered) = tokio::join!(moved, futures::future::join_all(calls));
+        moved.unwrap();
+        answered.into_iter().for_each(|answer| answer.unwrap());
+    }
+}

@@ -1,0 +1,247 @@
+//! Members come and go: one step at a time, each of which may be repeated.
+
+use std::time::{Duration, Instant};
+
+use conclave_coordinator_core::State;
+use conclave_proto::{
+    LOG_VERSION,
+    v1::{
+        AddRequest, MembersResponse, PutBlobRequest, RemoveRequest, SetMemberAddress,
+        command::Command as Body,
+    },
+};
+use tonic::Status;
+
+use super::{Api, convert};
+use crate::node::{Change, Input, MemberInfo, NodeError, NodeStatus};
+
+/// How long a new member may take to catch up.
+pub const CATCH_UP: Duration = Duration::from_secs(120);
+/// Entries that a learner may lack when it is promoted.
+const SLACK: u64 = 16;
+/// Period of looking at a learner's progress.
+const LOOK: Duration = Duration::from_millis(20);
+
+impl Api {
+    /// Adds a node as a learner; promotes it once it has caught up and holds
+    /// every live payload, and says what is missing if that takes longer than
+    /// `patience`: the member stays a learner, and adding it again goes on.
+    pub(super) async fn add(
+        &self,
+        request: AddRequest,
+        patience: Duration,
+    ) -> Result<MembersResponse, Status> {
+        let until = Instant::now() + patience;
+        let wait = self.config.request_timeout();
+        let address = request.address;
+        let found = self.network.identify(&address, wait).await.map_err(|e| {
+            Status::unavailable(format!(
+                "{address} does not say what it is: {}",
+                e.message()
+            ))
+        })?;
+        let mine = self.node.now().cluster_id.unwrap_or_default();
+        if !found.cluster_id.is_empty() && found.cluster_id != mine {
+            return Err(Status::failed_precondition(format!(
+                "{address} belongs to cluster {}; a new member needs an empty data folder",
+                found.cluster_id
+            )));
+        }
+        let needed = self
+            .node
+            .read(true, wait, State::log_version)
+            .await
+            .map_err(convert::node_error)?;
+        if found.max_log_version < needed {
+            return Err(Status::failed_precondition(format!(
+                "{address} knows log versions up to {}, the cluster uses {needed} \
+                 (this node: {LOG_VERSION})",
+                found.max_log_version
+            )));
+        }
+        let node_id = found.node_id;
+        // What it says of itself may be an address of its own network only.
+        self.network.learn(node_id, &address);
+        let known = self.node.now().members.get(&node_id).cloned();
+        let set = SetMemberAddress {
+            node_id,
+            address,
+            removed: false,
+        };
+        self.command(Body::SetMemberAddress(set)).await?;
+        if known.is_none() {
+            self.change(node_id, Change::AddLearner).await?;
+        }
+        if !request.learner && known.is_none_or(|m| m.learner) {
+            self.caught_up(node_id, until).await?;
+            self.hand_over_blobs(node_id, until).await?;
+            self.change(node_id, Change::Promote).await?;
+        }
+        self.members().await
+    }
+
+    async fn command(&self, body: Body) -> Result<(), Status> {
+        let wait = self.config.request_timeout();
+        let reply = self
+            .node
+            .propose(body, wait)
+            .await
+            .map_err(convert::node_error)?;
+        convert::reply(reply, "")
+    }
+
+    /// One change of members; waits while another one is under way.
+    async fn change(&self, node_id: u64, change: Change) -> Result<(), Status> {
+        let until = Instant::now() + self.config.request_timeout();
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            look.tick().await;
+            let wait = until.saturating_duration_since(Instant::now());
+            let ask = |deadline, done| Input::Change {
+                node_id,
+                change,
+                deadline,
+                done,
+            };
+            match self.node.ask(wait, ask).await {
+                Err(NodeError::Busy) if Instant::now() < until => {}
+                result => return result.map_err(convert::node_error),
+            }
+        }
+    }
+
+    async fn caught_up(&self, node_id: u64, until: Instant) -> Result<(), Status> {
+        let wait = self.config.request_timeout();
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            look.tick().await;
+            let progress = self
+                .node
+                .progress(wait)
+                .await
+                .map_err(convert::node_error)?;
+            let commit = self.node.now().commit;
+            let member = progress.get(&node_id).copied().unwrap_or_default();
+            if member.active && member.match_index > 0 && member.match_index + SLACK >= commit {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err(Status::deadline_exceeded(format!(
+                    "{node_id:x} stays a learner: it holds {} of {commit} entries",
+                    member.match_index
+                )));
+            }
+        }
+    }
+
+    /// A voter counts for the majority that must hold a payload: it gets all
+    /// of them first (law 9).
+    async fn hand_over_blobs(&self, node_id: u64, until: Instant) -> Result<(), Status> {
+        let wait = self.config.request_timeout();
+        let live = self
+            .node
+            .read(false, wait, State::live_blobs)
+            .await
+            .map_err(convert::node_error)?;
+        let address = self.network.address(node_id).unwrap_or_default();
+        let cluster_id = self.node.now().cluster_id.unwrap_or_default();
+        let count = live.len();
+        for (given, hash) in live.into_keys().enumerate() {
+            if Instant::now() > until {
+                return Err(Status::deadline_exceeded(format!(
+                    "{node_id:x} stays a learner: it was given {given} of {count} payloads"
+                )));
+            }
+            let local = self.blobs.local.clone();
+            let data = tokio::task::spawn_blocking(move || local.get(&hash))
+                .await
+                .map_err(|e| Status::internal(e.to_string()))?
+                .map_err(|e| crate::transport::blobs::status_of(&e))?;
+            let mut peer = self
+                .network
+                .peer(&address)
+                .map_err(|e| Status::invalid_argument(e.to_string()))?;
+            let put = PutBlobRequest {
+                cluster_id: cluster_id.clone(),
+                data,
+            };
+            let mut request = self.network.request(put);
+            request.set_timeout(wait);
+            peer.put_blob(request).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn remove(&self, request: RemoveRequest) -> Result<MembersResponse, Status> {
+        let status = self.node.now();
+        let node_id = request.node_id;
+        let Some(member) = status.members.get(&node_id) else {
+            return self.forget(node_id).await;
+        };
+        if node_id == status.node_id {
+            return Err(Status::failed_precondition(
+                "this is the leader: transfer leadership first, then remove it",
+            ));
+        }
+        if !member.learner && !request.force {
+            self.quorum_without(node_id, &status).await?;
+        }
+        self.change(node_id, Change::Remove).await?;
+        self.forget(node_id).await
+    }
+
+    /// Checks that those who would stay can decide without the one that goes. A
+    /// leader that has just begun is given time to hear from them.
+    async fn quorum_without(&self, node_id: u64, status: &NodeStatus) -> Result<(), Status> {
+        let until = Instant::now() + self.config.election() * 2;
+        let stays = |(id, member): &(&u64, &MemberInfo)| **id != node_id && !member.learner;
+        let voters: Vec<u64> = status
+            .members
+            .iter()
+            .filter(stays)
+            .map(|(id, _)| *id)
+            .collect();
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            look.tick().await;
+            let progress = self
+                .node
+                .progress(self.config.request_timeout())
+                .await
+                .map_err(convert::node_error)?;
+            let active = |id: &&u64| progress.get(id).is_some_and(|p| p.active);
+            let active = voters.iter().filter(active).count();
+            if active > voters.len() / 2 {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err(Status::failed_precondition(format!(
+                    "{active} of the {} voters that would stay answer: the quorum would be lost; \
+                     `force` removes it all the same",
+                    voters.len()
+                )));
+            }
+        }
+    }
+
+    /// The second step of removing a member, also where an earlier removal did
+    /// not come that far.
+    async fn forget(&self, node_id: u64) -> Result<MembersResponse, Status> {
+        let wait = self.config.request_timeout();
+        let known = self
+            .node
+            .read(true, wait, move |s| s.members().contains_key(&node_id))
+            .await
+            .map_err(convert::node_error)?;
+        if !known {
+            return Err(Status::not_found(format!("{node_id:x} is no member")));
+        }
+        let set = SetMemberAddress {
+            node_id,
+            address: String::new(),
+            removed: true,
+        };
+        self.command(Body::SetMemberAddress(set)).await?;
+        self.members().await
+    }
+}
