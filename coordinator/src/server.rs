@@ -159,22 +159,14 @@ impl Coordinator {
             closing: serve.clone(),
             fetching: Arc::default(),
         };
+        let seeds = find_seeds(config.clone(), network, node.status(), stop.clone());
         let mut tasks = vec![
             tokio::spawn(serve_grpc(listener, api, peers, serve.clone())),
-            tokio::spawn(find_seeds(
-                config.clone(),
-                network,
-                node.status(),
-                stop.clone(),
-            )),
+            tokio::spawn(seeds),
         ];
         if let Some(listener) = http_listener {
             let served = http::serve(listener, metrics, node.status(), serve.clone());
-            tasks.push(tokio::spawn(async move {
-                if let Err(error) = served.await {
-                    tracing::error!(%error, "the HTTP listener ended");
-                }
-            }));
+            tasks.push(tokio::spawn(log_end(served)));
         }
         Ok(Self {
             grpc_addr,
@@ -433,4 +425,11 @@ async fn find_seeds(
         }
     };
     stop.run_until_cancelled(search).await;
+}
+
+/// Runs a listener to its end, and says so if it did not end well.
+async fn log_end(served: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the HTTP listener ended");
+    }
 }

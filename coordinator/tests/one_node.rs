@@ -260,31 +260,35 @@ async fn a_blank_node_says_so_and_a_cluster_is_created_once() {
     assert_eq!(again.code(), Code::FailedPrecondition);
 }
 
+/// Two tenants, an operator, a worker and a peer.
+fn with_tokens(config: &mut conclave_coordinator::Config) {
+    let path = config.data_dir.with_extension("tokens");
+    let lines = [
+        ("alice-token", "alice", "submitter"),
+        ("bobby-token", "bob", "submitter"),
+        ("admin-token", "ops", "operator"),
+        ("labor-token", "", "worker"),
+        ("peers-token", "", "peer"),
+    ];
+    let line = |(token, tenant, role): (&str, &str, &str)| {
+        format!("{{\"token\": \"{token}\", \"tenant\": \"{tenant}\", \"role\": \"{role}\"}}\n")
+    };
+    std::fs::write(&path, lines.map(line).concat()).unwrap();
+    config.open = false;
+    config.tokens_file = Some(path);
+}
+
+/// The message with a bearer token.
+fn with<T>(token: &str, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    let value = format!("Bearer {token}").parse().unwrap();
+    request.metadata_mut().insert("authorization", value);
+    request
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_never_see_each_others_jobs() {
-    let cluster = Cluster::blank(1, |config| {
-        let path = config.data_dir.with_extension("tokens");
-        let lines = [
-            ("alice-token", "alice", "submitter"),
-            ("bobby-token", "bob", "submitter"),
-            ("admin-token", "ops", "operator"),
-            ("labor-token", "", "worker"),
-            ("peers-token", "", "peer"),
-        ];
-        let line = |(token, tenant, role): (&str, &str, &str)| {
-            format!("{{\"token\": \"{token}\", \"tenant\": \"{tenant}\", \"role\": \"{role}\"}}\n")
-        };
-        std::fs::write(&path, lines.map(line).concat()).unwrap();
-        config.open = false;
-        config.tokens_file = Some(path);
-    })
-    .await;
-    fn with<T>(token: &str, message: T) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
-        let value = format!("Bearer {token}").parse().unwrap();
-        request.metadata_mut().insert("authorization", value);
-        request
-    }
+    let cluster = Cluster::blank(1, with_tokens).await;
     let mut admin = cluster.admin(0).await;
     let denied = admin
         .init(with("alice-token", Default::default()))

@@ -52,11 +52,6 @@ impl Api {
             .map_err(|e| convert::spec_error(&e))?;
         let stored = self.blobs.payload(effective.encode_to_vec(), wait).await?;
         let unix_ms = unix_ms();
-        let deadline_ms = effective
-            .budget
-            .as_ref()
-            .map_or(0, |budget| budget.deadline_ms);
-        let deadline = i64::try_from(deadline_ms).unwrap_or(i64::MAX);
         let command = SubmitJobCommand {
             // Ids ascend with time: lists and expiry go by them.
             job_id: Uuid::now_v7().to_string(),
@@ -65,11 +60,7 @@ impl Api {
             request_digest: request_digest.clone(),
             spec: Some(stored),
             unix_ms,
-            deadline_unix_ms: if deadline == 0 {
-                0
-            } else {
-                unix_ms.saturating_add(deadline)
-            },
+            deadline_unix_ms: deadline(&effective, unix_ms),
         };
         let reply = self.node.propose(Body::SubmitJob(command), wait).await;
         match reply.map_err(convert::node_error)? {
@@ -162,5 +153,13 @@ impl Api {
             ));
         }
         Ok(())
+    }
+}
+
+/// When the job must have ended, Unix milliseconds; 0: never.
+fn deadline(spec: &JobSpec, now_unix_ms: i64) -> i64 {
+    match spec.budget.as_ref().map_or(0, |budget| budget.deadline_ms) {
+        0 => 0,
+        ms => now_unix_ms.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX)),
     }
 }
