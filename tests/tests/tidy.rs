@@ -276,6 +276,23 @@ fn links_between_documents_lead_somewhere() {
 }
 
 #[test]
+fn the_tests_that_the_laws_name_exist() {
+    let map = read(Path::new("docs/ARCHITECTURE.md"));
+    let code: String = files(&[".rs"]).iter().map(|path| read(path)).collect();
+    let laws = map.matches("*Held by*").count();
+    assert_eq!(laws, 12, "every law names its tests");
+    for line in map.split("*Held by*").skip(1) {
+        let names = line.split(".\n").next().unwrap_or_default();
+        for name in names.split('`').skip(1).step_by(2) {
+            assert!(
+                code.contains(&format!("fn {name}(")),
+                "docs/ARCHITECTURE.md names a test `{name}`, which does not exist"
+            );
+        }
+    }
+}
+
+#[test]
 fn every_proto_field_number_is_used_once() {
     for path in files(&[".proto"]) {
         let mut scopes: Vec<BTreeSet<u32>> = Vec::new();
