@@ -35,12 +35,8 @@ pub(super) fn effective(
     let penalty = *sampling
         .repetition_penalty
         .get_or_insert(if free_text { 1.1 } else { 1.0 });
-    if !(penalty > 0.0 && penalty <= 10.0) {
-        return Err(SpecError::new(
-            "sampling.repetition_penalty",
-            format!("{penalty} is not above 0 and at most 10"),
-        ));
-    }
+    // As the worker has it: logits are divided by it, and must stay finite.
+    in_range("sampling.repetition_penalty", penalty, 0.01, 10.0)?;
     if sampling.stop.len() > MAX_STOPS {
         return Err(SpecError::new(
             "sampling.stop",

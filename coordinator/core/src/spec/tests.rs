@@ -61,6 +61,29 @@ fn constrained_answers_are_voted_on() {
 }
 
 #[test]
+fn a_penalty_that_every_worker_would_refuse_is_refused_first() {
+    let with = |penalty: f32| {
+        let sampling = Some(Sampling {
+            repetition_penalty: Some(penalty),
+            ..Default::default()
+        });
+        let spec = JobSpec {
+            sampling,
+            ..question(Mode::Instant)
+        };
+        effective(&spec, &Defaults::new(7))
+    };
+    assert!(with(0.01).is_ok() && with(10.0).is_ok());
+    for penalty in [0.0, 0.001, -1.0, 10.5, f32::NAN] {
+        let error = with(penalty).expect_err("is out of range").to_string();
+        assert!(
+            error.contains("sampling.repetition_penalty") && error.contains(&penalty.to_string()),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn an_effective_spec_is_its_own_effective_spec() {
     let once = effective(&question(Mode::Contemplating), &Defaults::new(3)).expect("is fine");
     assert_eq!(effective(&once, &Defaults::new(4)).expect("is fine"), once);
