@@ -3,7 +3,8 @@
 //! Every coordinator serves every call, so a call goes to any endpoint that
 //! answers; one that does not is passed over at once. Every call has a
 //! deadline, and every retry is one that the API calls safe (reads, calls with
-//! an idempotency key, calls whose repetition changes nothing).
+//! an idempotency key, calls whose repetition changes nothing); the others are
+//! sent [once](Client::once).
 use std::{
     error::Error as _,
     sync::atomic::{AtomicUsize, Ordering},
@@ -22,7 +23,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{error::CliError, out};
+use crate::{
+    error::{CliError, causes, with_causes},
+    out,
+};
 
 /// Where `conclave up` listens unless told otherwise.
 pub const DEFAULT_ENDPOINTS: [&str; 3] = ["127.0.0.1:7400", "127.0.0.1:7401", "127.0.0.1:7402"];
@@ -208,6 +212,55 @@ impl Client {
         }
     }
 
+    /// One unary call that must not be made twice. Endpoints that nobody listens on are passed
+    /// over; once a request went out, an unclear end is told with `look`: the command that shows
+    /// whether it took effect.
+    pub async fn once<M, R, F>(
+        &self,
+        call: &'static str,
+        message: M,
+        look: &str,
+        send: F,
+    ) -> Result<R, CliError>
+    where
+        M: Clone,
+        F: AsyncFn(Link, Request<M>) -> Result<Response<R>, Status>,
+    {
+        let deadline = Instant::now() + self.timeout;
+        let mut untried = self.links.len();
+        loop {
+            let link = self.preferred().clone();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut request = Request::new(message.clone());
+            request.set_timeout(left);
+            let status = match tokio::time::timeout(left, send(link.clone(), request)).await {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => status,
+                Err(_) => {
+                    Status::deadline_exceeded(format!("no answer within {} ms", left.as_millis()))
+                }
+            };
+            if !may_retry(&status) {
+                return Err(CliError::Refused {
+                    call,
+                    status: Box::new(status),
+                });
+            }
+            untried -= 1;
+            match (was_never_sent(&status), untried) {
+                (true, 0) => return Err(self.unreachable(call, &link, &status)),
+                (true, _) => self.pass_over(),
+                (false, _) => {
+                    return Err(CliError::Unavailable(format!(
+                        "{call}: {}: {}\n  Whether it took effect is not known, and it is not sent twice: `{look}` shows.",
+                        link.address(),
+                        reason(&status),
+                    )));
+                }
+            }
+        }
+    }
+
     /// The error for a call that no endpoint served in time.
     pub fn unreachable(&self, call: &'static str, last: &Link, status: &Status) -> CliError {
         let tried: Vec<&str> = self.links.iter().map(Link::address).collect();
@@ -296,6 +349,11 @@ pub fn may_retry(status: &Status) -> bool {
     }
 }
 
+/// Whether the call failed before any of it left: nobody listens there.
+fn was_never_sent(status: &Status) -> bool {
+    causes(status.source()).any(|error| error.is::<tonic::ConnectError>())
+}
+
 /// The wait that the server asked for.
 fn retry_after(status: &Status) -> Option<Duration> {
     let value = status.metadata().get("retry-after-ms")?.to_str().ok()?;
@@ -319,16 +377,7 @@ fn left_of(deadline: Instant) -> u64 {
 
 /// A status with the causes that tonic hides behind "transport error".
 pub fn reason(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
+    with_causes(status.message(), status.source())
 }
 
 #[cfg(test)]

@@ -90,6 +90,30 @@ impl CliError {
     }
 }
 
+/// An error and what caused it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    with_causes(&error.to_string(), error.source())
+}
+
+/// `text`, and of `cause` and its causes what it does not say already.
+pub fn with_causes(text: &str, cause: Option<&(dyn std::error::Error + 'static)>) -> String {
+    causes(cause).fold(text.to_owned(), |text, error| {
+        let more = error.to_string();
+        if text.contains(&more) {
+            text
+        } else {
+            format!("{text}: {more}")
+        }
+    })
+}
+
+/// `cause`, its cause, and so on.
+pub fn causes<'a>(
+    cause: Option<&'a (dyn std::error::Error + 'static)>,
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(cause, |error| error.source())
+}
+
 /// gRPC's own spelling of a status code.
 fn code_name(code: Code) -> &'static str {
     match code {
@@ -131,6 +155,24 @@ mod tests {
         assert_eq!(CliError::Interrupted.exit_code(), 130);
         let closed = CliError::Output(io::ErrorKind::BrokenPipe.into());
         assert_eq!((closed.exit_code(), closed.is_silent()), (0, true));
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{text}")]
+        struct Told {
+            text: &'static str,
+            source: io::Error,
+        }
+        let told = |text| {
+            chain(&Told {
+                text,
+                source: io::Error::other("disk full"),
+            })
+        };
+        assert_eq!(told("cannot write"), "cannot write: disk full");
+        assert_eq!(told("cannot write: disk full"), "cannot write: disk full");
     }
 
     #[test]

@@ -2,15 +2,21 @@
 //! and Ctrl-C.
 use std::time::{Duration, Instant};
 
-use conclave_proto::v1::{CancelJobRequest, Job, StatusRequest, watch_job_response::Update};
-use tokio::sync::watch;
+use conclave_proto::v1::{
+    CancelJobRequest, GetJobRequest, Job, JobState, StatusRequest, watch_job_response::Update,
+};
+use tokio::sync::{Notify, watch};
 use tonic::Request;
 
 use crate::{
     client::Client,
     error::CliError,
     out,
-    view::{live::Live, plain, progress::Progress},
+    view::{
+        live::Live,
+        plain,
+        progress::{Change, Progress},
+    },
     watching::{self, Seen},
 };
 
@@ -48,8 +54,9 @@ pub enum OnInterrupt {
 /// How often the view asks who leads.
 const LEADER_PERIOD: Duration = Duration::from_secs(2);
 
-/// Follows `job_id` to its end. The first Ctrl-C does as `on_interrupt` says
-/// and returns [`CliError::Interrupted`]; a second one aborts at once.
+/// Follows `job_id` to its end, or until its answer awaits review. The first
+/// Ctrl-C does as `on_interrupt` says and returns [`CliError::Interrupted`]; a
+/// second one aborts at once.
 pub async fn follow(
     client: &Client,
     job_id: &str,
@@ -57,8 +64,10 @@ pub async fn follow(
     on_interrupt: OnInterrupt,
 ) -> Result<Job, CliError> {
     let (leader_out, leader) = watch::channel(None);
+    let held = Notify::new();
     tokio::select! {
-        result = draw(client, job_id, show, leader) => result,
+        result = draw(client, job_id, show, leader, &held) => result,
+        job = awaiting_review(client, job_id, &held) => Ok(job),
         () = poll_leader(client, leader_out, show) => Err(CliError::Interrupted),
         pressed = tokio::signal::ctrl_c() => {
             if pressed.is_ok() && on_interrupt == OnInterrupt::Cancel {
@@ -77,15 +86,19 @@ async fn draw(
     job_id: &str,
     show: Show,
     leader: watch::Receiver<Option<String>>,
+    held: &Notify,
 ) -> Result<Job, CliError> {
     let start = Instant::now();
     let mut progress = Progress::default();
-    let mut live = (show == Show::Live).then(|| Live::new(terminal_width()));
+    let mut live = (show == Show::Live).then(Live::new);
     let tokens = show != Show::Nothing;
     watching::follow(client, job_id, tokens, Vec::new(), |seen, _| {
         match seen {
             Seen::Update(update) => {
                 let change = progress.apply(update, start.elapsed());
+                if change == Change::State(JobState::AwaitingReview) {
+                    held.notify_one();
+                }
                 if show == Show::Lines
                     && let Some(line) = plain::line(&progress, &change)
                 {
@@ -107,6 +120,29 @@ async fn draw(
         Ok(())
     })
     .await
+}
+
+/// The job, once it awaits review. A watch from the beginning tells of reviews long past too, so
+/// the job itself is asked.
+async fn awaiting_review(client: &Client, job_id: &str, held: &Notify) -> Job {
+    loop {
+        held.notified().await;
+        let message = GetJobRequest {
+            job_id: job_id.to_owned(),
+        };
+        let job = client
+            .unary("GetJob", message, async |link, request| {
+                link.contemplation().get_job(request).await
+            })
+            .await;
+        match job {
+            Ok(job) if job.state() == JobState::AwaitingReview => return job,
+            // Asked in vain for as long as a call may take: the next one may find somebody.
+            Err(CliError::Unavailable(_)) => held.notify_one(),
+            // It went on, and the watch tells how.
+            Ok(_) | Err(_) => {}
+        }
+    }
 }
 
 /// Keeps the leader's address known while a live view wants it. Never returns.
@@ -151,9 +187,4 @@ pub async fn cancel(client: &Client, job_id: &str, reason: &str) -> Result<Job, 
             link.contemplation().cancel_job(request).await
         })
         .await
-}
-
-/// Columns of the terminal that the live view draws on.
-fn terminal_width() -> usize {
-    usize::from(console::Term::stderr().size().1)
 }

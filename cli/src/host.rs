@@ -1,19 +1,32 @@
 //! A whole cluster in this process, on loopback: for `ask` and `up`.
 //!
 //! Nothing is faked: the parts talk gRPC over sockets and write real logs.
+mod repair;
+
 use std::{
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use conclave_coordinator::{Config as CoordinatorConfig, Coordinator};
+use conclave_coordinator::{
+    Config as CoordinatorConfig, Coordinator, StartError as CoordinatorError,
+};
 use conclave_proto::v1::{StatusRequest, StatusResponse};
-use conclave_worker::{Config as WorkerConfig, ModelConfig, Worker, config::ActivationKind};
+use conclave_worker::{
+    Config as WorkerConfig, ModelConfig, StartError as WorkerError, Worker, config::ActivationKind,
+};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::{args::Global, client::Client, commands::cluster, error::CliError};
+use self::repair::{Repair, refuse_too_few, repair};
+use crate::{
+    args::Global,
+    client::{Client, Link},
+    commands::cluster,
+    error::{CliError, chain},
+};
 
 /// Longest wait for a cluster to elect and for workers to register.
 const SETTLE: Duration = Duration::from_secs(60);
@@ -83,9 +96,8 @@ impl LocalCluster {
         let client = global.client_of(&this.endpoints())?;
         let found = this.found(&client);
         // The weights load while the cluster elects.
-        let (founded, workers) = tokio::join!(found, this.start_workers(plan, metrics));
-        this.workers = workers?;
-        founded?;
+        let ((), workers) = tokio::try_join!(found, this.start_workers(plan, metrics))?;
+        this.workers = workers;
         this.settle(&client).await?;
         Ok((this, client))
     }
@@ -95,17 +107,35 @@ impl LocalCluster {
         plan: &Plan,
         metrics: &PrometheusHandle,
     ) -> Result<(), CliError> {
+        refuse_too_few(self.folder.path(), plan.coordinators)?;
+        // Ports may have changed since the folder was written: members find each other here.
+        let seeds: Vec<String> = match plan.port_base {
+            Some(_) => (0..plan.coordinators)
+                .map(|index| address(plan.port_base, index))
+                .collect(),
+            None => Vec::new(),
+        };
         for index in 0..plan.coordinators {
+            let mut seeds = seeds.clone();
+            if !seeds.is_empty() {
+                seeds.remove(usize::from(index));
+            }
             let config = CoordinatorConfig {
+                seeds,
                 data_dir: self.folder.path().join(format!("coordinator-{index}")),
                 listen: address(plan.port_base, index),
                 http_listen: address(plan.port_base.map(|base| base + 10), index),
                 open: true,
                 ..CoordinatorConfig::default()
             };
-            let coordinator = Coordinator::start(config, metrics.clone())
-                .await
-                .map_err(|error| hosting(plan, &error))?;
+            let coordinator =
+                Coordinator::start(config, metrics.clone())
+                    .await
+                    .map_err(|error| {
+                        let taken = matches!(&error, CoordinatorError::Listen(source)
+                        if source.kind() == io::ErrorKind::AddrInUse);
+                        hosting(&error, taken && plan.port_base.is_some())
+                    })?;
             self.coordinators.push(coordinator);
         }
         Ok(())
@@ -134,18 +164,30 @@ impl LocalCluster {
         });
         futures::future::try_join_all(starts)
             .await
-            .map_err(|error| hosting(plan, &error))
+            .map_err(|error| {
+                let taken = matches!(error, WorkerError::PortInUse { .. });
+                hosting(&error, taken && plan.port_base.is_some())
+            })
     }
 
-    /// Creates the cluster, unless the folder already holds one.
+    /// Creates the cluster, unless the folder already holds one; then adds the nodes that it
+    /// lacks: those of a larger `--coordinators`, or of a start that was cut short.
     async fn found(&self, client: &Client) -> Result<(), CliError> {
-        let first = &client.links()[0];
-        if status(client).await?.role != "blank" {
-            return Ok(());
+        let nodes = futures::future::try_join_all(client.links().iter().map(status)).await?;
+        match repair(&nodes)? {
+            Repair::Create => {
+                cluster::init(&client.links()[0], self.endpoints().split_off(1), SETTLE)
+                    .await
+                    .map(drop)
+            }
+            Repair::Add { through, nodes } => {
+                let member = &client.links()[through];
+                for node in nodes {
+                    cluster::add(member, client.links()[node].address(), SETTLE).await?;
+                }
+                Ok(())
+            }
         }
-        cluster::init(first, self.endpoints().split_off(1), SETTLE)
-            .await
-            .map(drop)
     }
 
     /// Waits until as many workers as were started hold a lease.
@@ -264,22 +306,27 @@ fn address(base: Option<u16>, index: u16) -> String {
     format!("127.0.0.1:{}", base.map_or(0, |base| base + index))
 }
 
-fn hosting(plan: &Plan, error: &dyn std::fmt::Display) -> CliError {
-    let hint = if plan.port_base.is_some() {
+fn hosting(error: &dyn std::error::Error, port_taken: bool) -> CliError {
+    let hint = if port_taken {
         "\n  Another `conclave up`? --port-base takes other ports."
     } else {
         ""
     };
-    CliError::Hosting(format!("{error}{hint}"))
+    CliError::Hosting(format!("{}{hint}", chain(error)))
 }
 
-/// What the first coordinator is.
-async fn status(client: &Client) -> Result<StatusResponse, CliError> {
-    client
-        .unary("Status", StatusRequest {}, async |link, request| {
-            link.cluster().status(request).await
-        })
+/// What a coordinator is.
+async fn status(link: &Link) -> Result<StatusResponse, CliError> {
+    let mut request = tonic::Request::new(StatusRequest {});
+    request.set_timeout(SETTLE);
+    link.cluster()
+        .status(request)
         .await
+        .map(tonic::Response::into_inner)
+        .map_err(|status| CliError::Refused {
+            call: "Status",
+            status: Box::new(status),
+        })
 }
 
 /// `1 worker`, `2 workers`.

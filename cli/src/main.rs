@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !error.is_silent() {
-                out::note(format!("conclave: {error}"));
+                out::note(format!("conclave: {}", error::chain(&error)));
             }
             ExitCode::from(error.exit_code())
         }

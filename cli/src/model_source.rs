@@ -20,8 +20,9 @@ pub const DEFAULT_MODEL: &str = "smollm2-135m";
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
     /// Model: a name (`conclave model list`), a GGUF file or a safetensors folder
-    #[arg(long, value_name = "NAME|PATH", default_value = DEFAULT_MODEL)]
-    pub model: String,
+    /// [default: smollm2-135m; of a running cluster its only one]
+    #[arg(long, value_name = "NAME|PATH")]
+    pub model: Option<String>,
     /// Rounding of activations in hosted workers; decides bits
     #[arg(long, value_enum, default_value = "int8")]
     pub activation: Activation,
@@ -48,23 +49,20 @@ pub struct Found {
 impl ModelArgs {
     /// The path, if the user gave one.
     pub fn path(&self) -> Option<&Path> {
-        is_path(&self.model).then(|| Path::new(&self.model))
+        let model = self.model.as_deref()?;
+        is_path(model).then(|| Path::new(model))
     }
 
     /// The name to ask a running cluster for: empty, its only model, unless
     /// the user chose one.
     pub fn name_for_cluster(&self) -> Result<&str, CliError> {
-        if self.path().is_some() {
+        if let Some(path) = self.path() {
             return Err(CliError::usage(format!(
                 "--model {}: a running cluster serves its own models; give a name that `conclave cluster workers` lists",
-                self.model
+                path.display()
             )));
         }
-        Ok(if self.model == DEFAULT_MODEL {
-            ""
-        } else {
-            &self.model
-        })
+        Ok(self.model.as_deref().unwrap_or_default())
     }
 
     /// As the worker's configuration says it.
@@ -77,7 +75,7 @@ impl ModelArgs {
 
     /// The model on this machine, fetched if it is a known name.
     pub async fn find(&self) -> Result<Found, CliError> {
-        find(&self.model).await
+        find(self.model.as_deref().unwrap_or(DEFAULT_MODEL)).await
     }
 }
 
@@ -124,6 +122,8 @@ pub async fn fetch(name: &str, from: Option<&str>) -> Result<PathBuf, CliError> 
         PullError::Unknown { .. }
         | PullError::Name(_)
         | PullError::Source(_)
+        | PullError::Registered(_)
+        | PullError::Occupied { .. }
         | PullError::NoHome => CliError::usage(error.to_string()),
         error => CliError::Hosting(error.to_string()),
     })
@@ -146,14 +146,17 @@ mod tests {
 
     #[test]
     fn a_running_cluster_is_asked_by_name_only() {
-        let args = |model: &str| ModelArgs {
-            model: model.into(),
+        let args = |model: Option<&str>| ModelArgs {
+            model: model.map(str::to_owned),
             activation: Activation::Int8,
         };
-        assert_eq!(args(DEFAULT_MODEL).name_for_cluster().unwrap(), "");
-        assert_eq!(args("other").name_for_cluster().unwrap(), "other");
+        assert_eq!(args(None).name_for_cluster().unwrap(), "");
+        // Named is meant, the default's name too: another model would answer otherwise.
+        for name in [DEFAULT_MODEL, "other"] {
+            assert_eq!(args(Some(name)).name_for_cluster().unwrap(), name);
+        }
         assert!(matches!(
-            args("./m.gguf").name_for_cluster(),
+            args(Some("./m.gguf")).name_for_cluster(),
             Err(CliError::Usage(_))
         ));
     }

@@ -217,14 +217,6 @@ impl SpecArgs {
         Ok(spec)
     }
 
-    /// Refuses what no cluster could mean, without reading standard input.
-    pub fn check(&self) -> Result<(), CliError> {
-        if self.prompt != "-" {
-            self.messages()?;
-        }
-        self.answer().map(drop)
-    }
-
     fn messages(&self) -> Result<Vec<Message>, CliError> {
         let prompt = match self.prompt.as_str() {
             "-" => {

@@ -13,6 +13,8 @@ use crate::{
 /// Longest time without a word from any endpoint before giving up. A watch
 /// that gives up ends nothing: the job goes on.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A stream that stood this long was served: its end is a word, however little it carried.
+const SERVED: Duration = Duration::from_secs(1);
 
 /// What a watcher is told.
 pub enum Seen<'a> {
@@ -34,6 +36,18 @@ pub async fn follow(
     client: &Client,
     job_id: &str,
     tokens: bool,
+    cursor: Vec<u8>,
+    seen: impl FnMut(Seen<'_>, &[u8]) -> Result<(), CliError>,
+) -> Result<Job, CliError> {
+    follow_within(PATIENCE, client, job_id, tokens, cursor, seen).await
+}
+
+/// [`follow`], giving up after another time without a word.
+async fn follow_within(
+    patience: Duration,
+    client: &Client,
+    job_id: &str,
+    tokens: bool,
     mut cursor: Vec<u8>,
     mut seen: impl FnMut(Seen<'_>, &[u8]) -> Result<(), CliError>,
 ) -> Result<Job, CliError> {
@@ -47,31 +61,39 @@ pub async fn follow(
             tokens,
         };
         let status = match open(&link, request).await {
-            Ok(mut stream) => loop {
-                match stream.message().await {
-                    Ok(Some(WatchJobResponse {
-                        update: Some(update),
+            Ok(mut stream) => {
+                let opened = Instant::now();
+                let status = loop {
+                    let WatchJobResponse {
+                        update,
                         cursor: next,
-                    })) => {
-                        last_word = Instant::now();
-                        pause = Pause::new(client.links().len());
-                        if !next.is_empty() {
-                            cursor = next;
+                    } = match stream.message().await {
+                        Ok(Some(response)) => response,
+                        Ok(None) => {
+                            break Status::unavailable("the stream ended before the job did");
                         }
-                        seen(Seen::Update(&update), &cursor)?;
-                        if let Update::Done(job) = update {
-                            return Ok(job);
-                        }
+                        Err(status) => break status,
+                    };
+                    last_word = Instant::now();
+                    pause = Pause::new(client.links().len());
+                    if !next.is_empty() {
+                        cursor = next;
                     }
-                    // An update this build does not know: the cursor still counts.
-                    Ok(Some(WatchJobResponse {
-                        update: None,
-                        cursor: next,
-                    })) => cursor = next,
-                    Ok(None) => break Status::unavailable("the stream ended before the job did"),
-                    Err(status) => break status,
+                    // Of an update that this build does not know only the cursor counts.
+                    let Some(update) = update else { continue };
+                    seen(Seen::Update(&update), &cursor)?;
+                    if let Update::Done(job) = update {
+                        return Ok(job);
+                    }
+                };
+                // An agent may think for minutes between two events: keepalive vouched for
+                // the peer until now.
+                if opened.elapsed() >= SERVED {
+                    last_word = Instant::now();
+                    pause = Pause::new(client.links().len());
                 }
-            },
+                status
+            }
             Err(status) => status,
         };
         if !may_retry(&status) {
@@ -89,7 +111,7 @@ pub async fn follow(
         )?;
         client.pass_over();
         let wait = pause.next(&status);
-        if last_word.elapsed() + wait > PATIENCE {
+        if last_word.elapsed() + wait > patience {
             let error = client.unreachable("WatchJob", &link, &status);
             return Err(CliError::Unavailable(format!(
                 "{error}\n  The job goes on: `conclave watch {job_id}` resumes."

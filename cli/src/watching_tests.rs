@@ -21,7 +21,9 @@ use super::*;
 #[derive(Default)]
 struct Script {
     updates: Vec<Update>,
-    /// How the stream ends once the updates are out; `None` ends it well.
+    /// How long the stream is silent once the updates are out.
+    silence: Duration,
+    /// How the stream ends after that; `None` ends it well.
     end: Option<Status>,
     /// What submissions get.
     submit: Option<Status>,
@@ -41,6 +43,11 @@ impl Contemplation for Script {
         let cursor = request.into_inner().cursor;
         let from = usize::from(cursor.first().copied().unwrap_or(0));
         self.cursors.lock().unwrap().push(cursor);
+        let (silence, end) = (self.silence, self.end.clone());
+        let last = stream::once(async move {
+            tokio::time::sleep(silence).await;
+            end.map(Err)
+        });
         let responses: Vec<_> = (self.updates.iter().cloned().enumerate().skip(from))
             .map(|(at, update)| {
                 Ok(WatchJobResponse {
@@ -48,9 +55,9 @@ impl Contemplation for Script {
                     cursor: vec![at as u8 + 1],
                 })
             })
-            .chain(self.end.clone().map(Err))
             .collect();
-        Ok(Response::new(stream::iter(responses).boxed()))
+        let last = last.filter_map(std::future::ready);
+        Ok(Response::new(stream::iter(responses).chain(last).boxed()))
     }
 
     async fn submit_job(&self, request: Request<SubmitJobRequest>) -> Reply<SubmitJobResponse> {
@@ -85,8 +92,10 @@ impl Contemplation for Script {
         Err(Status::unimplemented("not in the script"))
     }
 
-    async fn review_job(&self, _: Request<ReviewJobRequest>) -> Reply<Job> {
-        Err(Status::unimplemented("not in the script"))
+    async fn review_job(&self, request: Request<ReviewJobRequest>) -> Reply<Job> {
+        let id = request.into_inner().job_id;
+        self.keys.lock().unwrap().push(id);
+        Err(Status::unavailable("the leader went away"))
     }
 }
 
@@ -205,6 +214,42 @@ async fn a_stream_that_ends_early_is_no_end_of_the_job() {
 }
 
 #[tokio::test]
+async fn a_silent_stream_that_breaks_is_no_silent_cluster() {
+    let silent = Script {
+        silence: SERVED,
+        end: Some(Status::unavailable("gone")),
+        ..Script::default()
+    };
+    let (first, _) = play(silent).await;
+    let (second, _) = play(Script {
+        updates: vec![done()],
+        ..Script::default()
+    })
+    .await;
+    let client = client(&[first, second], None);
+    // Longer silent than the patience lasts, yet served all along.
+    let patience = SERVED / 2;
+    let job = follow_within(patience, &client, "j1", false, Vec::new(), |_, _| Ok(())).await;
+    assert_eq!(job.unwrap().state(), JobState::Done);
+}
+
+#[tokio::test]
+async fn streams_that_only_break_are_given_up() {
+    let (address, _) = play(Script {
+        end: Some(Status::unavailable("gone")),
+        ..Script::default()
+    })
+    .await;
+    let patience = Duration::from_millis(200);
+    let client = client(&[address], None);
+    let error = follow_within(patience, &client, "j1", false, Vec::new(), |_, _| Ok(()))
+        .await
+        .unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    assert!(error.to_string().contains("conclave watch j1"), "{error}");
+}
+
+#[tokio::test]
 async fn an_unknown_job_is_refused_without_retries() {
     let script = Script {
         end: Some(Status::not_found("no job j9")),
@@ -255,4 +300,33 @@ async fn a_submission_is_repeated_with_the_same_key_and_token() {
         async |link: crate::client::Link, request| link.contemplation().get_job(request).await;
     let error = client.unary("GetJob", message, get).await.unwrap_err();
     assert_eq!(error.to_string(), "GetJob: no such job (NOT_FOUND)");
+}
+
+#[tokio::test]
+async fn a_call_that_must_not_be_made_twice_is_sent_to_one_endpoint_that_listens() {
+    // Bound and dropped, so that nothing listens there.
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let dead = socket.local_addr().unwrap().to_string();
+    drop(socket);
+    let (first, asked_first) = play(Script::default()).await;
+    let (second, asked_second) = play(Script::default()).await;
+    let client = client(&[dead, first, second], None);
+    let message = ReviewJobRequest {
+        job_id: "j1".into(),
+        ..Default::default()
+    };
+    let send =
+        async |link: crate::client::Link, request| link.contemplation().review_job(request).await;
+    let error = client
+        .once("ReviewJob", message, "conclave jobs j1", send)
+        .await
+        .unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    let text = error.to_string();
+    assert!(
+        text.contains("not known") && text.contains("conclave jobs j1"),
+        "{text}"
+    );
+    assert_eq!(*asked_first.keys.lock().unwrap(), ["j1"]);
+    assert!(asked_second.keys.lock().unwrap().is_empty());
 }

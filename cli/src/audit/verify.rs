@@ -1,5 +1,5 @@
 //! Whether an audit file holds: encoding, chain, payloads, signature.
-use conclave_coordinator::audit::{ChainError, signed_bytes, verify_chain};
+use conclave_coordinator::audit::{self as chain, ChainError, signed_bytes, verify_chain};
 use conclave_proto::v1::AuditHead;
 use ed25519_dalek::{Signature, VerifyingKey};
 
@@ -43,6 +43,9 @@ pub enum VerifyError {
     /// The chain is broken.
     #[error("the chain is broken: {0}")]
     Chain(#[from] ChainError),
+    /// Parts were erased, and the caller wants all of them.
+    #[error("parts were erased, which --allow-erased accepts: {0}")]
+    Erased(ChainError),
     /// No record at all.
     #[error("the file holds no record")]
     Empty,
@@ -112,6 +115,11 @@ pub fn verify_file(file: &AuditFile, public_key: Option<&[u8]>) -> Result<Verifi
         erased,
         anchor,
     })
+}
+
+/// Refuses a record that anything was erased from; the file must hold otherwise.
+pub fn verify_complete(file: &AuditFile) -> Result<(), VerifyError> {
+    chain::verify_complete(&file.records, file.head.as_ref()).map_err(VerifyError::Erased)
 }
 
 fn verify_head(job_id: &str, head: &AuditHead, pinned: Option<&[u8]>) -> Result<(), VerifyError> {
@@ -346,6 +354,11 @@ pub mod tests {
         file.records[0].body.clear();
         file.records[2].payload.clear();
         assert_eq!(verify_file(&file, None).unwrap().erased, 2);
+        assert!(matches!(
+            verify_complete(&file),
+            Err(VerifyError::Erased(_))
+        ));
+        assert!(verify_complete(&signed()).is_ok());
         file.records[2].payload_digest[0] ^= 1;
         assert!(matches!(
             verify_file(&file, None),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use conclave_proto::v1::{Job, JobState};
+use conclave_proto::v1::{Job, JobSpec, JobState};
 use serde_json::{Value, json};
 
 use crate::{
@@ -80,12 +80,24 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// Asks, shows, saves the record, prints.
 pub async fn run(global: &Global, args: AskArgs) -> Result<(), CliError> {
     let start = Instant::now();
-    if !global.endpoints.is_empty() {
-        let name = args.model.name_for_cluster()?;
-        return ask(&global.client()?, &args, name, start).await;
+    let hosted = global.endpoints.is_empty();
+    if hosted && args.spec.review {
+        return Err(CliError::usage(
+            "--review: the temporary cluster ends with `ask`, and nobody could review; \
+             name one that stays with --endpoint (`conclave up` starts one)",
+        ));
     }
-    // A question that cannot be meant should not start a cluster first.
-    args.spec.check()?;
+    let name = if hosted {
+        ""
+    } else {
+        args.model.name_for_cluster()?
+    };
+    // Before anything starts: a question that cannot be meant needs no cluster, and while standard
+    // input is read, Ctrl-C still ends the process by itself.
+    let spec = args.spec.to_spec(name)?;
+    if !hosted {
+        return ask(&global.client()?, &args, spec, start).await;
+    }
     let metrics = metrics::install()?;
     let model = unless_interrupted(args.model.find()).await?;
     let plan = Plan {
@@ -107,7 +119,7 @@ pub async fn run(global: &Global, args: AskArgs) -> Result<(), CliError> {
     let (cluster, client) =
         unless_interrupted(LocalCluster::start(&plan, global, &metrics)).await?;
     let result = tokio::select! {
-        result = ask(&client, &args, "", start) => result,
+        result = ask(&client, &args, spec, start) => result,
         lost = cluster.lost() => Err(CliError::Hosting(format!("{lost}; --log info shows more"))),
     };
     let ended = unless_asked_again(cluster.shutdown(DRAIN)).await;
@@ -115,8 +127,12 @@ pub async fn run(global: &Global, args: AskArgs) -> Result<(), CliError> {
 }
 
 /// One job on a cluster that runs, from submission to the printed answer.
-async fn ask(client: &Client, args: &AskArgs, model: &str, start: Instant) -> Result<(), CliError> {
-    let spec = args.spec.to_spec(model)?;
+async fn ask(
+    client: &Client,
+    args: &AskArgs,
+    spec: JobSpec,
+    start: Instant,
+) -> Result<(), CliError> {
     let accepted = unless_interrupted(submit::submit(client, submit::mint_key(), spec)).await?;
     let show = Show::choose(args.plain, args.json);
     let job = follow(client, &accepted.job_id, show, OnInterrupt::Cancel).await?;
@@ -135,9 +151,7 @@ async fn ask(client: &Client, args: &AskArgs, model: &str, start: Instant) -> Re
         out::document(&document(&job, saved.as_deref(), replay.as_deref(), wall))?;
         return super::verdict(&job);
     }
-    if let Some(answer) = &job.answer {
-        out::line(&answer.text)?;
-    }
+    super::print_answer(&job)?;
     out::note(format!(
         "\n{}\ntime      {}",
         summary::of(&job),
@@ -149,9 +163,6 @@ async fn ask(client: &Client, args: &AskArgs, model: &str, start: Instant) -> Re
     if let Some(replay) = replay {
         out::note(format!("replay    {replay}"));
     }
-    if job.state() == JobState::AwaitingReview {
-        out::note("The answer awaits review.");
-    }
     super::verdict(&job)
 }
 
@@ -161,7 +172,9 @@ async fn save_record(client: &Client, job: &Job, path: Option<&Path>) -> Result<
     let file = loop {
         let file = fetch(client, &job.job_id).await?;
         let sealed = file.head.as_ref().is_some_and(|head| head.sealed);
-        if sealed || Instant::now() > deadline {
+        // A job that awaits review is not sealed before somebody decides.
+        let open = job.state() == JobState::AwaitingReview;
+        if sealed || open || Instant::now() > deadline {
             break file;
         }
         tokio::time::sleep(LOOK).await;

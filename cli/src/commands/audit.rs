@@ -10,7 +10,7 @@ use crate::{
     args::Global,
     audit::{
         self, AuditFile,
-        verify::{Anchor, Verified, verify, verify_file},
+        verify::{Anchor, Verified, verify, verify_complete, verify_file},
     },
     client::Client,
     commands::replay::{self, ReplayArgs},
@@ -58,6 +58,9 @@ Examples:
   conclave audit verify question.audit
   conclave audit verify question.audit --public-key $(conclave cluster status --json | jq -r '.nodes[0].public_key')
 
+Of what was erased only the digest is left, so nobody can check it any more:
+such a record fails unless --allow-erased says that this was expected.
+
 Exit status: 0 the record holds, 1 it does not.")]
 pub struct VerifyArgs {
     /// The audit file
@@ -65,6 +68,9 @@ pub struct VerifyArgs {
     /// The cluster's public key (`conclave cluster status --json`); refuses any other signer
     #[arg(long, value_name = "HEX")]
     pub public_key: Option<String>,
+    /// Accept a record that parts were erased from
+    #[arg(long)]
+    pub allow_erased: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
@@ -137,9 +143,15 @@ pub async fn fetch(client: &Client, job_id: &str) -> Result<AuditFile, CliError>
 fn verify_command(args: &VerifyArgs) -> Result<(), CliError> {
     let key = args.public_key.as_deref().map(parse_key).transpose()?;
     let bytes = fs::read(&args.file).map_err(|source| CliError::file(&args.file, source))?;
-    match verify(&bytes, key.as_deref()) {
-        Ok((_, verified)) if args.json => out::document(&verified_json(&verified)),
-        Ok((_, verified)) => out::line(describe(&verified)),
+    let found = verify(&bytes, key.as_deref()).and_then(|(file, verified)| {
+        if !args.allow_erased {
+            verify_complete(&file)?;
+        }
+        Ok(verified)
+    });
+    match found {
+        Ok(verified) if args.json => out::document(&verified_json(&verified)),
+        Ok(verified) => out::line(describe(&verified)),
         Err(error) => {
             if args.json {
                 out::document(&json!({ "holds": false, "reason": error.to_string() }))?;

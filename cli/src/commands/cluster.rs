@@ -1,10 +1,13 @@
 //! `conclave cluster`: create a cluster, change its members, see its health.
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use conclave_proto::v1::{
     AddRequest, InitRequest, ListWorkersRequest, MembersRequest, MembersResponse, RemoveRequest,
     StatusRequest, StatusResponse, TransferRequest, WorkerStatus,
 };
 use serde_json::{Value, json};
+use tonic::{Request, Response, Status};
 
 use crate::{
     args::Global,
@@ -70,6 +73,9 @@ Example, with three coordinators started by `conclave coordinator`:
     Workers(Print),
 }
 
+/// Shows what a change of the members came to.
+const LOOK: &str = "conclave cluster members";
+
 /// How to print.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Print {
@@ -114,7 +120,7 @@ pub async fn run(global: &Global, command: ClusterCommand) -> Result<(), CliErro
             let call = async |link: Link, request| link.cluster().remove(request).await;
             print_members(
                 &client
-                    .unary("Remove", RemoveRequest { node_id, force }, call)
+                    .once("Remove", RemoveRequest { node_id, force }, LOOK, call)
                     .await?,
                 print,
             )
@@ -123,7 +129,7 @@ pub async fn run(global: &Global, command: ClusterCommand) -> Result<(), CliErro
             let call = async |link: Link, request| link.cluster().transfer(request).await;
             print_members(
                 &client
-                    .unary("Transfer", TransferRequest { node_id }, call)
+                    .once("Transfer", TransferRequest { node_id }, LOOK, call)
                     .await?,
                 print,
             )
@@ -147,27 +153,52 @@ pub async fn run(global: &Global, command: ClusterCommand) -> Result<(), CliErro
 pub async fn init(
     link: &Link,
     join: Vec<String>,
-    within: std::time::Duration,
+    within: Duration,
 ) -> Result<MembersResponse, CliError> {
-    let mut request = tonic::Request::new(InitRequest { join });
-    request.set_timeout(within);
     let mut service = link.cluster();
-    let status = match tokio::time::timeout(within, service.init(request)).await {
+    let call = async |request| service.init(request).await;
+    on_this_node(link, "Init", InitRequest { join }, within, call).await
+}
+
+/// Adds the node on `address` by way of the node behind `link`, which must be a member.
+pub async fn add(
+    link: &Link,
+    address: &str,
+    within: Duration,
+) -> Result<MembersResponse, CliError> {
+    let message = AddRequest {
+        address: address.to_owned(),
+        learner: false,
+    };
+    let mut service = link.cluster();
+    let call = async |request| service.add(request).await;
+    on_this_node(link, "Add", message, within, call).await
+}
+
+/// One call to one node, whatever others could serve it.
+async fn on_this_node<M>(
+    link: &Link,
+    call: &'static str,
+    message: M,
+    within: Duration,
+    send: impl AsyncFnOnce(Request<M>) -> Result<Response<MembersResponse>, Status>,
+) -> Result<MembersResponse, CliError> {
+    let mut request = Request::new(message);
+    request.set_timeout(within);
+    let status = match tokio::time::timeout(within, send(request)).await {
         Ok(Ok(reply)) => return Ok(reply.into_inner()),
         Ok(Err(status)) => status,
-        Err(_) => {
-            tonic::Status::deadline_exceeded(format!("no answer within {} s", within.as_secs()))
-        }
+        Err(_) => Status::deadline_exceeded(format!("no answer within {} s", within.as_secs())),
     };
     if !may_retry(&status) {
         return Err(CliError::Refused {
-            call: "Init",
+            call,
             status: Box::new(status),
         });
     }
     let address = link.address();
     Err(CliError::Unavailable(format!(
-        "Init: {address}: {}; `conclave cluster status --endpoint {address}` shows what it is",
+        "{call}: {address}: {}; `conclave cluster status --endpoint {address}` shows what it is",
         reason(&status)
     )))
 }
@@ -209,7 +240,7 @@ fn print_members(members: &MembersResponse, print: Print) -> Result<(), CliError
 /// Asks each endpoint by itself: a node that is alone still answers.
 async fn status(client: &Client, print: Print) -> Result<(), CliError> {
     let asked = client.links().iter().map(|link| async move {
-        let mut request = tonic::Request::new(StatusRequest {});
+        let mut request = Request::new(StatusRequest {});
         request.set_timeout(client.timeout());
         let reply = tokio::time::timeout(client.timeout(), link.cluster().status(request)).await;
         (

@@ -29,7 +29,7 @@ pub struct CoordinatorArgs {
     /// What members and workers dial [default: the address listened on]
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise: Option<String>,
-    /// Where /metrics, /healthz and /readyz listen [default: 127.0.0.1:7401]
+    /// Where /metrics, /healthz and /readyz listen [default: 127.0.0.1:7410]
     #[arg(long, value_name = "HOST:PORT")]
     pub http_listen: Option<String>,
     /// Address of a member, if all of them have moved; repeat for more
@@ -47,7 +47,7 @@ pub struct CoordinatorArgs {
     /// How long a drain may take after SIGTERM
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
     pub drain: Duration,
-    /// Say where it listens as JSON: {"grpc": "127.0.0.1:7400", "http": "127.0.0.1:7401"}
+    /// Say where it listens as JSON: {"grpc": "127.0.0.1:7400", "http": "127.0.0.1:7410"}
     #[arg(long)]
     pub json: bool,
 }

@@ -54,17 +54,31 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
 /// Prints an ended job for a person: the answer on standard output, how it
 /// came about on standard error.
 fn print_end(job: &Job) -> Result<(), CliError> {
-    if let Some(answer) = &job.answer {
-        out::line(&answer.text)?;
-    }
+    print_answer(job)?;
     out::note(summary::of(job));
     verdict(job)
 }
 
-/// Success if the job has an answer; else why not.
+/// The answer on standard output; one that awaits review is not released, and goes to standard
+/// error with what releases it.
+fn print_answer(job: &Job) -> Result<(), CliError> {
+    let Some(answer) = &job.answer else {
+        return Ok(());
+    };
+    if job.state() != JobState::AwaitingReview {
+        return out::line(&answer.text);
+    }
+    out::note(format!(
+        "The answer awaits review: `conclave review {} --approve` releases it.\n{}",
+        job.job_id, answer.text
+    ));
+    Ok(())
+}
+
+/// Success if the job has an answer, be it one that awaits review; else why not.
 fn verdict(job: &Job) -> Result<(), CliError> {
     match job.state() {
-        JobState::Done | JobState::Degraded => Ok(()),
+        JobState::Done | JobState::Degraded | JobState::AwaitingReview => Ok(()),
         state => Err(CliError::JobFailed {
             job_id: job.job_id.clone(),
             state: names::job_state(state).to_lowercase(),

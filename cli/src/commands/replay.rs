@@ -19,7 +19,7 @@ use crate::{
         verify::verify,
     },
     commands::audit::describe,
-    error::CliError,
+    error::{CliError, chain},
     model_source, out,
     view::names,
 };
@@ -96,11 +96,15 @@ fn replay(
             .filter(|at| cases[*at].draft.numeric_class == class)
             .collect();
         let of_class: Vec<ReplayCase> = places.iter().map(|at| cases[*at].clone()).collect();
-        let failed = |error: &dyn std::fmt::Display| {
-            CliError::Hosting(format!("the replay did not run: {error}"))
+        let failed = |error: &dyn std::error::Error| {
+            CliError::Hosting(format!("the replay did not run: {}", chain(error)))
         };
         let Some((options, kv)) = settings_of(class) else {
-            return Err(other_class(model, class));
+            let ours = ours(model);
+            for place in places {
+                results[place] = Some(other_class(&cases[place], &ours));
+            }
+            continue;
         };
         let loaded = Model::shared(model, &options).map_err(|error| failed(&error))?;
         let mut shown = |progress: ReplayProgress| {
@@ -121,16 +125,23 @@ fn replay(
     Ok(results.into_iter().flatten().collect())
 }
 
-/// The refusal to compare bits that need not agree.
-fn other_class(model: &Path, recorded: &str) -> CliError {
-    let ours = Model::shared(model, &LoadOptions::default()).map_or_else(
-        |error| error.to_string(),
+/// The numeric class that this machine and build run the model in.
+fn ours(model: &Path) -> String {
+    Model::shared(model, &LoadOptions::default()).map_or_else(
+        |error| chain(&error),
         |model| model.info().numeric_class.clone(),
-    );
-    CliError::Differs(format!(
-        "recorded in numeric class `{recorded}`, which this machine and build cannot run (they run `{ours}`): \
-         bits of different classes need not agree, so nothing was compared"
-    ))
+    )
+}
+
+/// The refusal to compare bits that need not agree.
+fn other_class(case: &ReplayCase, ours: &str) -> AgentReplay {
+    AgentReplay {
+        agent: case.spec.agent,
+        result: ReplayResult::WrongClass {
+            recorded: case.draft.numeric_class.clone(),
+            ours: ours.to_owned(),
+        },
+    }
 }
 
 fn report(recording: &Recording, results: &[AgentReplay], as_json: bool) -> Result<(), CliError> {
@@ -162,14 +173,19 @@ fn report(recording: &Recording, results: &[AgentReplay], as_json: bool) -> Resu
             ));
         }
     }
-    let different = results
-        .iter()
-        .filter(|replay| !replay.result.identical())
-        .count();
-    if different > 0 {
+    let count = |wanted: fn(&ReplayResult) -> bool| {
+        results
+            .iter()
+            .filter(|replay| wanted(&replay.result))
+            .count()
+    };
+    let identical = count(ReplayResult::identical);
+    if identical < results.len() {
         return Err(CliError::Differs(format!(
-            "{different} of {} agents are not identical",
-            results.len()
+            "{} of {} agents are not identical ({} of them not compared)",
+            results.len() - identical,
+            results.len(),
+            count(was_not_compared),
         )));
     }
     out::note(format!(
@@ -187,6 +203,20 @@ fn row(agent: &Recorded, replay: &AgentReplay) -> String {
         replay.agent,
         describe_result(&replay.result)
     )
+}
+
+/// Whether the agent was not run at all, so that nothing is known of it.
+fn was_not_compared(result: &ReplayResult) -> bool {
+    match result {
+        ReplayResult::WrongModel { .. }
+        | ReplayResult::WrongClass { .. }
+        | ReplayResult::Refused { .. } => true,
+        ReplayResult::Identical { .. }
+        | ReplayResult::Differs { .. }
+        | ReplayResult::PromptDiffers
+        | ReplayResult::LogprobsDiffer
+        | ReplayResult::AnswerDiffers => false,
+    }
 }
 
 fn differs_at(result: &ReplayResult) -> Option<usize> {
@@ -266,12 +296,36 @@ mod tests {
     }
 
     #[test]
-    fn another_class_is_refused_by_both_names() {
-        let result = ReplayResult::WrongClass {
-            recorded: "k1-a".into(),
-            ours: "k1-b".into(),
-        };
-        let text = describe_result(&result);
+    fn a_foreign_class_is_told_by_both_names_and_the_others_are_still_reported() {
+        let mut case = ReplayCase::default();
+        case.spec.agent = 2;
+        case.draft.numeric_class = "k1-a".into();
+        let foreign = other_class(&case, "k1-b");
+        let text = describe_result(&foreign.result);
         assert!(text.contains("k1-a") && text.contains("k1-b"), "{text}");
+        let same = AgentReplay {
+            agent: 1,
+            result: ReplayResult::Identical { tokens: 9 },
+        };
+        let error = report(&recording(), &[same, foreign], false).unwrap_err();
+        assert!(
+            error.to_string().contains("1 of 2") && error.to_string().contains("1 of them not"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn classes_that_cannot_run_here_do_not_stop_the_replay() {
+        let mut case = ReplayCase::default();
+        case.spec.agent = 3;
+        case.draft.numeric_class = "no-such-class".into();
+        let bar = ProgressBar::hidden();
+        let results = replay(Path::new("/nowhere.gguf"), &[case.clone(), case], &bar).unwrap();
+        assert_eq!(results.len(), 2);
+        assert!(
+            results
+                .iter()
+                .all(|replay| was_not_compared(&replay.result))
+        );
     }
 }

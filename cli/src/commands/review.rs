@@ -66,9 +66,12 @@ impl ReviewArgs {
 pub async fn run(global: &Global, args: ReviewArgs) -> Result<(), CliError> {
     let job = global
         .client()?
-        .unary("ReviewJob", args.to_request(), async |link, request| {
-            link.contemplation().review_job(request).await
-        })
+        .once(
+            "ReviewJob",
+            args.to_request(),
+            &format!("conclave jobs {}", args.job_id),
+            async |link, request| link.contemplation().review_job(request).await,
+        )
         .await?;
     if args.json {
         return out::document(&json::job(&job));

@@ -11,12 +11,11 @@ pub struct Live {
     multi: MultiProgress,
     header: ProgressBar,
     rows: BTreeMap<u32, (ProgressBar, AgentState)>,
-    width: usize,
 }
 
 impl Live {
-    /// An empty view of a terminal `width` columns wide.
-    pub fn new(width: usize) -> Self {
+    /// An empty view.
+    pub fn new() -> Self {
         let multi = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(12));
         let header =
             multi.add(ProgressBar::new_spinner().with_style(style("{spinner:.cyan} {msg:.bold}")));
@@ -25,13 +24,13 @@ impl Live {
             multi,
             header,
             rows: BTreeMap::new(),
-            width,
         }
     }
 
     /// Draws the job as it is known now.
     pub fn draw(&mut self, progress: &Progress, leader: Option<&str>, elapsed: Duration) {
         self.header.set_message(progress.header(leader, elapsed));
+        let width = terminal_width();
         for (agent, row) in &progress.agents {
             let (bar, drawn) = self.rows.entry(*agent).or_insert_with(|| {
                 let bar = ProgressBar::new_spinner().with_style(row_style(row.state));
@@ -41,7 +40,7 @@ impl Live {
                 bar.set_style(row_style(row.state));
                 *drawn = row.state;
             }
-            bar.set_message(progress::line(*agent, row, self.width.saturating_sub(3)));
+            bar.set_message(progress::line(*agent, row, width.saturating_sub(3)));
         }
     }
 
@@ -59,6 +58,11 @@ impl Drop for Live {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Columns of the terminal as it is now: windows are resized.
+fn terminal_width() -> usize {
+    usize::from(console::Term::stderr().size().1)
 }
 
 /// An agent's line tells its state by colour too.

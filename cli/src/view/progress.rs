@@ -7,6 +7,8 @@ use conclave_proto::v1::{
     watch_job_response::Update,
 };
 
+use unicode_width::UnicodeWidthStr as _;
+
 use super::names;
 
 /// One agent as far as the stream has told.
@@ -70,7 +72,7 @@ impl AgentRow {
         self.round = status.round;
         self.state = status.state();
         self.worker.clone_from(&status.worker);
-        self.error.clone_from(&status.error);
+        self.error = flat(&status.error).collect();
         if let Some(draft) = &status.draft {
             self.confidence_micro = Some(draft.confidence_micro);
             if let Some(usage) = &draft.usage {
@@ -102,12 +104,7 @@ impl AgentRow {
     }
 
     fn push_tail(&mut self, text: &str) {
-        for c in text.chars() {
-            let c = if c.is_whitespace() || c.is_control() {
-                ' '
-            } else {
-                c
-            };
+        for c in flat(text) {
             if !(c == ' ' && self.tail.ends_with(' ')) {
                 self.tail.push(c);
             }
@@ -168,7 +165,7 @@ impl Progress {
                         }
                     }
                     Some(Event::Message(message)) => {
-                        self.message.clone_from(message);
+                        self.message = flat(message).collect();
                         Change::Message
                     }
                     Some(Event::Answer(_)) | None => Change::Quiet,
@@ -192,7 +189,7 @@ impl Progress {
                 for status in &job.agents {
                     self.agents.entry(status.agent).or_default().status(status);
                 }
-                self.message.clone_from(&job.message);
+                self.message = flat(&job.message).collect();
                 self.enter(job.state())
             }
         }
@@ -259,18 +256,48 @@ pub fn line(agent: u32, row: &AgentRow, width: usize) -> String {
     if row.attempt > 1 {
         text.push_str(&format!("  attempt {}", row.attempt));
     }
-    let shown = if row.error.is_empty() {
+    // Bounded, since errors are not and every update redraws.
+    let error: String = row.error.chars().take(TAIL).collect();
+    let shown = if error.is_empty() {
         row.tail.trim()
     } else {
-        row.error.as_str()
+        error.as_str()
     };
-    let room = width.saturating_sub(text.chars().count() + 3);
+    let room = width.saturating_sub(text.width() + 3);
     if room >= 8 && !shown.is_empty() {
-        let skip = shown.chars().count().saturating_sub(room);
         text.push_str("  ");
-        text.extend(shown.chars().skip(skip));
+        text.push_str(fitting_end(shown, room));
     }
-    text.chars().take(width).collect()
+    fitting_start(&text, width).to_owned()
+}
+
+/// On one line: what moves a terminal's cursor becomes a space.
+fn flat(text: &str) -> impl Iterator<Item = char> {
+    text.chars().map(|c| {
+        if c.is_whitespace() || c.is_control() {
+            ' '
+        } else {
+            c
+        }
+    })
+}
+
+/// The longest beginning that takes at most `room` columns.
+fn fitting_start(text: &str, room: usize) -> &str {
+    let mut end = text.len();
+    while text[..end].width() > room {
+        end -= text[..end].chars().next_back().map_or(1, char::len_utf8);
+    }
+    &text[..end]
+}
+
+/// The longest end that takes at most `room` columns.
+fn fitting_end(text: &str, room: usize) -> &str {
+    let mut start = 0;
+    while text[start..].width() > room {
+        start += text[start..].chars().next().map_or(1, char::len_utf8);
+    }
+    &text[start..]
 }
 
 #[cfg(test)]
@@ -311,6 +338,17 @@ mod tests {
             cached_tokens: 32,
             ..Default::default()
         })
+    }
+
+    #[test]
+    fn an_error_cannot_move_the_cursor() {
+        let mut progress = Progress::default();
+        let mut failed = status(1, AgentState::Failed, 1);
+        failed.error = "gone\x1b[2J\r\nagain".into();
+        progress.apply(&event(Event::Agent(failed)), ms(0));
+        let line = line(1, &progress.agents[&1], 200);
+        assert!(line.contains("gone [2J  again"), "{line}");
+        assert!(!line.contains(char::is_control), "{line}");
     }
 
     const fn ms(ms: u64) -> Duration {
@@ -422,13 +460,13 @@ mod tests {
                 1,
                 0,
                 2,
-                "größer\n\n\tals 中文 text that is much too long for a narrow window",
+                "größer\n\n\tals 中文中文中文中文中文中文 👩‍👩‍👧 text that is much too long for a narrow window",
             ),
             ms(0),
         );
         for width in [0, 10, 60, 80, 300] {
             let line = line(1, &progress.agents[&1], width);
-            assert!(line.chars().count() <= width, "{width}: {line}");
+            assert!(line.width() <= width, "{width}: {line}");
             assert!(!line.contains('\n'));
         }
         let line = line(1, &progress.agents[&1], 120);
