@@ -9,6 +9,7 @@
 mod client;
 mod cluster;
 mod process;
+pub mod sim;
 
 pub use client::{Client, exact_job};
 pub use cluster::{Cluster, MODEL};

@@ -229,13 +229,18 @@ impl Node {
         self.pin_timeout();
     }
 
-    /// Applies a committed change of configuration; returns the members from now on.
+    /// Applies a committed change of configuration; returns the members from now on. A leader that
+    /// it takes out steps down: raft-rs would lead on and miss itself among its members.
     ///
     /// # Errors
     /// raft-rs refuses the change: it changes nothing then.
     pub fn apply_conf(&mut self, change: &ConfChangeV2) -> Result<ConfState, NodeError> {
         let conf_state = self.raw.apply_conf_change(change)?;
         self.raw.mut_store().set_conf_state(conf_state.clone());
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && !conf_state.voters.contains(&raft.id) {
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
         self.pin_timeout();
         Ok(conf_state)
     }

@@ -1,0 +1,202 @@
+//! What raft says is to be done, in the order of the core's words: send, write, send what waited, apply,
+//! answer; and a coordinator's own snapshots.
+
+use conclave_coordinator_core::{
+    Applied, Effect, Reply, codec,
+    node::{Committed, Output, Payload, Role, snapshot_of},
+    snapshot,
+};
+use raft::eraftpb::{Message as RaftMessage, MessageType, Snapshot};
+
+use super::{
+    coordinator::{Coordinator, Stop},
+    cx::{Addr, Cx, Event, Input, Told, Wire},
+    leader::Lead,
+    waiters::Waiter,
+};
+
+impl Coordinator {
+    /// The first half of the core's order: send, write. False while a write is under way.
+    pub(super) fn carry(&mut self, mut output: Output, cx: &mut Cx) -> Result<bool, Stop> {
+        self.send_all(std::mem::take(&mut output.messages), cx);
+        let persist = std::mem::take(&mut output.persist);
+        cx.ledger.written(self.id, &persist.entries);
+        let received = persist.snapshot.clone();
+        let sync = persist.must_sync || received.is_some();
+        if !persist.is_empty() {
+            self.disk.write(persist);
+        }
+        output.persist.snapshot = received;
+        if sync {
+            let took = if cx.rng.below(64) == 0 {
+                cx.rng.between(20, 400)
+            } else {
+                cx.rng.between(0, 3)
+            };
+            self.writing = Some(output);
+            cx.after(took, Event::Node(self.id, self.boot, Input::Synced));
+            return Ok(false);
+        }
+        self.finish(output, cx)?;
+        Ok(true)
+    }
+
+    /// The second half: send what waited for the write, apply, answer.
+    pub(super) fn finish(&mut self, output: Output, cx: &mut Cx) -> Result<(), Stop> {
+        if let Some(snapshot) = &output.persist.snapshot {
+            self.state = self.disk.state_of(snapshot).map_err(Stop::Broken)?;
+            self.snapshot_index = snapshot.get_metadata().index;
+            cx.coverage.hit("deeds", "snapshot installed");
+            let (id, at) = (self.id, self.snapshot_index);
+            cx.tell(|| format!("node {id}: installs a snapshot of {at}"));
+            cx.ledger.installed(self.id, &self.state);
+        }
+        self.send_all(output.after_persist, cx);
+        self.node.persisted(output.number);
+        if output.persist.snapshot.is_some() {
+            self.node.applied(self.state.applied_index());
+        }
+        if !output.committed.is_empty() {
+            for entry in output.committed {
+                if entry.index > self.state.applied_index() {
+                    self.apply(entry, cx)?;
+                }
+            }
+            self.node.applied(self.state.applied_index());
+            self.begin_serving(cx);
+        }
+        for read in output.reads {
+            self.reads.confirmed(&read.context, read.index);
+        }
+        if output.leadership.is_some() {
+            self.leadership_changed(cx);
+        }
+        Ok(())
+    }
+
+    pub(super) fn send_all(&mut self, messages: Vec<RaftMessage>, cx: &mut Cx) {
+        for message in messages {
+            let to = message.to;
+            let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
+            let mut bytes = None;
+            if snapshot {
+                bytes = snapshot::manifest(message.get_snapshot().get_data())
+                    .ok()
+                    .and_then(|m| self.disk.get(&m).cloned());
+                self.node.report_snapshot(to, bytes.is_some());
+                cx.coverage.hit("deeds", "snapshot sent");
+            }
+            let wire = Wire::Raft(Box::new(message), bytes);
+            cx.send(self.addr(), Addr::Node(to), wire);
+        }
+    }
+
+    pub(super) fn apply(&mut self, entry: Committed, cx: &mut Cx) -> Result<(), Stop> {
+        cx.ledger.committed(self.id, &entry);
+        let Committed {
+            index,
+            term,
+            payload,
+        } = entry;
+        match payload {
+            Payload::Empty => self.state.skip(index, term),
+            Payload::Command { context, data } => {
+                let command = codec::decode(&data).map_err(|e| Stop::Broken(e.to_string()))?;
+                let applied = self.state.apply(index, term, &command);
+                cx.applied(self.id, &self.state, &command, &applied);
+                self.applied(&context, applied, cx);
+            }
+            Payload::Conf { change, .. } => {
+                self.state.skip(index, term);
+                let done = self.node.apply_conf(&change).is_ok();
+                let (id, conf) = (self.id, self.node.conf_state());
+                cx.tell(|| format!("node {id}: members {conf:?} ({done})"));
+                cx.coverage.hit("deeds", "change of members applied");
+            }
+        }
+        cx.ledger.state_at(self.id, &self.state);
+        Ok(())
+    }
+
+    pub(super) fn applied(&mut self, context: &[u8], applied: Applied, cx: &mut Cx) {
+        let waiter = self.waiters.take(context);
+        if let Some(lead) = self.lead.as_mut().filter(|lead| lead.serving) {
+            lead.effects.extend(applied.effects);
+        }
+        match waiter {
+            Some(Waiter::Call(from, number)) => {
+                let told = Told::Applied(applied.reply);
+                cx.send(self.addr(), from, Wire::Told(number, Box::new(told)));
+            }
+            Some(Waiter::Result(worker_id, key)) => {
+                if let Some(lead) = self.lead.as_mut().filter(|_| applied.reply != Reply::Ok) {
+                    let keys = vec![key];
+                    lead.effects.push(Effect::Ack { worker_id, keys });
+                }
+            }
+            Some(Waiter::Hello(session)) => self.welcome(session, &applied.reply, cx),
+            Some(Waiter::Decide(term, job_id)) => {
+                if let Some(lead) = self.lead_of(term) {
+                    lead.decision_applied(job_id);
+                }
+            }
+            Some(Waiter::Place(term)) => {
+                if let Some(lead) = self.lead_of(term) {
+                    lead.placement_applied();
+                }
+            }
+            Some(Waiter::Nobody) | None => {}
+        }
+    }
+
+    pub(super) fn leadership_changed(&mut self, cx: &mut Cx) {
+        self.leadership = self.node.leadership();
+        let new = self.leadership;
+        let leads = new.role == Role::Leader;
+        if leads && self.lead.as_ref().is_some_and(|l| l.term == new.term) {
+            return;
+        }
+        if self.lead.take().is_some() {
+            self.dismiss_workers(cx);
+        }
+        if leads {
+            cx.ledger.leads(self.id, new.term);
+            cx.coverage.hit("deeds", "leader elected");
+            let id = self.id;
+            cx.tell(|| format!("node {id}: leads term {}", new.term));
+            self.lead = Some(Lead::new(new.term, cx.now));
+            self.begin_serving(cx);
+        }
+    }
+
+    pub(super) fn save_when_due(&mut self, cx: &mut Cx) {
+        let behind = self
+            .state
+            .applied_index()
+            .saturating_sub(self.snapshot_index);
+        if self.saving.is_some() || behind < self.snapshot_every {
+            return;
+        }
+        let (manifest, bytes) = snapshot::encode(&self.state);
+        self.saving = Some((manifest, bytes, self.node.conf_state()));
+        let took = cx.rng.between(1, 300);
+        cx.after(took, Event::Node(self.id, self.boot, Input::Saved));
+        cx.coverage.hit("deeds", "snapshot taken");
+        self.snapshot_every = cx.rng.between(20, 200);
+    }
+
+    pub(super) fn saved(&mut self) {
+        let Some((manifest, bytes, conf_state)) = self.saving.take() else {
+            return;
+        };
+        if manifest.index <= self.snapshot_index {
+            return;
+        }
+        self.snapshot_index = manifest.index;
+        let snapshot: Snapshot = snapshot_of(&manifest, conf_state);
+        let keep_from = (manifest.index + 1).saturating_sub(self.snapshot_every / 2);
+        self.disk.put(manifest, bytes);
+        self.disk.compact(snapshot.clone(), keep_from);
+        self.node.compact(snapshot, keep_from);
+    }
+}

@@ -1,0 +1,247 @@
+//! A client: submits one job with its key, waits, is told nothing, asks again; may cancel; looks until
+//! the job has ended.
+
+use conclave_coordinator_core::{
+    Reply, job, payload,
+    spec::{self, Defaults},
+};
+use conclave_proto::v1::{
+    Aggregator, AnswerKind, Budget, CancelJobCommand, Choices, ContemplationPolicy, Distill,
+    EarlyAgreement, JobSpec, JobState, Message, Mode, OnUnreachable, ReviewJobCommand,
+    SubmitJobCommand, Verdict, answer_kind::Kind, command::Command as Body,
+};
+use prost::Message as _;
+
+use super::{
+    cx::{Addr, Ask, Cx, Event, Told, Wire},
+    rng::Rng,
+    worker::{HOPELESS, INVALID, POISON},
+};
+
+/// A call without an answer is given up after this, ms: its outcome is unknown.
+const PATIENCE_MS: u64 = 3_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Submit,
+    Cancel,
+    Look,
+    Review,
+    Over,
+}
+
+/// One client and its job.
+pub(super) struct Client {
+    number: u32,
+    key: String,
+    digest: Vec<u8>,
+    spec: JobSpec,
+    cancels: bool,
+    phase: Phase,
+    job_id: String,
+    leader: u64,
+    /// The call under way, when it is given up, and the least a read must show.
+    call: Option<(u64, u64, usize)>,
+}
+
+/// A question; numbers choose its policy.
+fn question(rng: &mut Rng) -> JobSpec {
+    let exact = rng.below(3) > 0;
+    let width = rng.between(1, 4) as u32;
+    let kind = match rng.below(20) {
+        0 => POISON,
+        1 => INVALID,
+        2 => HOPELESS,
+        _ => "question",
+    };
+    let mut policy = ContemplationPolicy {
+        width: Some(width),
+        refine_rounds: Some(rng.below(2) as u32),
+        workspace_tokens: Some(16),
+        exact,
+        review: rng.below(10) == 0,
+        ..ContemplationPolicy::default()
+    };
+    if rng.below(4) == 0 {
+        policy.set_distill(Distill::Agent);
+    }
+    if rng.below(3) == 0 {
+        policy.set_on_unreachable(OnUnreachable::Fail);
+    }
+    policy.set_aggregator(match rng.below(4) {
+        0 => Aggregator::Majority,
+        1 => Aggregator::ConfidenceWeighted,
+        2 => Aggregator::BestOf,
+        _ => Aggregator::Synthesis,
+    });
+    let mut deadline_ms = 0;
+    if !exact {
+        policy.quorum = Some(rng.between(1, u64::from(width)) as u32);
+        policy.early_agreement = (width > 1).then_some(EarlyAgreement { drafts: 2 });
+        if rng.below(4) == 0 {
+            deadline_ms = rng.between(500, 20_000);
+        }
+    }
+    let answer = (rng.below(2) == 0).then(|| {
+        let options = ["yes", "no", "perhaps"].map(str::to_owned).to_vec();
+        AnswerKind {
+            kind: Some(Kind::Choices(Choices { options })),
+        }
+    });
+    JobSpec {
+        mode: Mode::Contemplating as i32,
+        messages: vec![Message {
+            role: "user".into(),
+            content: format!("{kind} {:x}", rng.next()).repeat(rng.between(1, 4) as usize),
+        }],
+        policy: Some(policy),
+        budget: Some(Budget {
+            thought_tokens: Some(rng.between(0, 24) as u32),
+            answer_tokens: Some(rng.between(2, 12) as u32),
+            deadline_ms,
+            ..Budget::default()
+        }),
+        answer,
+        seed: Some(rng.next()),
+        ..JobSpec::default()
+    }
+}
+
+impl Client {
+    /// Client `number` with a question of its own, or with the key of the one before it: then the same
+    /// submission, or (rarely) another one under that key.
+    pub(super) fn new(number: u32, before: Option<&Client>, rng: &mut Rng) -> Client {
+        let twin = before.filter(|_| rng.below(5) == 0);
+        let conflicting = rng.below(4) == 0;
+        let asked = question(rng);
+        let effective = spec::effective(&asked, &Defaults::new(1)).expect("a good spec");
+        let (key, spec, digest) = match twin {
+            Some(twin) if conflicting => (twin.key.clone(), effective, vec![1]),
+            Some(twin) => (twin.key.clone(), twin.spec.clone(), twin.digest.clone()),
+            None => (format!("key-{number}"), effective, vec![0]),
+        };
+        Client {
+            number,
+            key,
+            digest,
+            spec,
+            cancels: rng.below(6) == 0,
+            phase: Phase::Submit,
+            job_id: String::new(),
+            leader: 0,
+            call: None,
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.phase == Phase::Over
+    }
+
+    /// How it stands, for people.
+    pub(super) fn describe(&self) -> String {
+        format!(
+            "client {} of {}: {:?} {}",
+            self.number, self.key, self.phase, self.job_id
+        )
+    }
+
+    fn ask(&self) -> Ask {
+        match self.phase {
+            Phase::Submit => Ask::Propose(Body::SubmitJob(SubmitJobCommand {
+                job_id: String::new(),
+                tenant: "t".into(),
+                idempotency_key: self.key.clone(),
+                request_digest: self.digest.clone(),
+                spec: Some(payload::inline(self.spec.encode_to_vec())),
+                unix_ms: 0,
+                deadline_unix_ms: self.spec.budget.map_or(0, |b| b.deadline_ms) as i64,
+            })),
+            Phase::Cancel => Ask::Propose(Body::CancelJob(CancelJobCommand {
+                job_id: self.job_id.clone(),
+                ..CancelJobCommand::default()
+            })),
+            Phase::Review => Ask::Propose(Body::ReviewJob(ReviewJobCommand {
+                job_id: self.job_id.clone(),
+                verdict: Verdict::Approve as i32,
+                ..ReviewJobCommand::default()
+            })),
+            Phase::Look | Phase::Over => Ask::Get(self.job_id.clone()),
+        }
+    }
+
+    /// Time passed: asks, or asks again.
+    pub(super) fn wake(&mut self, nodes: &[u64], cx: &mut Cx) {
+        if self.is_over() || self.call.is_some_and(|(_, until, _)| cx.now < until) {
+            return;
+        }
+        if self.call.take().is_some() {
+            cx.coverage.hit("deeds", "a call given up");
+            self.leader = 0;
+        }
+        let known = nodes.contains(&self.leader).then_some(self.leader);
+        if let Some(node) = known.or_else(|| cx.rng.pick(nodes)) {
+            let number = cx.number();
+            let floor = cx.ledger.floor(&self.job_id);
+            self.call = Some((number, cx.now + PATIENCE_MS, floor));
+            let ask = Box::new(self.ask());
+            cx.send(
+                Addr::Client(self.number),
+                Addr::Node(node),
+                Wire::Call(number, ask),
+            );
+        }
+        cx.after(PATIENCE_MS, Event::Client(self.number));
+    }
+
+    /// An answer came.
+    pub(super) fn told(&mut self, from: u64, number: u64, told: Told, cx: &mut Cx) {
+        let Some((_, _, floor)) = self.call.take_if(|(n, ..)| *n == number) else {
+            return;
+        };
+        let mut pause = cx.rng.between(50, 400);
+        self.leader = from;
+        match told {
+            Told::NotLeader(hint) => self.leader = hint,
+            Told::Busy | Told::Unknown => {}
+            Told::Applied(reply) => self.applied(reply, cx),
+            Told::Job(None) => {
+                cx.ledger.missing(&self.job_id);
+                self.phase = Phase::Over;
+            }
+            Told::Job(Some((state, events))) => {
+                cx.ledger.read(&self.job_id, floor, events);
+                self.phase = match state {
+                    state if job::is_final(state) => Phase::Over,
+                    JobState::AwaitingReview => Phase::Review,
+                    _ => Phase::Look,
+                };
+                pause += 500;
+            }
+        }
+        cx.after(pause, Event::Client(self.number));
+    }
+
+    fn applied(&mut self, reply: Reply, cx: &mut Cx) {
+        self.phase = match (self.phase, reply) {
+            (Phase::Submit, Reply::Submitted { job_id, existing }) => {
+                cx.ledger.acknowledged(&self.key, &job_id);
+                if existing {
+                    cx.coverage.hit("deeds", "a known key gave its job");
+                }
+                self.job_id = job_id;
+                if self.cancels {
+                    Phase::Cancel
+                } else {
+                    Phase::Look
+                }
+            }
+            (Phase::Submit, Reply::Conflict { .. }) => {
+                cx.coverage
+                    .hit("deeds", "a known key refused another request");
+                Phase::Over
+            }
+            (Phase::Submit, _) => Phase::Submit,
+            _ => Phase::Look,
+        };
+    }
+}

@@ -1,0 +1,276 @@
+//! What every part of the world shares: virtual time, the queue of events, chance, the network, the
+//! ledger of invariants, coverage, the story.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use conclave_coordinator_core::Reply;
+use conclave_proto::v1::{
+    CoordinatorMessage, Hello, JobState, WorkerMessage, command::Command as Body,
+};
+use raft::eraftpb::{ConfChangeType, Message as RaftMessage};
+
+use super::{coverage::Coverage, disk::Damage, invariants::Ledger, rng::Rng, story::Story};
+
+/// Unix ms at the beginning of virtual time.
+const EPOCH_MS: i64 = 1_700_000_000_000;
+
+/// Who sends or receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Addr {
+    Node(u64),
+    Worker(u32),
+    Client(u32),
+}
+
+/// What travels.
+#[derive(Debug, Clone)]
+pub(super) enum Wire {
+    /// Between nodes; with the state behind it, if it is a snapshot.
+    Raft(Box<RaftMessage>, Option<Vec<u8>>),
+    /// A worker opens a session.
+    Hello(u64, Box<Hello>),
+    /// In a session, to the coordinator.
+    Up(u64, Box<WorkerMessage>),
+    /// In a session, to the worker.
+    Down(u64, Box<CoordinatorMessage>),
+    /// A session ends.
+    Close(u64),
+    /// A client's call, numbered.
+    Call(u64, Box<Ask>),
+    /// The answer to one.
+    Told(u64, Box<Told>),
+}
+
+impl Wire {
+    fn session(&self) -> Option<u64> {
+        match self {
+            Wire::Hello(id, _) | Wire::Up(id, _) | Wire::Down(id, _) | Wire::Close(id) => Some(*id),
+            Wire::Raft(..) | Wire::Call(..) | Wire::Told(..) => None,
+        }
+    }
+}
+
+/// What clients ask for.
+#[derive(Debug, Clone)]
+pub(super) enum Ask {
+    /// A command as the API proposes it.
+    Propose(Body),
+    /// A linearizable look at a job.
+    Get(String),
+}
+
+/// What clients are told.
+#[derive(Debug, Clone)]
+pub(super) enum Told {
+    /// Ask this node (0: any other).
+    NotLeader(u64),
+    /// Nothing was done.
+    Busy,
+    /// It may yet be done.
+    Unknown,
+    /// It was applied.
+    Applied(Reply),
+    /// The job: its state, and how many events it has; `None` if there is none.
+    Job(Option<(JobState, usize)>),
+}
+
+/// What happens next to a node.
+#[derive(Debug)]
+pub(super) enum Input {
+    Tick,
+    Wire(Addr, Wire),
+    Lost(u64),
+    Synced,
+    Saved,
+    Change(ConfChangeType, u64),
+    Transfer(u64),
+}
+
+/// What happens next to a worker.
+#[derive(Debug)]
+pub(super) enum WorkerInput {
+    Step,
+    Beat,
+    Dial,
+    Wire(Wire),
+    Lost(u64),
+    /// A prompt was looked at.
+    Looked(u64, Box<WorkerMessage>),
+}
+
+/// What happens next.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// To this start of a node.
+    Node(u64, u64, Input),
+    /// To this start of a worker.
+    Worker(u32, u64, WorkerInput),
+    /// On the network.
+    Arrives(Addr, Addr, Wire),
+    /// A session's end is noticed.
+    Noticed(Addr, u64),
+    Client(u32),
+    Fault,
+    Operator,
+    Boot(u64),
+    Resume(u64),
+    BootWorker(u32),
+    ResumeWorker(u32),
+    Unhang(u32),
+    Heal,
+}
+
+/// How the network behaves now.
+#[derive(Debug, Default)]
+pub(super) struct Net {
+    pub loss_ppm: u64,
+    pub duplicate_ppm: u64,
+    pub reset_ppm: u64,
+    pub slowest_ms: u64,
+    pub blocked: BTreeSet<(Addr, Addr)>,
+    /// Sessions that carry nothing any more.
+    dead: BTreeSet<u64>,
+    /// A session's messages arrive in order: by session and receiver.
+    last: BTreeMap<(u64, Addr), u64>,
+}
+
+impl Net {
+    /// Loses nothing from here on; sessions that are cut stay so.
+    pub(super) fn clear_up(&mut self) {
+        *self = Net {
+            slowest_ms: 10,
+            dead: std::mem::take(&mut self.dead),
+            last: std::mem::take(&mut self.last),
+            ..Net::default()
+        };
+    }
+}
+
+/// What every part of the world shares.
+pub(super) struct Cx {
+    /// Virtual ms.
+    pub now: u64,
+    pub rng: Rng,
+    pub net: Net,
+    pub ledger: Ledger,
+    pub coverage: Coverage,
+    pub story: Story,
+    queue: BTreeMap<(u64, u64), Event>,
+    numbers: u64,
+}
+
+impl Cx {
+    pub(super) fn new(seed: u64, traced: bool, shown: bool) -> Cx {
+        Cx {
+            now: 0,
+            rng: Rng::new(seed),
+            net: Net {
+                slowest_ms: 10,
+                ..Net::default()
+            },
+            ledger: Ledger::default(),
+            coverage: Coverage::default(),
+            story: Story::new(traced, shown),
+            queue: BTreeMap::new(),
+            numbers: 0,
+        }
+    }
+
+    /// A number that no one else has.
+    pub(super) fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// Unix ms of an honest clock.
+    pub(super) fn unix_ms(&self) -> i64 {
+        EPOCH_MS + self.now as i64
+    }
+
+    pub(super) fn after(&mut self, ms: u64, event: Event) {
+        let key = (self.now + ms, self.number());
+        self.queue.insert(key, event);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Event> {
+        let ((at, _), event) = self.queue.pop_first()?;
+        self.now = at;
+        Some(event)
+    }
+
+    pub(super) fn tell(&mut self, line: impl FnOnce() -> String) {
+        self.story.tell(self.now, line);
+    }
+
+    pub(super) fn fault(&mut self, class: &str) {
+        self.coverage.hit("faults", class);
+    }
+
+    pub(super) fn damage(&mut self, damage: Damage) {
+        if damage.lost > 0 {
+            self.coverage.hit("faults", "unsynced writes lost");
+        }
+        if damage.torn {
+            self.coverage.hit("faults", "torn tail");
+        }
+    }
+
+    fn delay(&mut self) -> u64 {
+        let slowest = self.net.slowest_ms;
+        // Most messages are quick, a few are late: so they overtake each other.
+        if self.rng.below(16) == 0 {
+            self.rng.between(1, slowest.max(1))
+        } else {
+            self.rng.between(1, slowest.max(4) / 4)
+        }
+    }
+
+    /// Sends; the network may delay, lose or double it.
+    pub(super) fn send(&mut self, from: Addr, to: Addr, wire: Wire) {
+        if let Some(session) = wire.session() {
+            return self.send_in(session, from, to, wire);
+        }
+        if self.net.blocked.contains(&(from, to)) {
+            return self.coverage.hit("network", "blocked");
+        }
+        if self.rng.ppm(self.net.loss_ppm) {
+            return self.fault("message lost");
+        }
+        if self.rng.ppm(self.net.duplicate_ppm) {
+            self.fault("message doubled");
+            let late = self.delay() + self.rng.below(200);
+            self.after(late, Event::Arrives(from, to, wire.clone()));
+        }
+        let delay = self.delay();
+        self.after(delay, Event::Arrives(from, to, wire));
+    }
+
+    fn send_in(&mut self, session: u64, from: Addr, to: Addr, wire: Wire) {
+        if self.net.dead.contains(&session) {
+            return;
+        }
+        if self.net.blocked.contains(&(from, to)) || self.rng.ppm(self.net.reset_ppm) {
+            self.fault("session broken");
+            return self.cut(session, from, to);
+        }
+        let delay = self.delay();
+        let last = self.net.last.entry((session, to)).or_insert(0);
+        let at = (self.now + delay).max(*last);
+        *last = at;
+        self.after(at - self.now, Event::Arrives(from, to, wire));
+    }
+
+    /// A session carries nothing more; both ends notice, each in its time.
+    pub(super) fn cut(&mut self, session: u64, one: Addr, other: Addr) {
+        if self.net.dead.insert(session) {
+            for end in [one, other] {
+                let late = self.rng.between(50, 3_000);
+                self.after(late, Event::Noticed(end, session));
+            }
+        }
+    }
+
+    pub(super) fn is_cut(&self, session: u64) -> bool {
+        self.net.dead.contains(&session)
+    }
+}

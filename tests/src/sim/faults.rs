@@ -1,0 +1,227 @@
+//! What goes wrong: each seed chooses which classes of faults it has, and how often.
+
+use super::{
+    cx::{Addr, Event},
+    rng::Rng,
+    world::World,
+};
+
+/// A class of faults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    CrashNode,
+    CrashAll,
+    PauseNode,
+    CrashWorker,
+    PauseWorker,
+    HangWorker,
+    DrainWorker,
+    FailStep,
+    Fsync,
+    Isolate,
+    Split,
+    OneWay,
+    Weather,
+    Clock,
+    Transfer,
+    Members,
+}
+
+const ALL: [Class; 16] = [
+    Class::CrashNode,
+    Class::CrashAll,
+    Class::PauseNode,
+    Class::CrashWorker,
+    Class::PauseWorker,
+    Class::HangWorker,
+    Class::DrainWorker,
+    Class::FailStep,
+    Class::Fsync,
+    Class::Isolate,
+    Class::Split,
+    Class::OneWay,
+    Class::Weather,
+    Class::Clock,
+    Class::Transfer,
+    Class::Members,
+];
+
+/// What a seed does to its world.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub classes: Vec<Class>,
+    pub pause_ms: u64,
+}
+
+impl Plan {
+    pub(super) fn draw(rng: &mut Rng) -> Plan {
+        let classes = ALL.into_iter().filter(|_| rng.below(2) == 0).collect();
+        Plan {
+            classes,
+            pause_ms: rng.between(300, 4_000),
+        }
+    }
+}
+
+impl World {
+    /// One fault, and the time of the next.
+    pub(super) fn fault(&mut self) {
+        if self.calm {
+            return;
+        }
+        let pause = self.cx.rng.between(1, self.plan.pause_ms * 2);
+        self.cx.after(pause, Event::Fault);
+        let Some(class) = self.cx.rng.pick(&self.plan.classes) else {
+            return;
+        };
+        let up: Vec<u64> = self.nodes.keys().copied().collect();
+        let Some(node) = self.cx.rng.pick(&up) else {
+            return;
+        };
+        let worker = self.cx.rng.below(u64::from(self.crew)) as u32;
+        self.cx
+            .tell(|| format!("fault: {class:?} (node {node}, worker {worker})"));
+        match class {
+            Class::CrashNode => self.crash(node, "node crashed"),
+            Class::CrashAll if self.cx.rng.below(4) == 0 => {
+                self.cx.fault("all nodes crashed");
+                for node in up {
+                    self.crash(node, "node crashed");
+                }
+            }
+            Class::CrashAll => self.crash(node, "node crashed"),
+            Class::PauseNode => self.pause(node),
+            Class::CrashWorker => self.crash_worker(worker),
+            Class::PauseWorker => self.pause_worker(worker),
+            Class::HangWorker => self.hang_worker(worker),
+            Class::DrainWorker => self.drain_worker(worker),
+            Class::FailStep => self.fail_step(worker),
+            Class::Fsync => {
+                if let Some(node) = self.nodes.get_mut(&node) {
+                    node.disk.fails = true;
+                }
+            }
+            Class::Isolate | Class::Split | Class::OneWay => self.partition(class, node),
+            Class::Weather => self.weather(),
+            Class::Clock => self.step_clock(node),
+            Class::Transfer => self.transfer(node),
+            Class::Members => self.operate(true),
+        }
+    }
+
+    fn pause(&mut self, node: u64) {
+        let Some(running) = self.nodes.get_mut(&node).filter(|n| !n.paused) else {
+            return;
+        };
+        running.paused = true;
+        self.cx.fault("node stood still");
+        let long = self.cx.rng.between(200, 6_000);
+        self.cx.after(long, Event::Resume(node));
+    }
+
+    fn crash_worker(&mut self, worker: u32) {
+        if self.kill_worker(worker) {
+            self.cx.fault("worker crashed");
+            let down = self.cx.rng.between(100, 12_000);
+            self.cx.after(down, Event::BootWorker(worker));
+        }
+    }
+
+    fn pause_worker(&mut self, worker: u32) {
+        let Some(running) = self.workers.get_mut(&worker).filter(|w| !w.paused) else {
+            return;
+        };
+        running.paused = true;
+        self.cx.fault("worker stood still");
+        let long = self.cx.rng.between(200, 12_000);
+        self.cx.after(long, Event::ResumeWorker(worker));
+    }
+
+    fn hang_worker(&mut self, worker: u32) {
+        let Some(running) = self.workers.get_mut(&worker) else {
+            return;
+        };
+        if running.hung_since.is_some() {
+            return;
+        }
+        running.hung_since = Some(self.cx.now);
+        self.cx.fault("engine hung");
+        if running.has_work() {
+            self.cx.fault("engine hung with work");
+        }
+        let long = self.cx.rng.between(1_000, 20_000);
+        self.cx.after(long, Event::Unhang(worker));
+    }
+
+    fn drain_worker(&mut self, worker: u32) {
+        if let Some(running) = self.workers.get_mut(&worker) {
+            running.drain(&mut self.cx);
+            self.cx.fault("worker drained");
+            let later = self.cx.rng.between(500, 5_000);
+            // What drains is stopped, and started anew.
+            self.cx.after(later, Event::BootWorker(worker));
+        }
+    }
+
+    fn fail_step(&mut self, worker: u32) {
+        if let Some(running) = self.workers.get_mut(&worker).filter(|w| w.has_work()) {
+            running.fail_step();
+            self.cx.fault("engine step failed");
+        }
+    }
+
+    /// Cuts one off, or the nodes in two, or one direction of one link.
+    fn partition(&mut self, class: Class, node: u64) {
+        let nodes: Vec<Addr> = self.nodes.keys().copied().map(Addr::Node).collect();
+        let workers: Vec<Addr> = (0..self.crew).map(Addr::Worker).collect();
+        let all: Vec<Addr> = nodes.iter().chain(&workers).copied().collect();
+        let me = Addr::Node(node);
+        let blocked = &mut self.cx.net.blocked;
+        match class {
+            Class::Isolate => {
+                self.cx.coverage.hit("faults", "node isolated");
+                for other in all.iter().filter(|a| **a != me) {
+                    blocked.extend([(me, *other), (*other, me)]);
+                }
+            }
+            Class::Split => {
+                self.cx.coverage.hit("faults", "network split");
+                let side = |a: &Addr, rng: &mut Rng| (*a, rng.below(2) == 0);
+                let sides: Vec<_> = all.iter().map(|a| side(a, &mut self.cx.rng)).collect();
+                for (a, left) in &sides {
+                    let others = sides.iter().filter(|(_, l)| l != left);
+                    blocked.extend(others.map(|(b, _)| (*a, *b)));
+                }
+            }
+            _ => {
+                self.cx.coverage.hit("faults", "one-way link lost");
+                for other in nodes.iter().filter(|a| **a != me) {
+                    blocked.insert((me, *other));
+                }
+            }
+        }
+        let long = self.cx.rng.between(500, 12_000);
+        self.cx.after(long, Event::Heal);
+    }
+
+    fn weather(&mut self) {
+        let net = &mut self.cx.net;
+        net.loss_ppm = [0, 1_000, 20_000, 150_000][self.cx.rng.below(4) as usize];
+        net.duplicate_ppm = [0, 5_000, 50_000][self.cx.rng.below(3) as usize];
+        net.reset_ppm = [0, 500, 5_000][self.cx.rng.below(3) as usize];
+        net.slowest_ms = [5, 50, 400, 2_000][self.cx.rng.below(4) as usize];
+        self.cx.fault("weather changed");
+    }
+
+    fn step_clock(&mut self, node: u64) {
+        if let Some(running) = self.nodes.get_mut(&node) {
+            running.skew_ms = self.cx.rng.below(40_000) as i64 - 20_000;
+            self.cx.fault("clock stepped");
+        }
+    }
+
+    fn transfer(&mut self, to: u64) {
+        self.cx.fault("leadership handed over");
+        self.tell_leader(super::cx::Input::Transfer(to));
+    }
+}

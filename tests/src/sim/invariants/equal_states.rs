@@ -1,0 +1,58 @@
+//! Replicas' states are equal at equal applied index, byte for byte as a snapshot holds them.
+
+use std::collections::BTreeMap;
+
+use conclave_coordinator_core::{State, snapshot};
+
+use super::Check;
+
+/// States are compared at every so many indices, and wherever a snapshot is installed.
+const EVERY: u64 = 24;
+
+#[derive(Debug, Default)]
+pub(super) struct EqualStates(BTreeMap<u64, (u64, Vec<u8>)>);
+
+impl EqualStates {
+    pub(super) fn applied(&mut self, node: u64, state: &State) -> Check {
+        if state.applied_index().is_multiple_of(EVERY) {
+            self.compare(node, state)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) fn compare(&mut self, node: u64, state: &State) -> Check {
+        let (manifest, _) = snapshot::encode(state);
+        let index = manifest.index;
+        let (first, digest) = self
+            .0
+            .entry(index)
+            .or_insert((node, manifest.digest.clone()));
+        if *digest == manifest.digest {
+            Ok(())
+        } else {
+            Err(format!("nodes {first} and {node} differ at {index}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_that_part_are_found() {
+        let mut law = EqualStates::default();
+        let mut one = State::new();
+        one.skip(24, 1);
+        assert_eq!(law.applied(1, &one), Ok(()));
+        assert_eq!(law.applied(2, &one), Ok(()));
+        let other = conclave_proto::v1::SetLogVersion { log_version: 9 };
+        let command = conclave_coordinator_core::codec::command(
+            conclave_proto::v1::command::Command::SetLogVersion(other),
+        );
+        let mut two = State::new();
+        two.apply(24, 1, &command);
+        assert!(law.applied(3, &two).is_err());
+    }
+}

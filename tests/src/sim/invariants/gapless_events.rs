@@ -1,0 +1,25 @@
+//! A job's events are numbered from 1 without gaps or repeats, and never change.
+
+use std::collections::BTreeMap;
+
+use conclave_coordinator_core::job::Job;
+
+use super::Check;
+
+#[derive(Debug, Default)]
+pub(super) struct GaplessEvents(BTreeMap<String, usize>);
+
+impl GaplessEvents {
+    pub(super) fn check(&mut self, job: &Job) -> Check {
+        let before = self.0.insert(job.id.clone(), job.events.len()).unwrap_or(0);
+        if job.events.len() < before {
+            return Err(format!("job {}: events were taken back", job.id));
+        }
+        for (at, event) in job.events.iter().enumerate().skip(before) {
+            if event.index != at as u64 + 1 {
+                return Err(format!("job {}: event {} at {at}", job.id, event.index));
+            }
+        }
+        Ok(())
+    }
+}

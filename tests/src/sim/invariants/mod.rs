@@ -1,0 +1,231 @@
+//! What must hold, one law a file. The [`Ledger`] hears what happens and asks each of them; the first
+//! that does not hold ends the run.
+
+mod audit_chain;
+mod equal_states;
+mod exact_answers;
+mod gapless_events;
+mod log_matching;
+mod nothing_lost;
+mod one_job_a_key;
+mod one_leader;
+mod one_result;
+mod poison_ends;
+mod reads_go_forward;
+mod sound_engine;
+mod stuck_leases;
+mod tokens_once;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use conclave_coordinator_core::{Applied, Reply, State, job::Job, node::Committed};
+use conclave_proto::v1::{Command, JobSpec, command::Command as Body};
+use conclave_worker_core::Fault;
+use raft::eraftpb::Entry;
+
+use super::{coordinator::name_of, cx::Cx};
+
+/// A law that did not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which.
+    pub law: &'static str,
+    /// How.
+    pub what: String,
+}
+
+/// What a check comes to.
+pub(super) type Check = Result<(), String>;
+
+/// All laws, and what they remember.
+#[derive(Default)]
+pub(super) struct Ledger {
+    /// The first that did not hold.
+    pub violation: Option<Violation>,
+    /// Highest applied index that any node reached.
+    pub highest: u64,
+    /// Jobs whose chain was seen sealed.
+    pub sealed: BTreeSet<String>,
+    open: BTreeSet<String>,
+    one_leader: one_leader::OneLeader,
+    log_matching: log_matching::LogMatching,
+    equal_states: equal_states::EqualStates,
+    nothing_lost: nothing_lost::NothingLost,
+    one_job_a_key: one_job_a_key::OneJobAKey,
+    one_result: one_result::OneResult,
+    tokens_once: tokens_once::TokensOnce,
+    gapless_events: gapless_events::GaplessEvents,
+    stuck_leases: stuck_leases::StuckLeases,
+    reads: reads_go_forward::ReadsGoForward,
+    exact_answers: exact_answers::ExactAnswers,
+}
+
+impl Ledger {
+    /// Takes down the first law that does not hold.
+    pub(super) fn hold(&mut self, law: &'static str, check: Check) {
+        if let (Err(what), None) = (check, &self.violation) {
+            self.violation = Some(Violation { law, what });
+        }
+    }
+
+    pub(super) fn leads(&mut self, node: u64, term: u64) {
+        let check = self.one_leader.leads(node, term);
+        self.hold("one leader a term", check);
+    }
+
+    pub(super) fn written(&mut self, node: u64, entries: &[Entry]) {
+        let check = self.log_matching.written(node, entries);
+        self.hold("log matching", check);
+    }
+
+    pub(super) fn committed(&mut self, node: u64, entry: &Committed) {
+        let check = self.log_matching.committed(node, entry);
+        self.hold("log matching", check);
+    }
+
+    pub(super) fn state_at(&mut self, node: u64, state: &State) {
+        let check = self.equal_states.applied(node, state);
+        self.hold("states equal at equal index", check);
+    }
+
+    pub(super) fn installed(&mut self, node: u64, state: &State) {
+        let check = self.equal_states.compare(node, state);
+        self.hold("states equal at equal index", check);
+    }
+
+    /// A client was told that its submission is job `job_id`.
+    pub(super) fn acknowledged(&mut self, key: &str, job_id: &str) {
+        self.nothing_lost.acknowledged(job_id);
+        let check = self.one_job_a_key.told(key, job_id);
+        self.hold("one job a key", check);
+    }
+
+    /// A linearizable read found no such job.
+    pub(super) fn missing(&mut self, job_id: &str) {
+        let check = self.nothing_lost.missing(job_id);
+        self.hold("no acknowledged job is lost", check);
+    }
+
+    /// Events that a read that begins now must show at least.
+    pub(super) fn floor(&self, job_id: &str) -> usize {
+        self.reads.floor(job_id)
+    }
+
+    pub(super) fn read(&mut self, job_id: &str, floor: usize, events: usize) {
+        let check = self.reads.done(job_id, floor, events);
+        self.hold("reads go forward", check);
+    }
+
+    /// A worker process begins an attempt.
+    pub(super) fn started(&mut self, key: &(String, u32, u32), worker: &str, boot: u64) {
+        let check = self.one_result.started(key, worker, boot);
+        self.hold("one current attempt, one result", check);
+    }
+
+    /// A leader renews a lease after a sign of life.
+    pub(super) fn renewed(&mut self, session: u64, steps: u64, has_work: bool) {
+        let check = self.stuck_leases.renewed(session, steps, has_work);
+        self.hold("no lease for a stuck engine", check);
+    }
+
+    pub(super) fn engine(&mut self, worker: &str, fault: Option<Fault>) {
+        self.hold("the engine is sound", sound_engine::check(worker, fault));
+    }
+
+    fn inspect(&mut self, state: &State, job: &Job) {
+        let check = self.gapless_events.check(job);
+        self.hold("events without gaps", check);
+        let check = self.one_result.check(job);
+        self.hold("one current attempt, one result", check);
+        self.hold("poison agents end", poison_ends::check(job));
+        if !job.is_active() && self.sealed.insert(job.id.clone()) {
+            self.open.remove(&job.id);
+            self.hold("the audit chain holds", audit_chain::check(job));
+            let check = self.tokens_once.sealed(job);
+            self.hold("tokens counted once", check);
+            self.exact_answers.ended(state, job);
+        }
+    }
+
+    /// Jobs that this command may have touched.
+    fn touched(&self, command: &Command, applied: &Applied) -> Vec<String> {
+        match &command.command {
+            Some(Body::SubmitJob(_)) => match &applied.reply {
+                Reply::Submitted { job_id, .. } => vec![job_id.clone()],
+                _ => Vec::new(),
+            },
+            Some(Body::PrepareDone(c)) => c.prepared.iter().map(|p| p.job_id.clone()).collect(),
+            Some(Body::Decide(c)) => vec![c.job_id.clone()],
+            Some(Body::Assign(c)) => vec![c.job_id.clone()],
+            Some(Body::AttemptFinished(c)) => c.key.iter().map(|k| k.job_id.clone()).collect(),
+            Some(Body::CancelJob(c)) => vec![c.job_id.clone()],
+            Some(Body::ReviewJob(c)) => vec![c.job_id.clone()],
+            Some(Body::Tick(_) | Body::RegisterWorker(_)) => self.open.iter().cloned().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Jobs of exact answers: the effective spec and the answer given.
+    pub(super) fn exact(&self) -> &BTreeMap<String, (JobSpec, String)> {
+        self.exact_answers.given()
+    }
+
+    /// After the world has come to rest, on the leader's state.
+    pub(super) fn at_rest(&mut self, state: &State) {
+        let check = self.nothing_lost.at_rest(state);
+        self.hold("no acknowledged job is lost", check);
+        let check = self.one_job_a_key.at_rest(state);
+        self.hold("one job a key", check);
+        let check = self.exact_answers.at_rest();
+        self.hold("exact jobs answer the same", check);
+    }
+}
+
+impl Cx {
+    /// A node applied a command. The first one to reach an index is looked at; the others are compared
+    /// with it by their states.
+    pub(super) fn applied(
+        &mut self,
+        node: u64,
+        state: &State,
+        command: &Command,
+        applied: &Applied,
+    ) {
+        let index = state.applied_index();
+        if index <= self.ledger.highest {
+            return;
+        }
+        self.ledger.highest = index;
+        let (name, reply) = (name_of(command), &applied.reply);
+        let kind = name.split(' ').next().unwrap_or_default().to_owned();
+        let outcome = match reply {
+            Reply::Ok | Reply::Submitted { .. } => "taken",
+            _ => "refused",
+        };
+        self.coverage.hit("commands", format!("{kind} {outcome}"));
+        self.tell(|| format!("node {node}: applies {index}, {name}: {reply:?}"));
+        let check = self.ledger.tokens_once.applied(command, applied);
+        self.ledger.hold("tokens counted once", check);
+        let check = self.ledger.one_job_a_key.applied(command, applied);
+        self.ledger.hold("one job a key", check);
+        if let Some(Body::ExpireJobs(c)) = &command.command {
+            let check = self
+                .ledger
+                .nothing_lost
+                .expired(&c.job_ids, &self.ledger.sealed, state);
+            self.ledger.hold("no acknowledged job is lost", check);
+        }
+        let touched = self.ledger.touched(command, applied);
+        for job_id in touched {
+            let Some(job) = state.job(&job_id) else {
+                continue;
+            };
+            if !self.ledger.sealed.contains(&job_id) {
+                self.ledger.open.insert(job_id.clone());
+                let state_name = job.state.as_str_name().trim_start_matches("JOB_STATE_");
+                self.coverage.hit("jobs seen in state", state_name);
+            }
+            self.ledger.inspect(state, job);
+        }
+    }
+}

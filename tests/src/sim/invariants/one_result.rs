@@ -1,0 +1,89 @@
+//! An agent has one current attempt, which runs in one process; one result of it is accepted, and what
+//! was accepted stays.
+
+use std::collections::BTreeMap;
+
+use conclave_coordinator_core::{agent::Agent, job::Job, payload};
+use conclave_proto::v1::AgentState;
+
+use super::Check;
+
+/// An agent as it was last seen: state, attempt, digest of its draft.
+type Seen = (AgentState, u32, Option<Vec<u8>>);
+
+#[derive(Debug, Default)]
+pub(super) struct OneResult {
+    agents: BTreeMap<String, Vec<Seen>>,
+    started: BTreeMap<(String, u32, u32), (String, u64)>,
+}
+
+impl OneResult {
+    /// A worker process begins an attempt.
+    pub(super) fn started(&mut self, key: &(String, u32, u32), worker: &str, boot: u64) -> Check {
+        let here = (worker.to_owned(), boot);
+        let first = self
+            .started
+            .entry(key.clone())
+            .or_insert_with(|| here.clone());
+        if *first == here {
+            Ok(())
+        } else {
+            Err(format!("{key:?} begins on {here:?} and on {first:?}"))
+        }
+    }
+
+    pub(super) fn check(&mut self, job: &Job) -> Check {
+        let now: Vec<Seen> = job.agents.iter().map(seen).collect();
+        let before = self.agents.insert(job.id.clone(), now).unwrap_or_default();
+        if before.len() > job.agents.len() {
+            return Err(format!("job {} lost agents", job.id));
+        }
+        for (agent, (state, attempt, draft)) in job.agents.iter().zip(before) {
+            let name = || format!("job {} agent {}", job.id, agent.spec.agent);
+            if agent.attempt < attempt || agent.attempt > attempt + 1 {
+                return Err(format!(
+                    "{}: attempt {attempt} to {}",
+                    name(),
+                    agent.attempt
+                ));
+            }
+            if agent.attempt > attempt && state != AgentState::Queued {
+                return Err(format!(
+                    "{}: attempt {} while {state:?}",
+                    name(),
+                    agent.attempt
+                ));
+            }
+            let settled = matches!(
+                state,
+                AgentState::Done | AgentState::Failed | AgentState::Cancelled
+            );
+            if settled && agent.state != state {
+                return Err(format!("{}: {state:?} became {:?}", name(), agent.state));
+            }
+            if draft.is_some() && seen(agent).2 != draft {
+                return Err(format!("{}: an accepted draft was replaced", name()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn seen(agent: &Agent) -> Seen {
+    let draft = agent.draft.as_ref().map(payload::digest);
+    (agent.state, agent.attempt, draft)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_in_two_processes_is_found() {
+        let mut law = OneResult::default();
+        let key = ("j".to_owned(), 1, 1);
+        assert_eq!(law.started(&key, "w1", 1), Ok(()));
+        assert_eq!(law.started(&key, "w1", 1), Ok(()));
+        assert!(law.started(&key, "w2", 2).is_err());
+    }
+}

@@ -1,0 +1,19 @@
+//! An agent that fails too often ends, and so does one that fails for good.
+
+use conclave_coordinator_core::{agent::MAX_FAILURES, job::Job};
+use conclave_proto::v1::AgentState;
+
+use super::Check;
+
+pub(super) fn check(job: &Job) -> Check {
+    for agent in &job.agents {
+        let open = matches!(agent.state, AgentState::Queued | AgentState::Running);
+        if agent.failures > MAX_FAILURES || (agent.failures == MAX_FAILURES && open) {
+            return Err(format!(
+                "job {} agent {}: {:?} after {} failures",
+                job.id, agent.spec.agent, agent.state, agent.failures
+            ));
+        }
+    }
+    Ok(())
+}

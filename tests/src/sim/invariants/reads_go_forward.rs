@@ -1,0 +1,46 @@
+//! A linearizable read shows at least what a read that had ended before it began showed.
+
+use std::collections::BTreeMap;
+
+use super::Check;
+
+#[derive(Debug, Default)]
+pub(super) struct ReadsGoForward(BTreeMap<String, usize>);
+
+impl ReadsGoForward {
+    /// Events that a read that begins now must show.
+    pub(super) fn floor(&self, job_id: &str) -> usize {
+        self.0.get(job_id).copied().unwrap_or(0)
+    }
+
+    /// A read that began at this floor showed so many events.
+    pub(super) fn done(&mut self, job_id: &str, floor: usize, events: usize) -> Check {
+        let most = self.0.entry(job_id.to_owned()).or_insert(0);
+        *most = events.max(*most);
+        if events >= floor {
+            Ok(())
+        } else {
+            Err(format!(
+                "job {job_id}: {events} events after {floor} were shown"
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_of_the_past_is_found() {
+        let mut law = ReadsGoForward::default();
+        let early = law.floor("j");
+        assert_eq!(law.done("j", early, 5), Ok(()));
+        assert_eq!(
+            law.done("j", early, 3),
+            Ok(()),
+            "it began before the other ended"
+        );
+        assert!(law.done("j", law.floor("j"), 4).is_err());
+    }
+}

@@ -1,0 +1,107 @@
+//! The simulator: both pure cores in one seeded event loop.
+//!
+//! There is no runtime, no wall clock and no order of a hash map: a run is a function of its seed. N
+//! coordinators (raft node and replicated state of the core, a simulated shell, a disk that forgets),
+//! workers (the engine of the core over its mock runner) and clients talk over a network that delays,
+//! loses, doubles, reorders and cuts. After so many steps faults stop, and the world must come to rest.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | `world` | the loop |
+//! | `coordinator`, `carry`, `leader`, `sessions`, `waiters` | a coordinator and its shell |
+//! | `disk` | lost writes, torn tails, failing fsync |
+//! | `worker`, `mind` | a worker, and what its mock model says |
+//! | `client` | submissions with keys, retries, cancellations, linearizable reads |
+//! | `operator`, `faults` | changes of members; what goes wrong |
+//! | `invariants` | what must hold, one law a file |
+//! | `oracle` | what an exact job answers where nothing fails |
+//! | `coverage`, `story` | what a run met; what happened, line by line |
+//!
+//! Not simulated: payloads that travel by hash (every payload is inline), streams of tokens, versions
+//! of the log.
+
+mod carry;
+mod client;
+mod coordinator;
+mod coverage;
+mod cx;
+mod disk;
+mod faults;
+mod invariants;
+mod leader;
+mod mind;
+mod operator;
+mod oracle;
+mod rng;
+mod sessions;
+mod story;
+mod waiters;
+mod worker;
+mod world;
+
+pub use coverage::Coverage;
+pub use invariants::Violation;
+
+/// What to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// The world's seed.
+    pub seed: u64,
+    /// Events until faults stop.
+    pub steps: u64,
+    /// Keep the story's digest, to compare with a second run.
+    pub twice: bool,
+    /// Print the story.
+    pub trace: bool,
+}
+
+impl Options {
+    /// Events until faults stop, unless told otherwise.
+    pub const STEPS: u64 = 6_000;
+
+    /// A plain run of a seed.
+    pub fn new(seed: u64) -> Options {
+        Options {
+            seed,
+            steps: Options::STEPS,
+            twice: false,
+            trace: false,
+        }
+    }
+
+    /// The command that runs this again, telling its story.
+    pub fn rerun(&self) -> String {
+        let Options { seed, steps, .. } = self;
+        format!(
+            "cargo run --release -p conclave-tests --bin sim -- --seed {seed} --steps {steps} --trace"
+        )
+    }
+}
+
+/// What came of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The world's seed.
+    pub seed: u64,
+    /// Events.
+    pub steps: u64,
+    /// Virtual time that passed, ms.
+    pub virtual_ms: u64,
+    /// Entries that were applied.
+    pub commands: u64,
+    /// Jobs that ended and were sealed.
+    pub jobs: u64,
+    /// The first law that did not hold.
+    pub violation: Option<Violation>,
+    /// What it met.
+    pub coverage: Coverage,
+    /// Lines of its story (0 unless it was kept).
+    pub lines: u64,
+    /// Hash over the story's bytes.
+    pub digest: String,
+}
+
+/// Runs one world to its end.
+pub fn run(options: &Options) -> Outcome {
+    world::World::new(options).run(options)
+}

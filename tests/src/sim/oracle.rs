@@ -1,0 +1,122 @@
+//! What a job answers where nothing fails: one state, no network, no engine, every agent's tokens by
+//! the mock's own rule.
+
+use std::collections::BTreeMap;
+
+use conclave_coordinator_core::{
+    State, codec,
+    contemplate::{self, Context},
+    payload::{self, InlineOnly},
+    placement::{self, Load},
+    view,
+};
+use conclave_proto::v1::{
+    AttemptFinished, AttemptKey, JobSpec, JobState, ModelInfo, PrepareDone, Prepared,
+    RegisterWorker, Start, SubmitJobCommand, attempt_finished, command::Command as Body,
+};
+use conclave_worker_core::SeqId;
+use prost::Message as _;
+
+use super::{mind, worker::CONTEXT};
+
+const JOB: &str = "oracle";
+
+/// The answer of an effective spec.
+///
+/// # Errors
+/// The job does not come to an answer.
+pub(super) fn answer(spec: &JobSpec) -> Result<String, String> {
+    let mut state = State::new();
+    begin(&mut state, spec);
+    for _ in 0..10_000 {
+        let job = state.job(JOB).ok_or("the job was refused")?;
+        if job.is_final() || job.state == JobState::AwaitingReview {
+            let text = job.answer.as_ref().map(|a| a.text.clone());
+            return text.ok_or_else(|| format!("no answer: {}", job.message));
+        }
+        let context = Context {
+            payloads: &InlineOnly,
+            now_unix_ms: 0,
+        };
+        let next = contemplate::next(job, &context).map_err(|e| e.to_string())?;
+        if let Some(decide) = next {
+            apply(&mut state, Body::Decide(decide));
+            continue;
+        }
+        let loads = BTreeMap::from([("w".to_owned(), Load::default())]);
+        for assign in placement::place(&state, &loads, &InlineOnly).assigns {
+            let key = AttemptKey {
+                job_id: JOB.into(),
+                agent: assign.agent,
+                attempt: assign.attempt,
+            };
+            apply(&mut state, Body::Assign(assign));
+            hand_in(&mut state, key)?;
+        }
+    }
+    Err("the faultless run does not end".into())
+}
+
+fn apply(state: &mut State, body: Body) {
+    state.apply(state.applied_index() + 1, 1, &codec::command(body));
+}
+
+fn begin(state: &mut State, spec: &JobSpec) {
+    let model = ModelInfo {
+        name: "mock".into(),
+        digest: vec![7; 32],
+        numeric_class: "mock".into(),
+        context_tokens: CONTEXT,
+    };
+    let register = RegisterWorker {
+        worker_id: "w".into(),
+        incarnation: "i".into(),
+        models: vec![model],
+        max_sequences: 64,
+        ..RegisterWorker::default()
+    };
+    apply(state, Body::RegisterWorker(register));
+    let submit = SubmitJobCommand {
+        job_id: JOB.into(),
+        idempotency_key: JOB.into(),
+        spec: Some(payload::inline(spec.encode_to_vec())),
+        ..SubmitJobCommand::default()
+    };
+    apply(state, Body::SubmitJob(submit));
+    let start = Start {
+        messages: spec.messages.clone(),
+        ..Start::default()
+    };
+    let prepared = Prepared {
+        job_id: JOB.into(),
+        prompt_tokens: mind::prompt(&start).len() as u32,
+        model_digest: vec![7; 32],
+        numeric_class: "mock".into(),
+        model: "mock".into(),
+        context_tokens: CONTEXT,
+        ..Prepared::default()
+    };
+    let done = PrepareDone {
+        prepared: Some(prepared),
+    };
+    apply(state, Body::PrepareDone(done));
+}
+
+fn hand_in(state: &mut State, key: AttemptKey) -> Result<(), String> {
+    let start = view::start(state, &key, 0, &InlineOnly).map_err(|e| e.to_string())?;
+    let start = start.ok_or("an attempt that was placed does not start")?;
+    let plan = mind::plan(&start, SeqId(1));
+    let prompt = &plan.request.tokens;
+    let ids = plan.script.expected(prompt, plan.request.max_tokens);
+    let draft = mind::draft(&start, prompt.len(), &ids, 0, false);
+    let finished = AttemptFinished {
+        key: Some(key),
+        incarnation: "i".into(),
+        result: Some(attempt_finished::Result::Draft(payload::inline(
+            draft.encode_to_vec(),
+        ))),
+        unix_ms: 0,
+    };
+    apply(state, Body::AttemptFinished(finished));
+    Ok(())
+}

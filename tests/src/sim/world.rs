@@ -1,0 +1,380 @@
+//! The world: nodes, workers, clients, and the loop that hands each event to whom it concerns.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Options, Outcome,
+    client::Client,
+    coordinator::{Book, Coordinator, Stop, TICK_MS},
+    cx::{Addr, Cx, Event, Input, Told, Wire, WorkerInput},
+    disk::Disk,
+    faults::Plan,
+    invariants::Violation,
+    worker::Worker,
+};
+
+/// Longest time to come to rest once faults have stopped, virtual ms.
+const REST_MS: u64 = 400_000;
+/// Clients begin within this, virtual ms.
+const RUSH_MS: u64 = 60_000;
+
+/// Everything there is.
+pub(super) struct World {
+    pub cx: Cx,
+    pub nodes: Book,
+    /// Folders of nodes that are down.
+    pub disks: BTreeMap<u64, Disk>,
+    pub workers: BTreeMap<u32, Worker>,
+    pub clients: Vec<Client>,
+    pub plan: Plan,
+    /// Workers, running or not.
+    pub crew: u32,
+    /// Folders made so far.
+    pub minted: u64,
+    pub joining: Option<u64>,
+    /// No more faults.
+    pub calm: bool,
+    steps: u64,
+}
+
+impl World {
+    pub(super) fn new(options: &Options) -> World {
+        let mut cx = Cx::new(options.seed, options.twice, options.trace);
+        let plan = Plan::draw(&mut cx.rng);
+        cx.tell(|| format!("seed {}: {plan:?}", options.seed));
+        let crew = cx.rng.between(1, 4) as u32;
+        let mut world = World {
+            cx,
+            nodes: Book::new(),
+            disks: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            clients: Vec::new(),
+            plan,
+            crew,
+            minted: 1,
+            joining: None,
+            calm: false,
+            steps: 0,
+        };
+        let mut disk = Disk::default();
+        disk.genesis(1);
+        world.start(1, disk);
+        if let Some(first) = world.nodes.get_mut(&1) {
+            // The only voter of a new cluster need not wait.
+            let _ = first.node.campaign();
+        }
+        for worker in 0..crew {
+            world.cx.after(1, Event::BootWorker(worker));
+        }
+        for number in 0..world.cx.rng.between(4, 24) as u32 {
+            let client = Client::new(number, world.clients.last(), &mut world.cx.rng);
+            world.clients.push(client);
+            let start = world.cx.rng.below(RUSH_MS);
+            world.cx.after(start, Event::Client(number));
+        }
+        world.cx.after(1_000, Event::Operator);
+        let first = world.cx.rng.between(1_000, 6_000);
+        world.cx.after(first, Event::Fault);
+        world
+    }
+
+    /// Runs through the faults, then to rest.
+    pub(super) fn run(mut self, options: &Options) -> Outcome {
+        while self.steps < options.steps && self.turn() {}
+        self.end_faults();
+        let until = self.cx.now + REST_MS;
+        let mut rested = false;
+        while !rested && self.cx.now < until && self.turn() {
+            rested = self.steps.is_multiple_of(64) && self.is_at_rest();
+        }
+        if self.cx.ledger.violation.is_none() {
+            if rested {
+                self.judge();
+            } else {
+                let what = self.unrest();
+                self.cx.ledger.violation = Some(Violation {
+                    law: "every job ends once faults stop",
+                    what,
+                });
+            }
+        }
+        let exact = self.cx.ledger.exact().len() as u64;
+        self.cx
+            .coverage
+            .add("deeds", "exact answers compared", exact);
+        let (lines, digest) = self.cx.story.digest();
+        Outcome {
+            seed: options.seed,
+            steps: self.steps,
+            virtual_ms: self.cx.now,
+            commands: self.cx.ledger.highest,
+            jobs: self.cx.ledger.sealed.len() as u64,
+            violation: self.cx.ledger.violation,
+            coverage: self.cx.coverage,
+            lines,
+            digest,
+        }
+    }
+
+    /// One event; false if there are no more, or a law did not hold.
+    fn turn(&mut self) -> bool {
+        let Some(event) = self.cx.pop() else {
+            return false;
+        };
+        self.steps += 1;
+        match event {
+            Event::Node(id, boot, input) => self.to_node(id, boot, input),
+            Event::Worker(number, boot, input) => self.to_worker(number, boot, input),
+            Event::Arrives(from, to, wire) => self.arrives(from, to, wire),
+            Event::Noticed(Addr::Node(id), session) => {
+                let boot = self.nodes.get(&id).map_or(0, |n| n.boot);
+                self.to_node(id, boot, Input::Lost(session));
+            }
+            Event::Noticed(Addr::Worker(number), session) => {
+                let boot = self.workers.get(&number).map_or(0, |w| w.boot);
+                self.to_worker(number, boot, WorkerInput::Lost(session));
+            }
+            Event::Noticed(Addr::Client(_), _) => {}
+            Event::Client(number) => {
+                let nodes = self.addresses();
+                self.clients[number as usize].wake(&nodes, &mut self.cx);
+            }
+            Event::Fault => self.fault(),
+            Event::Operator => self.operator(),
+            Event::Boot(id) => {
+                if let Some(disk) = self.disks.remove(&id) {
+                    self.start(id, disk);
+                }
+            }
+            Event::Resume(id) => self.resume(id),
+            Event::BootWorker(number) => {
+                self.kill_worker(number);
+                let worker = Worker::boot(number, &mut self.cx);
+                self.workers.insert(number, worker);
+            }
+            Event::ResumeWorker(number) => {
+                let nodes = self.addresses();
+                if let Some(worker) = self.workers.get_mut(&number) {
+                    worker.resume(&nodes, &mut self.cx);
+                }
+            }
+            Event::Unhang(number) => {
+                if let Some(worker) = self.workers.get_mut(&number) {
+                    worker.unhang(&mut self.cx);
+                }
+            }
+            Event::Heal => self.cx.net.blocked.clear(),
+        }
+        self.cx.ledger.violation.is_none()
+    }
+
+    /// Nodes as workers and clients know them: those that exist, up or down.
+    fn addresses(&self) -> Vec<u64> {
+        let mut all: Vec<u64> = self
+            .nodes
+            .keys()
+            .chain(self.disks.keys())
+            .copied()
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    pub(super) fn start(&mut self, id: u64, disk: Disk) {
+        match Coordinator::boot(id, disk, &mut self.cx) {
+            Ok(node) => {
+                self.cx.tell(|| format!("node {id}: starts"));
+                self.nodes.insert(id, node);
+            }
+            Err((_, why)) => self.cx.ledger.hold(
+                "a node starts on its disk",
+                Err(format!("node {id}: {why}")),
+            ),
+        }
+    }
+
+    fn to_node(&mut self, id: u64, boot: u64, input: Input) {
+        let Some(node) = self.nodes.get_mut(&id).filter(|n| n.boot == boot) else {
+            return;
+        };
+        if matches!(input, Input::Tick) {
+            self.cx.after(TICK_MS, Event::Node(id, boot, Input::Tick));
+        }
+        let done = node.take(input, &mut self.cx);
+        self.stopped(id, done);
+    }
+
+    fn resume(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.paused = false;
+            let done = node.catch_up(&mut self.cx);
+            self.stopped(id, done);
+        }
+    }
+
+    fn stopped(&mut self, id: u64, done: Result<(), Stop>) {
+        match done {
+            Ok(()) => {}
+            Err(Stop::Fsync) => self.crash(id, "fsync failed"),
+            Err(Stop::Broken(why)) => self.cx.ledger.hold(
+                "what was written can be read",
+                Err(format!("node {id}: {why}")),
+            ),
+        }
+    }
+
+    /// The process is gone, and comes back on what its disk kept.
+    pub(super) fn crash(&mut self, id: u64, class: &'static str) {
+        let Some(node) = self.nodes.remove(&id) else {
+            return;
+        };
+        self.cx.fault(class);
+        self.cx.tell(|| format!("node {id}: {class}"));
+        let disk = node.die(&mut self.cx);
+        self.disks.insert(id, disk);
+        let down = self.cx.rng.between(50, 6_000);
+        self.cx.after(down, Event::Boot(id));
+    }
+
+    pub(super) fn kill_worker(&mut self, number: u32) -> bool {
+        let Some(worker) = self.workers.remove(&number) else {
+            return false;
+        };
+        if let Some((session, node, _)) = worker.session {
+            self.cx.cut(session, Addr::Worker(number), Addr::Node(node));
+        }
+        true
+    }
+
+    fn to_worker(&mut self, number: u32, boot: u64, input: WorkerInput) {
+        let nodes = self.addresses();
+        if let Some(worker) = self.workers.get_mut(&number).filter(|w| w.boot == boot) {
+            worker.take(input, &nodes, &mut self.cx);
+        }
+    }
+
+    fn arrives(&mut self, from: Addr, to: Addr, wire: Wire) {
+        if self.cx.net.blocked.contains(&(from, to)) {
+            return self.cx.coverage.hit("network", "blocked on its way");
+        }
+        let session = match &wire {
+            Wire::Hello(id, _) | Wire::Up(id, _) | Wire::Down(id, _) | Wire::Close(id) => Some(*id),
+            _ => None,
+        };
+        if session.is_some_and(|id| self.cx.is_cut(id)) {
+            return;
+        }
+        self.cx.coverage.hit("network", "delivered");
+        let there = match to {
+            Addr::Node(id) => self.nodes.get(&id).map(|n| n.boot),
+            Addr::Worker(number) => self.workers.get(&number).map(|w| w.boot),
+            Addr::Client(_) => Some(0),
+        };
+        let Some(boot) = there else {
+            if let Some(session) = session {
+                self.cx.cut(session, from, to);
+            }
+            return;
+        };
+        match to {
+            Addr::Node(id) => self.to_node(id, boot, Input::Wire(from, wire)),
+            Addr::Worker(number) => self.to_worker(number, boot, WorkerInput::Wire(wire)),
+            Addr::Client(number) => self.answer(from, number, wire),
+        }
+    }
+
+    fn answer(&mut self, from: Addr, number: u32, wire: Wire) {
+        if let (Addr::Node(node), Wire::Told(call, told)) = (from, wire) {
+            let told: Told = *told;
+            self.clients[number as usize].told(node, call, told, &mut self.cx);
+        }
+    }
+
+    /// No more faults: everything is up, and the network is good.
+    fn end_faults(&mut self) {
+        self.calm = true;
+        self.cx.tell(|| "faults end".to_owned());
+        self.cx.net.clear_up();
+        for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.disk.fails = false;
+            }
+            self.resume(id);
+        }
+        for (id, disk) in std::mem::take(&mut self.disks) {
+            self.start(id, disk);
+        }
+        let nodes = self.addresses();
+        for number in 0..self.crew {
+            match self.workers.get_mut(&number) {
+                Some(worker) => {
+                    worker.unhang(&mut self.cx);
+                    worker.resume(&nodes, &mut self.cx);
+                }
+                None => self.cx.after(1, Event::BootWorker(number)),
+            }
+        }
+    }
+
+    /// Every client is done, no job is open, every member has applied all there is.
+    fn is_at_rest(&self) -> bool {
+        let Some(leader) = self.leader() else {
+            return false;
+        };
+        let last = leader.node.last_index();
+        let conf = leader.node.conf_state();
+        let mut members = conf.voters.iter().chain(&conf.learners);
+        self.clients.iter().all(Client::is_over)
+            && leader.state.active_jobs().next().is_none()
+            && members.all(|id| {
+                let node = self.nodes.get(id);
+                node.is_some_and(|n| n.state.applied_index() == last)
+            })
+    }
+
+    fn judge(&mut self) {
+        let Some(leader) = self.leader().map(|l| l.id) else {
+            return;
+        };
+        for node in self.nodes.values() {
+            if node.state.applied_index() == self.cx.ledger.highest {
+                self.cx.ledger.installed(node.id, &node.state);
+            }
+        }
+        if let Some(leader) = self.nodes.get(&leader) {
+            self.cx.ledger.at_rest(&leader.state);
+        }
+    }
+
+    /// Why the world is not at rest, for people.
+    fn unrest(&self) -> String {
+        let waiting = self.clients.iter().filter(|c| !c.is_over());
+        let clients: Vec<String> = waiting.map(Client::describe).collect();
+        let nodes = self.nodes.values().map(|n| {
+            let open: Vec<String> = n
+                .state
+                .active_jobs()
+                .map(|j| {
+                    format!(
+                        "{} {:?} {:?}",
+                        j.id,
+                        j.state,
+                        j.agents
+                            .iter()
+                            .map(|a| (a.state, a.attempt, a.stopping, a.placement.clone()))
+                            .collect::<Vec<_>>()
+                    )
+                })
+                .collect();
+            format!(
+                "\n  node {} {:?} applied {} of {}: {open:?}",
+                n.id,
+                n.leadership,
+                n.state.applied_index(),
+                n.node.last_index()
+            )
+        });
+        let nodes: String = nodes.collect();
+        format!("not at rest after {REST_MS} ms: {clients:?}{nodes}")
+    }
+}
