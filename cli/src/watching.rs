@@ -48,52 +48,22 @@ async fn follow_within(
     client: &Client,
     job_id: &str,
     tokens: bool,
-    mut cursor: Vec<u8>,
+    cursor: Vec<u8>,
     mut seen: impl FnMut(Seen<'_>, &[u8]) -> Result<(), CliError>,
 ) -> Result<Job, CliError> {
-    let mut last_word = Instant::now();
-    let mut pause = Pause::new(client.links().len());
+    let mut watch = Watch::new(client, cursor);
     loop {
         let link = client.preferred().clone();
         let request = WatchJobRequest {
             job_id: job_id.to_owned(),
-            cursor: cursor.clone(),
+            cursor: watch.cursor.clone(),
             tokens,
         };
         let status = match open(&link, request).await {
-            Ok(mut stream) => {
-                let opened = Instant::now();
-                let status = loop {
-                    let WatchJobResponse {
-                        update,
-                        cursor: next,
-                    } = match stream.message().await {
-                        Ok(Some(response)) => response,
-                        Ok(None) => {
-                            break Status::unavailable("the stream ended before the job did");
-                        }
-                        Err(status) => break status,
-                    };
-                    last_word = Instant::now();
-                    pause = Pause::new(client.links().len());
-                    if !next.is_empty() {
-                        cursor = next;
-                    }
-                    // Of an update that this build does not know only the cursor counts.
-                    let Some(update) = update else { continue };
-                    seen(Seen::Update(&update), &cursor)?;
-                    if let Update::Done(job) = update {
-                        return Ok(job);
-                    }
-                };
-                // An agent may think for minutes between two events: keepalive vouched for
-                // the peer until now.
-                if opened.elapsed() >= SERVED {
-                    last_word = Instant::now();
-                    pause = Pause::new(client.links().len());
-                }
-                status
-            }
+            Ok(stream) => match watch.drain(stream, &mut seen).await? {
+                Ended::Done(job) => return Ok(*job),
+                Ended::Broken(status) => status,
+            },
             Err(status) => status,
         };
         if !may_retry(&status) {
@@ -107,17 +77,85 @@ async fn follow_within(
                 endpoint: link.address(),
                 reason: status.message(),
             },
-            &cursor,
+            &watch.cursor,
         )?;
         client.pass_over();
-        let wait = pause.next(&status);
-        if last_word.elapsed() + wait > patience {
+        let wait = watch.pause.next(&status);
+        if watch.last_word.elapsed() + wait > patience {
             let error = client.unreachable("WatchJob", &link, &status);
             return Err(CliError::Unavailable(format!(
                 "{error}\n  The job goes on: `conclave watch {job_id}` resumes."
             )));
         }
         tokio::time::sleep(wait).await;
+    }
+}
+
+/// How a stream ended.
+enum Ended {
+    /// With the job.
+    Done(Box<Job>),
+    /// Before the job did.
+    Broken(Status),
+}
+
+/// Where a watch stands, over all of its streams.
+struct Watch<'a> {
+    client: &'a Client,
+    cursor: Vec<u8>,
+    last_word: Instant,
+    pause: Pause,
+}
+
+impl<'a> Watch<'a> {
+    fn new(client: &'a Client, cursor: Vec<u8>) -> Self {
+        Self {
+            client,
+            cursor,
+            last_word: Instant::now(),
+            pause: Pause::new(client.links().len()),
+        }
+    }
+
+    /// The cluster spoke: waiting starts over.
+    fn heard(&mut self) {
+        self.last_word = Instant::now();
+        self.pause = Pause::new(self.client.links().len());
+    }
+
+    /// Tells `seen` every update of one stream.
+    async fn drain(
+        &mut self,
+        mut stream: tonic::Streaming<WatchJobResponse>,
+        seen: &mut impl FnMut(Seen<'_>, &[u8]) -> Result<(), CliError>,
+    ) -> Result<Ended, CliError> {
+        let opened = Instant::now();
+        let status = loop {
+            let WatchJobResponse {
+                update,
+                cursor: next,
+            } = match stream.message().await {
+                Ok(Some(response)) => response,
+                Ok(None) => break Status::unavailable("the stream ended before the job did"),
+                Err(status) => break status,
+            };
+            self.heard();
+            if !next.is_empty() {
+                self.cursor = next;
+            }
+            // Of an update that this build does not know only the cursor counts.
+            let Some(update) = update else { continue };
+            seen(Seen::Update(&update), &self.cursor)?;
+            if let Update::Done(job) = update {
+                return Ok(Ended::Done(Box::new(job)));
+            }
+        };
+        // An agent may think for minutes between two events: keepalive vouched for
+        // the peer until now.
+        if opened.elapsed() >= SERVED {
+            self.heard();
+        }
+        Ok(Ended::Broken(status))
     }
 }
 
