@@ -36,7 +36,7 @@ const FLOORS: &[(&str, &str, u64)] = &[
     ("faults", "node crashed", 200),
     ("faults", "node stood still", 50),
     ("faults", "worker crashed", 100),
-    ("faults", "engine hung with work", 5),
+    ("faults", "engine hung with work", 100),
     ("faults", "fsync failed", 50),
     ("faults", "network split", 50),
     ("faults", "one-way link lost", 50),

@@ -13,9 +13,9 @@ use conclave_proto::v1::{
 use prost::Message as _;
 
 use super::{
+    attempts::{HOPELESS, INVALID, POISON},
     cx::{Addr, Ask, Cx, Event, Told, Wire},
     rng::Rng,
-    worker::{HOPELESS, INVALID, POISON},
 };
 
 /// A call without an answer is given up after this, ms: its outcome is unknown.

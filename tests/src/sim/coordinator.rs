@@ -8,8 +8,7 @@ use conclave_coordinator_core::{
     node::{Leadership, Node, NodeConfig, Output},
     snapshot,
 };
-use conclave_proto::v1::{Command, command::Command as Body};
-use prost::Message as _;
+use conclave_proto::v1::command::Command as Body;
 use raft::eraftpb::{ConfState, MessageType};
 
 use super::{
@@ -58,21 +57,15 @@ pub(super) enum Stop {
 
 impl Coordinator {
     /// Starts on what the disk holds.
-    pub(super) fn boot(id: u64, disk: Disk, cx: &mut Cx) -> Result<Coordinator, (Disk, String)> {
-        let (restored, state) = match disk.open() {
-            Ok(found) => found,
-            Err(why) => return Err((disk, why)),
-        };
+    pub(super) fn boot(id: u64, disk: Disk, cx: &mut Cx) -> Result<Coordinator, String> {
+        let (restored, state) = disk.open()?;
         let snapshot_index = restored.applied;
         let config = NodeConfig {
             max_message_bytes: 16 << 10,
             max_inflight: 8,
             ..NodeConfig::new(id, cx.rng.next())
         };
-        let node = match Node::new(&config, restored) {
-            Ok(node) => node,
-            Err(error) => return Err((disk, error.to_string())),
-        };
+        let node = Node::new(&config, restored).map_err(|error| error.to_string())?;
         let boot = cx.number();
         let first = cx.rng.between(1, TICK_MS);
         cx.after(first, Event::Node(id, boot, Input::Tick));
@@ -183,7 +176,7 @@ impl Coordinator {
                 let _ = self.node.step(*message);
             }
             Wire::Hello(id, hello) => self.hello(id, from, *hello, cx),
-            Wire::Up(id, message) => self.from_worker(id, *message, cx),
+            Wire::Up(id, message) => self.hear(id, *message, cx),
             Wire::Close(id) => self.sessions.close(id),
             Wire::Call(number, ask) => self.asked(from, number, *ask, cx),
             Wire::Down(..) | Wire::Told(..) => {}
@@ -339,7 +332,11 @@ impl Coordinator {
 
     /// The process is gone.
     pub(super) fn die(mut self, cx: &mut Cx) -> Disk {
-        for (session, peer) in self.sessions.all() {
+        let waiting = self.inbox.iter().filter_map(|input| match input {
+            Input::Wire(from, wire) => Some((wire.session()?, *from)),
+            _ => None,
+        });
+        for (session, peer) in self.sessions.all().into_iter().chain(waiting) {
             cx.cut(session, Addr::Node(self.id), peer);
         }
         let damage = self.disk.crash(&mut cx.rng);
@@ -348,15 +345,5 @@ impl Coordinator {
     }
 }
 
-/// A command's name and size, for the story.
-pub(super) fn name_of(command: &Command) -> String {
-    let debug = command
-        .command
-        .as_ref()
-        .map_or_else(|| "nothing".to_owned(), |body| format!("{body:?}"));
-    let name = debug.split('(').next().unwrap_or_default();
-    format!("{name} ({} bytes)", command.encoded_len())
-}
-
-/// The address book of a story: unused numbers stay out.
+/// Running coordinators by id.
 pub(super) type Book = BTreeMap<u64, Coordinator>;

@@ -42,7 +42,8 @@ pub(super) enum Wire {
 }
 
 impl Wire {
-    fn session(&self) -> Option<u64> {
+    /// The session that it belongs to.
+    pub(super) fn session(&self) -> Option<u64> {
         match self {
             Wire::Hello(id, _) | Wire::Up(id, _) | Wire::Down(id, _) | Wire::Close(id) => Some(*id),
             Wire::Raft(..) | Wire::Call(..) | Wire::Told(..) => None,

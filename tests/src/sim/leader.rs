@@ -157,7 +157,7 @@ impl Coordinator {
                 let now = self.state.unix_ms().max(self.unix_ms(cx));
                 if let Ok(Some(start)) = view::start(&self.state, &key, now, &InlineOnly) {
                     let start = ToWorker::Start(start);
-                    self.to_worker(&worker_id, Some(&incarnation), start, cx);
+                    self.speak_to(&worker_id, Some(&incarnation), start, cx);
                 }
             }
             Effect::Cancel {
@@ -170,10 +170,10 @@ impl Coordinator {
                     key: Some(key),
                     reason,
                 });
-                self.to_worker(&worker_id, Some(&incarnation), cancel, cx);
+                self.speak_to(&worker_id, Some(&incarnation), cancel, cx);
             }
             Effect::Ack { worker_id, keys } => {
-                self.to_worker(&worker_id, None, ToWorker::Ack(Ack { keys }), cx);
+                self.speak_to(&worker_id, None, ToWorker::Ack(Ack { keys }), cx);
             }
             Effect::JobChanged { job_id } => {
                 if let Some(lead) = &mut self.lead {

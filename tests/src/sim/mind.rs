@@ -43,7 +43,7 @@ pub(super) fn plan(start: &Start, seq: SeqId) -> Plan {
     let budget = thought + spec.answer_tokens as usize;
     let first = prompt.len();
     // Some stop before their budget ends, but never within the thought.
-    let early = mix(spec.seed) % 3 == 0 && spec.answer_tokens > 3;
+    let early = mix(spec.seed).is_multiple_of(3) && spec.answer_tokens > 3;
     let script = Script {
         seed: spec.seed,
         stop_at: early.then_some((first + budget - 2, engine::StopReason::EndOfText)),

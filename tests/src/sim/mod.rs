@@ -10,16 +10,17 @@
 //! | `world` | the loop |
 //! | `coordinator`, `carry`, `leader`, `sessions`, `waiters` | a coordinator and its shell |
 //! | `disk` | lost writes, torn tails, failing fsync |
-//! | `worker`, `mind` | a worker, and what its mock model says |
+//! | `worker`, `attempts`, `mind` | a worker, and what its mock model says |
 //! | `client` | submissions with keys, retries, cancellations, linearizable reads |
 //! | `operator`, `faults` | changes of members; what goes wrong |
 //! | `invariants` | what must hold, one law a file |
 //! | `oracle` | what an exact job answers where nothing fails |
-//! | `coverage`, `story` | what a run met; what happened, line by line |
+//! | `coverage`, `story`, `words` | what a run met; what happened, line by line |
 //!
 //! Not simulated: payloads that travel by hash (every payload is inline), streams of tokens, versions
 //! of the log.
 
+mod attempts;
 mod carry;
 mod client;
 mod coordinator;
@@ -36,6 +37,7 @@ mod rng;
 mod sessions;
 mod story;
 mod waiters;
+mod words;
 mod worker;
 mod world;
 

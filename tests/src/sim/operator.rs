@@ -55,11 +55,13 @@ impl World {
             self.tell_leader(Input::Change(ConfChangeType::AddLearnerNode, id));
         } else if members < SIZE || (restless && members < SIZE + 2 && self.cx.rng.below(2) == 0) {
             self.join();
-        } else if restless && conf.voters.len() > 2 && self.minted < MOST_NODES {
-            if let Some(id) = self.cx.rng.pick(&conf.voters) {
-                self.cx.fault("member removed");
-                self.tell_leader(Input::Change(ConfChangeType::RemoveNode, id));
-            }
+        } else if restless
+            && conf.voters.len() > 2
+            && self.minted < MOST_NODES
+            && let Some(id) = self.cx.rng.pick(&conf.voters)
+        {
+            self.cx.fault("member removed");
+            self.tell_leader(Input::Change(ConfChangeType::RemoveNode, id));
         }
     }
 

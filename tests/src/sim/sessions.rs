@@ -78,7 +78,7 @@ impl Sessions {
 
 impl Coordinator {
     /// Sends to the worker's session; to any of its processes if none is named.
-    pub(super) fn to_worker(
+    pub(super) fn speak_to(
         &mut self,
         worker_id: &str,
         incarnation: Option<&str>,
@@ -187,7 +187,7 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn from_worker(
+    pub(super) fn hear(
         &mut self,
         id: u64,
         message: conclave_proto::v1::WorkerMessage,

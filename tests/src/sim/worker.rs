@@ -4,39 +4,19 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use conclave_proto::v1::{
-    AttemptError, AttemptKey, AttemptResult, CoordinatorMessage, Draft, ErrorKind, Heartbeat,
-    Hello, ModelInfo, Prepare, Prepared, Start, WorkerMessage, attempt_result,
+    AttemptResult, CoordinatorMessage, Heartbeat, Hello, ModelInfo, WorkerMessage,
     coordinator_message::Message as ToWorker, worker_message::Message as FromWorker,
 };
-use conclave_worker_core::{
-    Engine, EngineError, Event as EngineEvent, Limits, Report, Request, SeqId, StopReason,
-    mock::MockRunner,
-};
+use conclave_worker_core::{Engine, Event as EngineEvent, Limits, Report, SeqId, mock::MockRunner};
 
 use super::{
+    attempts::{Key, Live, attempt_key, key_of},
     cx::{Addr, Cx, Event, Wire, WorkerInput},
-    mind::{self, Plan},
     sessions::BEAT_MS,
 };
 
-/// A job whose question holds this fails with every attempt, but not for good.
-pub(super) const POISON: &str = "poison";
-/// A job whose question holds this is refused by the worker that looks at it.
-pub(super) const INVALID: &str = "invalid";
-/// A job whose question holds this fails for good with its first attempt.
-pub(super) const HOPELESS: &str = "hopeless";
 /// Longest sequence, tokens.
 pub(super) const CONTEXT: u32 = 4_096;
-
-type Key = (String, u32, u32);
-
-struct Live {
-    seq: SeqId,
-    start: Start,
-    prompt: usize,
-    ids: Vec<u32>,
-    cached: usize,
-}
 
 /// A running worker process.
 pub(super) struct Worker {
@@ -44,46 +24,22 @@ pub(super) struct Worker {
     pub boot: u64,
     pub paused: bool,
     /// Makes no more steps, and says so to nobody.
-    pub hung_since: Option<u64>,
-    /// The session, its node, and when it opened.
-    pub session: Option<(u64, u64, u64)>,
-    engine: Engine<MockRunner>,
+    pub hung: bool,
+    /// The session and its node.
+    pub session: Option<(u64, u64)>,
+    pub(super) engine: Engine<MockRunner>,
     report: Report,
     steps: u64,
     stepping: bool,
     term: u64,
-    live: BTreeMap<Key, Live>,
-    by_seq: BTreeMap<SeqId, Key>,
-    results: BTreeMap<Key, AttemptResult>,
-    next_seq: u64,
+    pub(super) live: BTreeMap<Key, Live>,
+    pub(super) by_seq: BTreeMap<SeqId, Key>,
+    pub(super) results: BTreeMap<Key, AttemptResult>,
+    pub(super) next_seq: u64,
     leader: u64,
-    draining: bool,
+    pub(super) draining: bool,
     inbox: VecDeque<WorkerInput>,
     step_ms: u64,
-}
-
-fn key_of(key: &AttemptKey) -> Key {
-    (key.job_id.clone(), key.agent, key.attempt)
-}
-
-fn attempt_key(key: &Key) -> AttemptKey {
-    AttemptKey {
-        job_id: key.0.clone(),
-        agent: key.1,
-        attempt: key.2,
-    }
-}
-
-fn failed(kind: ErrorKind, message: &str) -> attempt_result::Result {
-    attempt_result::Result::Error(AttemptError {
-        kind: kind as i32,
-        message: message.into(),
-    })
-}
-
-fn question(start: &Start) -> String {
-    let last = start.messages.last();
-    last.map(|m| m.content.clone()).unwrap_or_default()
 }
 
 impl Worker {
@@ -105,7 +61,7 @@ impl Worker {
             number,
             boot,
             paused: false,
-            hung_since: None,
+            hung: false,
             session: None,
             engine,
             report: Report::default(),
@@ -139,7 +95,7 @@ impl Worker {
         self.engine.has_work()
     }
 
-    fn later(&self, ms: u64, input: WorkerInput, cx: &mut Cx) {
+    pub(super) fn later(&self, ms: u64, input: WorkerInput, cx: &mut Cx) {
         cx.after(ms, Event::Worker(self.number, self.boot, input));
     }
 
@@ -179,7 +135,7 @@ impl Worker {
         // The next try goes elsewhere, unless this one is welcomed.
         self.leader = 0;
         let session = cx.number();
-        self.session = Some((session, node, cx.now));
+        self.session = Some((session, node));
         let hello = Hello {
             worker_id: self.worker_id(),
             incarnation: self.incarnation(),
@@ -209,15 +165,15 @@ impl Worker {
     }
 
     fn lost(&mut self, session: u64, cx: &mut Cx) {
-        if self.session.is_some_and(|(open, ..)| open == session) {
+        if self.session.is_some_and(|(open, _)| open == session) {
             self.session = None;
             let wait = cx.rng.between(50, 500);
             self.later(wait, WorkerInput::Dial, cx);
         }
     }
 
-    fn say(&mut self, session: u64, message: WorkerMessage, cx: &mut Cx) {
-        if let Some((open, node, _)) = self.session
+    pub(super) fn say(&mut self, session: u64, message: WorkerMessage, cx: &mut Cx) {
+        if let Some((open, node)) = self.session
             && open == session
         {
             cx.send(
@@ -229,7 +185,7 @@ impl Worker {
     }
 
     fn hear(&mut self, session: u64, message: CoordinatorMessage, cx: &mut Cx) {
-        let Some((open, node, _)) = self.session else {
+        let Some((open, node)) = self.session else {
             return;
         };
         if open != session {
@@ -263,103 +219,7 @@ impl Worker {
         }
     }
 
-    fn prepare(&mut self, session: u64, prepare: Prepare, cx: &mut Cx) {
-        let spec = prepare.spec.unwrap_or_default();
-        let start = Start {
-            messages: spec.messages,
-            ..Start::default()
-        };
-        let invalid = question(&start).contains(INVALID);
-        let prepared = Prepared {
-            job_id: prepare.job_id,
-            error: if invalid {
-                "the question is invalid".into()
-            } else {
-                String::new()
-            },
-            prompt_tokens: mind::prompt(&start).len() as u32,
-            model_digest: vec![7; 32],
-            numeric_class: "mock".into(),
-            model: "mock".into(),
-            context_tokens: CONTEXT,
-            retry: cx.rng.below(16) == 0,
-            ..Prepared::default()
-        };
-        let message = WorkerMessage {
-            message: Some(FromWorker::Prepared(prepared)),
-        };
-        let took = cx.rng.between(1, 100);
-        self.later(took, WorkerInput::Looked(session, Box::new(message)), cx);
-    }
-
-    /// At most once per attempt, whatever is sent twice.
-    fn start(&mut self, start: Start, cx: &mut Cx) {
-        let Some(key) = start.key.as_ref().map(key_of) else {
-            return;
-        };
-        if start.incarnation != self.incarnation() || self.live.contains_key(&key) {
-            return;
-        }
-        if let Some(result) = self.results.get(&key).cloned() {
-            return self.send_result(result, cx);
-        }
-        cx.ledger.started(&key, &self.worker_id(), self.boot);
-        if self.draining {
-            return self.keep(key, failed(ErrorKind::Drained, "drains"), cx);
-        }
-        let asked = question(&start);
-        if asked.contains(HOPELESS) {
-            return self.keep(key, failed(ErrorKind::Permanent, "hopeless"), cx);
-        }
-        if asked.contains(POISON) {
-            return self.keep(key, failed(ErrorKind::Transient, "poisoned"), cx);
-        }
-        self.next_seq += 1;
-        let seq = SeqId(self.next_seq);
-        let Plan { request, script } = mind::plan(&start, seq);
-        self.take_on(key, seq, start, request, cx);
-        if self.by_seq.contains_key(&seq) {
-            self.engine.runner_mut().script(seq, script);
-        }
-    }
-
-    fn take_on(&mut self, key: Key, seq: SeqId, start: Start, request: Request, cx: &mut Cx) {
-        let prompt = request.tokens.len();
-        match self.engine.submit(request) {
-            Ok(()) => {}
-            Err(EngineError::QueueFull { .. }) => {
-                return self.keep(key, failed(ErrorKind::Transient, "the queue is full"), cx);
-            }
-            Err(error) => {
-                return self.keep(key, failed(ErrorKind::Permanent, &error.to_string()), cx);
-            }
-        }
-        self.by_seq.insert(seq, key.clone());
-        let live = Live {
-            seq,
-            start,
-            prompt,
-            ids: Vec::new(),
-            cached: 0,
-        };
-        self.live.insert(key, live);
-        self.wake(cx);
-    }
-
-    fn cancel(&mut self, key: &Key, cx: &mut Cx) {
-        if let Some(seq) = self.live.get(key).map(|l| l.seq) {
-            if let Ok(finished) = self.engine.cancel(seq) {
-                self.ended(seq, finished.reason, finished.cached_prompt_tokens, cx);
-            }
-        } else if let Some(result) = self.results.get(key).cloned() {
-            self.send_result(result, cx);
-        } else {
-            let result = failed(ErrorKind::Transient, "cancelled before it began");
-            self.keep(key.clone(), result, cx);
-        }
-    }
-
-    fn wake(&mut self, cx: &mut Cx) {
+    pub(super) fn wake(&mut self, cx: &mut Cx) {
         if !self.stepping && self.engine.has_work() {
             self.stepping = true;
             self.later(self.step_ms, WorkerInput::Step, cx);
@@ -367,14 +227,14 @@ impl Worker {
     }
 
     pub(super) fn unhang(&mut self, cx: &mut Cx) {
-        self.hung_since = None;
+        self.hung = false;
         self.wake(cx);
     }
 
     fn step(&mut self, cx: &mut Cx) {
         self.stepping = false;
-        if self.hung_since.is_some() {
-            return;
+        if self.hung {
+            return cx.fault("engine hung with work");
         }
         if self.engine.step(&mut self.report).is_err() {
             cx.coverage.hit("deeds", "engine step failed");
@@ -406,48 +266,10 @@ impl Worker {
         self.wake(cx);
     }
 
-    fn ended(&mut self, seq: SeqId, reason: StopReason, cached: usize, cx: &mut Cx) {
-        let Some(key) = self.by_seq.remove(&seq) else {
-            return;
-        };
-        let Some(mut live) = self.live.remove(&key) else {
-            return;
-        };
-        live.cached = cached;
-        let result = if reason == StopReason::Failed {
-            failed(ErrorKind::Transient, "the step failed")
-        } else {
-            let cut = reason == StopReason::Cancelled;
-            let draft: Draft = mind::draft(&live.start, live.prompt, &live.ids, live.cached, cut);
-            attempt_result::Result::Draft(draft)
-        };
-        self.keep(key, result, cx);
-    }
-
-    /// Keeps a result until it is acknowledged, and sends it.
-    fn keep(&mut self, key: Key, result: attempt_result::Result, cx: &mut Cx) {
-        let result = AttemptResult {
-            key: Some(attempt_key(&key)),
-            incarnation: self.incarnation(),
-            result: Some(result),
-        };
-        self.results.insert(key, result.clone());
-        self.send_result(result, cx);
-    }
-
-    fn send_result(&mut self, result: AttemptResult, cx: &mut Cx) {
-        if let Some((session, ..)) = self.session {
-            let message = WorkerMessage {
-                message: Some(FromWorker::Result(result)),
-            };
-            self.say(session, message, cx);
-        }
-    }
-
     /// A sign of life; and what was not acknowledged is sent again now and then.
     fn beat(&mut self, cx: &mut Cx) {
         self.later(BEAT_MS, WorkerInput::Beat, cx);
-        let Some((session, ..)) = self.session else {
+        let Some((session, _)) = self.session else {
             return;
         };
         let stats = self.engine.stats();
@@ -472,7 +294,7 @@ impl Worker {
     /// Takes nothing new from here on.
     pub(super) fn drain(&mut self, cx: &mut Cx) {
         self.draining = true;
-        if let Some((session, ..)) = self.session {
+        if let Some((session, _)) = self.session {
             let message = WorkerMessage {
                 message: Some(FromWorker::Draining(conclave_proto::v1::Draining {})),
             };

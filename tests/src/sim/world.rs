@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use conclave_coordinator_core::agent::Agent;
+
 use super::{
     Options, Outcome,
     client::Client,
@@ -10,6 +12,7 @@ use super::{
     disk::Disk,
     faults::Plan,
     invariants::Violation,
+    words,
     worker::Worker,
 };
 
@@ -123,16 +126,16 @@ impl World {
         };
         self.steps += 1;
         match event {
-            Event::Node(id, boot, input) => self.to_node(id, boot, input),
-            Event::Worker(number, boot, input) => self.to_worker(number, boot, input),
+            Event::Node(id, boot, input) => self.give_node(id, boot, input),
+            Event::Worker(number, boot, input) => self.give_worker(number, boot, input),
             Event::Arrives(from, to, wire) => self.arrives(from, to, wire),
             Event::Noticed(Addr::Node(id), session) => {
                 let boot = self.nodes.get(&id).map_or(0, |n| n.boot);
-                self.to_node(id, boot, Input::Lost(session));
+                self.give_node(id, boot, Input::Lost(session));
             }
             Event::Noticed(Addr::Worker(number), session) => {
                 let boot = self.workers.get(&number).map_or(0, |w| w.boot);
-                self.to_worker(number, boot, WorkerInput::Lost(session));
+                self.give_worker(number, boot, WorkerInput::Lost(session));
             }
             Event::Noticed(Addr::Client(_), _) => {}
             Event::Client(number) => {
@@ -186,14 +189,14 @@ impl World {
                 self.cx.tell(|| format!("node {id}: starts"));
                 self.nodes.insert(id, node);
             }
-            Err((_, why)) => self.cx.ledger.hold(
+            Err(why) => self.cx.ledger.hold(
                 "a node starts on its disk",
                 Err(format!("node {id}: {why}")),
             ),
         }
     }
 
-    fn to_node(&mut self, id: u64, boot: u64, input: Input) {
+    fn give_node(&mut self, id: u64, boot: u64, input: Input) {
         let Some(node) = self.nodes.get_mut(&id).filter(|n| n.boot == boot) else {
             return;
         };
@@ -240,13 +243,13 @@ impl World {
         let Some(worker) = self.workers.remove(&number) else {
             return false;
         };
-        if let Some((session, node, _)) = worker.session {
+        if let Some((session, node)) = worker.session {
             self.cx.cut(session, Addr::Worker(number), Addr::Node(node));
         }
         true
     }
 
-    fn to_worker(&mut self, number: u32, boot: u64, input: WorkerInput) {
+    fn give_worker(&mut self, number: u32, boot: u64, input: WorkerInput) {
         let nodes = self.addresses();
         if let Some(worker) = self.workers.get_mut(&number).filter(|w| w.boot == boot) {
             worker.take(input, &nodes, &mut self.cx);
@@ -254,13 +257,14 @@ impl World {
     }
 
     fn arrives(&mut self, from: Addr, to: Addr, wire: Wire) {
+        let session = wire.session();
         if self.cx.net.blocked.contains(&(from, to)) {
+            // A stream loses nothing and goes on: it breaks.
+            if let Some(session) = session {
+                self.cx.cut(session, from, to);
+            }
             return self.cx.coverage.hit("network", "blocked on its way");
         }
-        let session = match &wire {
-            Wire::Hello(id, _) | Wire::Up(id, _) | Wire::Down(id, _) | Wire::Close(id) => Some(*id),
-            _ => None,
-        };
         if session.is_some_and(|id| self.cx.is_cut(id)) {
             return;
         }
@@ -277,8 +281,8 @@ impl World {
             return;
         };
         match to {
-            Addr::Node(id) => self.to_node(id, boot, Input::Wire(from, wire)),
-            Addr::Worker(number) => self.to_worker(number, boot, WorkerInput::Wire(wire)),
+            Addr::Node(id) => self.give_node(id, boot, Input::Wire(from, wire)),
+            Addr::Worker(number) => self.give_worker(number, boot, WorkerInput::Wire(wire)),
             Addr::Client(number) => self.answer(from, number, wire),
         }
     }
@@ -350,31 +354,26 @@ impl World {
     fn unrest(&self) -> String {
         let waiting = self.clients.iter().filter(|c| !c.is_over());
         let clients: Vec<String> = waiting.map(Client::describe).collect();
-        let nodes = self.nodes.values().map(|n| {
-            let open: Vec<String> = n
-                .state
-                .active_jobs()
-                .map(|j| {
-                    format!(
-                        "{} {:?} {:?}",
-                        j.id,
-                        j.state,
-                        j.agents
-                            .iter()
-                            .map(|a| (a.state, a.attempt, a.stopping, a.placement.clone()))
-                            .collect::<Vec<_>>()
-                    )
-                })
-                .collect();
-            format!(
-                "\n  node {} {:?} applied {} of {}: {open:?}",
-                n.id,
-                n.leadership,
-                n.state.applied_index(),
-                n.node.last_index()
-            )
-        });
-        let nodes: String = nodes.collect();
+        let nodes: String = self.nodes.values().map(open_jobs).collect();
         format!("not at rest after {REST_MS} ms: {clients:?}{nodes}")
     }
+}
+
+/// A node, and the jobs that are open as it sees them.
+fn open_jobs(node: &Coordinator) -> String {
+    let (id, led, state) = (node.id, node.leadership, &node.state);
+    let (applied, last) = (state.applied_index(), node.node.last_index());
+    let leases: Vec<&str> = state.workers().map(|w| w.incarnation.as_str()).collect();
+    let mut lines = format!("\n  node {id} {led:?} applied {applied} of {last}, leases {leases:?}");
+    for job in state.active_jobs() {
+        let agent = |a: &Agent| {
+            let on = a.placement.as_ref().map_or("", |p| &p.incarnation);
+            let stops = if a.stopping { " stops" } else { "" };
+            format!("{} {} {on}{stops}", words::agent(a.state), a.attempt)
+        };
+        let agents: Vec<String> = job.agents.iter().map(agent).collect();
+        let state = words::state(job.state);
+        lines += &format!("\n    {} {state}: {}", job.id, agents.join(", "));
+    }
+    lines
 }

@@ -235,6 +235,12 @@ fn shortfalls(s: &Situation<'_>) -> Vec<String> {
             ));
         }
     }
+    // Extraction stands in for a lost distiller; but an exact job then reads what it would not have read.
+    let lost = |a: &&Agent| a.spec.role() == Role::Distiller && a.state == AgentState::Failed;
+    if let Some(distiller) = s.job.agents.iter().find(lost).filter(|_| s.policy.exact) {
+        let number = distiller.spec.agent;
+        short.push(format!("distiller {number} failed ({})", distiller.error));
+    }
     let refined = refine::rounds_done(s);
     if refined < s.policy.refine_rounds && !refine::is_settled(s) && !s.pool().is_empty() {
         short.push(format!(

@@ -23,7 +23,7 @@ use conclave_proto::v1::{Command, JobSpec, command::Command as Body};
 use conclave_worker_core::Fault;
 use raft::eraftpb::Entry;
 
-use super::{coordinator::name_of, cx::Cx};
+use super::{cx::Cx, words};
 
 /// A law that did not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,14 +196,13 @@ impl Cx {
             return;
         }
         self.ledger.highest = index;
-        let (name, reply) = (name_of(command), &applied.reply);
-        let kind = name.split(' ').next().unwrap_or_default().to_owned();
+        let ((kind, about), reply) = (words::of(command), &applied.reply);
         let outcome = match reply {
             Reply::Ok | Reply::Submitted { .. } => "taken",
             _ => "refused",
         };
         self.coverage.hit("commands", format!("{kind} {outcome}"));
-        self.tell(|| format!("node {node}: applies {index}, {name}: {reply:?}"));
+        self.tell(|| format!("node {node}: applies {index}, {kind} {about}: {reply:?}"));
         let check = self.ledger.tokens_once.applied(command, applied);
         self.ledger.hold("tokens counted once", check);
         let check = self.ledger.one_job_a_key.applied(command, applied);
@@ -222,7 +221,7 @@ impl Cx {
             };
             if !self.ledger.sealed.contains(&job_id) {
                 self.ledger.open.insert(job_id.clone());
-                let state_name = job.state.as_str_name().trim_start_matches("JOB_STATE_");
+                let state_name = words::state(job.state);
                 self.coverage.hit("jobs seen in state", state_name);
             }
             self.ledger.inspect(state, job);

@@ -135,6 +135,26 @@ fn distillers_write_the_workspace_and_a_failed_one_is_replaced_by_extraction() {
 }
 
 #[test]
+fn an_exact_job_that_lost_a_distiller_says_so() {
+    let policy = ContemplationPolicy {
+        distill: Distill::Agent as i32,
+        exact: true,
+        ..width(2)
+    };
+    let mut world = World::with_job(&question(policy));
+    world.go("j");
+    world.all_answer("j", "42");
+    world.go("j");
+    world.hand_in("j", 3, &draft("in short, 42", 1));
+    world.fail("j", 4, ErrorKind::Permanent);
+    world.go("j");
+    world.all_answer("j", "42");
+    world.go("j");
+    assert!(world.is_in("j", JobState::Degraded));
+    assert_eq!(world.job("j").message, "distiller 4 failed (broke)");
+}
+
+#[test]
 fn an_unreachable_quorum_degrades_or_fails_by_policy() {
     for (on_unreachable, state) in [
         (OnUnreachable::Degrade, JobState::Degraded),
