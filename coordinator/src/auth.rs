@@ -6,8 +6,7 @@ use serde::Deserialize;
 use tonic::{Status, metadata::MetadataMap};
 
 /// What a caller may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Submits, reads, watches and cancels its tenant's jobs.
     Submitter,
@@ -19,6 +18,30 @@ pub enum Role {
     Worker,
     /// Another coordinator.
     Peer,
+}
+
+impl Role {
+    /// The words of a tokens file.
+    pub const NAMES: [&str; 5] = ["submitter", "reviewer", "operator", "worker", "peer"];
+
+    /// The role of this name.
+    fn named(name: &str) -> Option<Self> {
+        use Role::{Operator, Peer, Reviewer, Submitter, Worker};
+        [Submitter, Reviewer, Operator, Worker, Peer]
+            .into_iter()
+            .find(|role| role.name() == name)
+    }
+
+    /// The word in a tokens file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Submitter => "submitter",
+            Self::Reviewer => "reviewer",
+            Self::Operator => "operator",
+            Self::Worker => "worker",
+            Self::Peer => "peer",
+        }
+    }
 }
 
 /// A caller whose token was found.
@@ -52,7 +75,10 @@ pub enum TokensError {
         why: String,
     },
     /// Coordinators could not speak to each other.
-    #[error("the tokens file has no token of role `peer`")]
+    #[error(
+        "the tokens file has no token of role `peer`, with which coordinators speak to each other: \
+         add a line {{\"token\": \"...\", \"role\": \"peer\"}}, the same at every member"
+    )]
     NoPeer,
 }
 
@@ -73,7 +99,19 @@ struct Line {
     token: String,
     #[serde(default)]
     tenant: String,
-    role: Role,
+    role: String,
+}
+
+/// What is wrong with a line that does not parse, without quoting it: it may
+/// hold a token.
+fn wrong_line(line: &str, error: &serde_json::Error) -> String {
+    match serde_json::from_str::<serde_json::Value>(line) {
+        Err(_) => format!("not JSON (column {})", error.column()),
+        Ok(_) => {
+            "a line is {\"token\": \"...\", \"tenant\": \"...\", \"role\": \"...\"}, all of them texts"
+                .to_owned()
+        }
+    }
 }
 
 impl Tokens {
@@ -107,21 +145,27 @@ impl Tokens {
                 line: number + 1,
                 why,
             };
-            let entry: Line = serde_json::from_str(line)
-                .map_err(|e| refuse(format!("{:?} at column {}", e.classify(), e.column())))?;
+            let entry: Line =
+                serde_json::from_str(line).map_err(|e| refuse(wrong_line(line, &e)))?;
+            let Some(role) = Role::named(&entry.role) else {
+                return Err(refuse(format!(
+                    "an unknown role; the roles are {}",
+                    Role::NAMES.join(", ")
+                )));
+            };
             if entry.token.len() < 8 {
                 return Err(refuse("a token has at least 8 characters".to_owned()));
             }
-            let tenant_needed = !matches!(entry.role, Role::Worker | Role::Peer);
+            let tenant_needed = !matches!(role, Role::Worker | Role::Peer);
             if tenant_needed && entry.tenant.is_empty() {
                 return Err(refuse("this role needs a tenant".to_owned()));
             }
-            if entry.role == Role::Peer && peer.is_none() {
+            if role == Role::Peer && peer.is_none() {
                 peer = Some(entry.token.clone());
             }
             let principal = Principal {
                 tenant: entry.tenant,
-                role: entry.role,
+                role,
             };
             if known.insert(hash(&entry.token), principal).is_some() {
                 return Err(refuse("the same token stands above".to_owned()));
@@ -169,8 +213,13 @@ impl Tokens {
             return Ok(caller);
         }
         Err(Status::permission_denied(format!(
-            "this call needs one of the roles {roles:?}; the token's is {:?}",
-            caller.role
+            "this call needs a token of role {}; this one's is {}",
+            roles
+                .iter()
+                .map(|r| r.name())
+                .collect::<Vec<_>>()
+                .join(" or "),
+            caller.role.name()
         )))
     }
 
@@ -225,8 +274,10 @@ mod tests {
         for (text, want) in [
             (
                 "{\"token\": \"secret-thing\", \"role\": \"king\"}",
-                "line 1",
+                "line 1: an unknown role; the roles are submitter, reviewer",
             ),
+            ("secret-thing", "line 1: not JSON"),
+            ("{\"tokens\": \"secret-thing\"}", "line 1: a line is"),
             (
                 "{\"token\": \"x\", \"tenant\": \"a\", \"role\": \"submitter\"}",
                 "8 characters",

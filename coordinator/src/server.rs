@@ -336,13 +336,10 @@ async fn serve_grpc(
     stop: CancellationToken,
 ) {
     let (health, health_service) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(conclave_proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1();
-    let reflection = match reflection {
-        Ok(service) => service,
-        Err(error) => {
+    let built = (reflection().build_v1(), reflection().build_v1alpha());
+    let (reflection, reflection_alpha) = match built {
+        (Ok(v1), Ok(alpha)) => (v1, alpha),
+        (Err(error), _) | (_, Err(error)) => {
             tracing::error!(%error, "the descriptors of this build are broken");
             return;
         }
@@ -361,6 +358,7 @@ async fn serve_grpc(
         .max_concurrent_streams(4096)
         .add_service(health_service)
         .add_service(reflection)
+        .add_service(reflection_alpha)
         .add_service(jobs)
         .add_service(ClusterServer::new(ClusterService(api.clone())))
         .add_service(AuditServer::new(AuditService(api.clone())))
@@ -375,6 +373,14 @@ async fn serve_grpc(
         },
         () = report => {}
     }
+}
+
+/// What both versions of `grpc.reflection` tell: v1, and v1alpha, which is all
+/// that many clients speak.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(conclave_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
 /// `grpc.health.v1`: serving once this replica has caught up with a leader.

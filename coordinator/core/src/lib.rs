@@ -25,6 +25,7 @@ pub mod state;
 #[cfg(test)]
 mod testkit;
 pub mod view;
+pub mod waiting;
 pub mod worker;
 
 pub use conclave_proto::v1 as proto;

@@ -15,7 +15,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use futures::Stream;
 use tonic::{Request, Response, Status};
 
-use super::{Api, convert};
+use super::{Api, contemplation::Seen, convert};
 use crate::auth::Role;
 
 /// Serves `conclave.v1.Audit`.
@@ -62,7 +62,7 @@ impl Audit for AuditService {
         let caller = self.0.tokens.require(request.metadata(), &roles)?;
         let wait = self.0.patience(request.metadata());
         let job_id = request.into_inner().job_id;
-        let (job, seed) = self.0.job(&caller, &job_id, wait).await?;
+        let Seen { job, seed, .. } = self.0.job(&caller, &job_id, wait).await?;
         let head = sign(&seed, &job_id, job.audit.head());
         let local = self.0.blobs.local.clone();
         let records = self

@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use conclave_coordinator_core::{Reply, State, job::Job as CoreJob, view};
+use conclave_coordinator_core::{Reply, State, job::Job as CoreJob, view, waiting::Workers};
 use conclave_proto::v1::{
     CancelJobCommand, CancelJobRequest, GetJobRequest, Job, JobState, ListJobsRequest,
     ListJobsResponse, Message, ReviewJobCommand, ReviewJobRequest, SubmitJobRequest,
@@ -38,8 +38,18 @@ pub struct ContemplationService(pub Arc<Api>);
 
 type Updates = Pin<Box<dyn Stream<Item = Result<WatchJobResponse, Status>> + Send>>;
 
+/// A job, and what of the same moment goes with it.
+pub struct Seen {
+    /// The job, without its events.
+    pub job: CoreJob,
+    /// The cluster's signing seed.
+    pub seed: Vec<u8>,
+    /// Who could take it.
+    pub workers: Workers,
+}
+
 impl Api {
-    /// A job that the caller sees, linearizably, and the cluster's signing seed.
+    /// A job that the caller sees, linearizably.
     ///
     /// # Errors
     /// NOT_FOUND for an unknown job and for another tenant's alike, or what the
@@ -49,11 +59,15 @@ impl Api {
         caller: &Principal,
         job_id: &str,
         wait: Duration,
-    ) -> Result<(CoreJob, Vec<u8>), Status> {
+    ) -> Result<Seen, Status> {
         let (id, caller) = (job_id.to_owned(), caller.clone());
         let read = move |state: &State| {
             let job = state.job(&id).filter(|job| caller.sees(&job.tenant))?;
-            Some((job.without_events(), state.signing_seed().to_vec()))
+            Some(Seen {
+                job: job.without_events(),
+                seed: state.signing_seed().to_vec(),
+                workers: Workers::of(state),
+            })
         };
         let found = self
             .node
@@ -73,11 +87,12 @@ impl Api {
         job_id: &str,
         wait: Duration,
     ) -> Result<Job, Status> {
-        let (job, seed) = self.job(caller, job_id, wait).await?;
+        let Seen { job, seed, workers } = self.job(caller, job_id, wait).await?;
         let local = self.blobs.local.clone();
         let mut job = self
             .with_blobs(wait, move || view::job(&job, &local, true))
             .await?;
+        say_why_it_waits(&mut job, &workers);
         job.audit = job.audit.map(|head| audit::sign(&seed, job_id, head));
         Ok(job)
     }
@@ -94,6 +109,12 @@ impl Api {
         };
         let states: Vec<JobState> = request.states().collect();
         let after = request.page_token;
+        // A token is the id of the last job of a page.
+        if !after.is_empty() && uuid::Uuid::try_parse(&after).is_err() {
+            return Err(Status::invalid_argument(
+                "page_token: not one that a list returned",
+            ));
+        }
         let read = move |state: &State| {
             let wanted = |job: &&CoreJob| {
                 (after.is_empty() || job.id < after)
@@ -118,9 +139,9 @@ impl Api {
             };
             let more = jobs.len() > size;
             jobs.truncate(size);
-            (jobs, more)
+            (jobs, more, Workers::of(state))
         };
-        let (jobs, more) = self
+        let (jobs, more, workers) = self
             .node
             .read(true, wait, read)
             .await
@@ -132,6 +153,9 @@ impl Api {
                 .collect()
         };
         let mut jobs: Vec<Job> = self.with_blobs(wait, show).await?;
+        for job in &mut jobs {
+            say_why_it_waits(job, &workers);
+        }
         let more = cut_page(&mut jobs) || more;
         let next_page_token = jobs
             .last()
@@ -207,6 +231,13 @@ impl Api {
             .await
             .map_err(convert::node_error)?;
         convert::reply(reply, job_id)
+    }
+}
+
+/// `message` of a job that waits for an operator to act; what the state says goes first.
+fn say_why_it_waits(job: &mut Job, workers: &Workers) {
+    if job.message.is_empty() {
+        job.message = workers.awaited_by(job).unwrap_or_default();
     }
 }
 

@@ -46,6 +46,13 @@ pub enum IdentityError {
     /// `identity.json` is not what was written.
     #[error("{0} is damaged: {1}")]
     Damaged(PathBuf, String),
+    /// There is a log and nothing that says whose.
+    #[error(
+        "the data folder {0} holds a raft log and no identity.json: restore that file from a \
+         backup, or move the folder away, start on an empty one, and remove the old member and \
+         add the new one (`conclave cluster remove`, `conclave cluster add`)"
+    )]
+    Lost(PathBuf),
     /// The file system refuses.
     #[error("data folder {0}: {1}")]
     Io(PathBuf, io::Error),
@@ -75,7 +82,8 @@ impl Identity {
     /// ids are never reused: a folder that was lost comes back as a new node.
     ///
     /// # Errors
-    /// [`IdentityError`]: in use, of a newer format, damaged, or IO.
+    /// [`IdentityError`]: in use, of a newer format, damaged, lost beside a log,
+    /// or IO.
     pub fn open(folder: &Path) -> Result<Self, IdentityError> {
         let io = |e| IdentityError::Io(folder.to_owned(), e);
         fs::create_dir_all(folder).map_err(io)?;
@@ -88,6 +96,10 @@ impl Identity {
         let path = folder.join("identity.json");
         let stored = match fs::read(&path) {
             Ok(bytes) => parse(folder, &path, &bytes)?,
+            // The identity is written before the log: it did not fail to come, it went.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && folder.join("raft").exists() => {
+                return Err(IdentityError::Lost(folder.to_owned()));
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let stored = Stored {
                     format_version: FORMAT_VERSION,
@@ -223,6 +235,18 @@ mod tests {
                 .contains("belongs to cluster one, not to two"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_log_without_its_identity_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Identity::open(folder.path()).unwrap());
+        fs::create_dir(folder.path().join("raft")).unwrap();
+        let path = folder.path().join("identity.json");
+        fs::remove_file(&path).unwrap();
+        let error = Identity::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("restore that file"), "{error}");
+        assert!(!path.exists(), "no new identity is minted");
     }
 
     #[test]

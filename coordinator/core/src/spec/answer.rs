@@ -9,6 +9,8 @@ use super::SpecError;
 const MAX_CHOICES: usize = 64;
 const MAX_CHOICE_BYTES: usize = 256;
 const MAX_REGEX_BYTES: usize = 4 * 1024;
+/// What checking a pattern may allocate, bytes.
+const REGEX_PROGRAM_BYTES: usize = 1 << 20;
 const MAX_SCHEMA_BYTES: usize = 64 * 1024;
 
 /// Nothing masks tokens.
@@ -26,8 +28,14 @@ pub(super) fn effective(kind: Option<&AnswerKind>) -> Result<AnswerKind, SpecErr
             });
         }
         Some(Kind::Choices(choices)) => check_choices(&choices.options)?,
-        Some(Kind::Regex(regex)) => sized("answer.regex", regex, MAX_REGEX_BYTES)?,
-        Some(Kind::JsonSchema(schema)) => sized("answer.json_schema", schema, MAX_SCHEMA_BYTES)?,
+        Some(Kind::Regex(regex)) => {
+            sized("answer.regex", regex, MAX_REGEX_BYTES)?;
+            check_regex(regex)?;
+        }
+        Some(Kind::JsonSchema(schema)) => {
+            sized("answer.json_schema", schema, MAX_SCHEMA_BYTES)?;
+            check_schema(schema)?;
+        }
     }
     Ok(AnswerKind { kind })
 }
@@ -50,6 +58,29 @@ fn check_choices(options: &[String]) -> Result<(), SpecError> {
         return wrong("an option stands there twice".into());
     }
     Ok(())
+}
+
+/// The syntax alone: whether it can be masked by is for the worker to say.
+fn check_regex(text: &str) -> Result<(), SpecError> {
+    let built = regex::RegexBuilder::new(text)
+        .size_limit(REGEX_PROGRAM_BYTES)
+        .build();
+    match built {
+        // A long program is no wrong syntax.
+        Ok(_) | Err(regex::Error::CompiledTooBig(_)) => Ok(()),
+        Err(error) => Err(SpecError::new("answer.regex", error.to_string())),
+    }
+}
+
+/// That it is JSON and may be a schema at all: an object or a boolean.
+fn check_schema(text: &str) -> Result<(), SpecError> {
+    use serde_json::Value;
+    let wrong = |problem: String| Err(SpecError::new("answer.json_schema", problem));
+    match serde_json::from_str(text) {
+        Ok(Value::Object(_) | Value::Bool(_)) => Ok(()),
+        Ok(_) => wrong("a schema is a JSON object, or `true`".to_owned()),
+        Err(error) => wrong(format!("not JSON: {error}")),
+    }
 }
 
 fn sized(field: &str, text: &str, limit: usize) -> Result<(), SpecError> {

@@ -226,6 +226,9 @@ fn answer_kinds_are_bounded() {
     assert!(refused(&choices(vec!["a".into(); 65])).contains("65 options"));
     assert!(refused(&choices(vec!["a".into(), "a".into()])).contains("twice"));
     assert!(refused(&with(Kind::Regex(String::new()))).starts_with("answer.regex"));
+    assert!(refused(&with(Kind::Regex("(a".into()))).contains("unclosed group"));
+    assert!(refused(&with(Kind::JsonSchema("{\"type\":".into()))).contains("not JSON"));
+    assert!(refused(&with(Kind::JsonSchema("3".into()))).contains("a schema is"));
     assert!(refused(&with(Kind::JsonSchema("x".repeat(70_000)))).contains("the limit"));
 }
 
