@@ -35,7 +35,8 @@ Examples:
 
 Exit status:
   0 answered or done   1 the job failed, or a check found differences
-  2 the command or the request is wrong   3 nobody could serve it in time   130 interrupted
+  2 the command or the request is wrong   3 nobody could serve it in time
+  4 a part could not start, e.g. its port is in use   130 interrupted
 
 Every command explains itself: conclave COMMAND --help";
 

@@ -29,6 +29,16 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("`{text}` is too long"))
 }
 
+/// [`parse`], of a time that must pass: none at all is refused.
+pub fn parse_positive(text: &str) -> Result<Duration, String> {
+    match parse(text)? {
+        Duration::ZERO => Err(format!(
+            "`{text}` leaves no time: leave the flag out for none"
+        )),
+        duration => Ok(duration),
+    }
+}
+
 /// Shows a duration the way a person says it: `1.4 s`, `2 min 05 s`.
 pub fn show(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();

@@ -23,12 +23,12 @@ pub async fn unless_asked_again(drain: impl Future<Output = ()>) -> Result<(), C
     }
 }
 
-/// Runs `work`; Ctrl-C drops it.
+/// Runs `work`; Ctrl-C or SIGTERM drops it.
 pub async fn unless_interrupted<T>(
     work: impl Future<Output = Result<T, CliError>>,
 ) -> Result<T, CliError> {
     tokio::select! {
         result = work => result,
-        _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
+        asked = asked_to_end() => asked.and(Err(CliError::Interrupted)),
     }
 }

@@ -21,7 +21,7 @@ pub enum CliError {
         status: Box<Status>,
     },
     /// The job ended without an answer.
-    #[error("job {job_id} ended {state}: {message}")]
+    #[error("job {job_id} ended {state}{}", ended_because(state, message))]
     JobFailed {
         /// The job.
         job_id: String,
@@ -47,6 +47,9 @@ pub enum CliError {
     /// A part hosted in this process did not start or did not go on.
     #[error("{0}")]
     Hosting(String),
+    /// A hosted part did not start: a port in use, a folder or model that cannot be used.
+    #[error("{0}")]
+    Start(String),
     /// The user pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -72,14 +75,25 @@ impl CliError {
             Self::Usage(_) => 2,
             Self::Unavailable(_) => 3,
             Self::Refused { status, .. } => match status.code() {
-                Code::InvalidArgument | Code::Unauthenticated | Code::PermissionDenied => 2,
-                Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted => 3,
+                Code::InvalidArgument
+                | Code::Unauthenticated
+                | Code::PermissionDenied
+                | Code::NotFound
+                | Code::AlreadyExists
+                | Code::FailedPrecondition
+                | Code::OutOfRange
+                | Code::Unimplemented => 2,
+                Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::ResourceExhausted
+                | Code::Cancelled => 3,
                 _ => 1,
             },
             Self::JobFailed { .. } | Self::Differs(_) | Self::File { .. } | Self::Hosting(_) => 1,
             // A closed pipe is the reader's decision (`conclave jobs | head`), not a failure.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Output(_) => 1,
+            Self::Start(_) => 4,
             Self::Interrupted => 130,
         }
     }
@@ -87,6 +101,19 @@ impl CliError {
     /// Whether there is anything to say on standard error.
     pub fn is_silent(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// `: why`, without saying again that it was cancelled.
+fn ended_because(state: &str, message: &str) -> String {
+    let message = message
+        .strip_prefix(state)
+        .and_then(|rest| rest.strip_prefix(": "))
+        .unwrap_or(message);
+    if message == state {
+        String::new()
+    } else {
+        format!(": {message}")
     }
 }
 
@@ -150,11 +177,33 @@ mod tests {
         assert_eq!(CliError::usage("x").exit_code(), 2);
         assert_eq!(CliError::Unavailable(String::new()).exit_code(), 3);
         assert_eq!(refused(Status::invalid_argument("x")).exit_code(), 2);
-        assert_eq!(refused(Status::not_found("x")).exit_code(), 1);
+        assert_eq!(refused(Status::not_found("x")).exit_code(), 2);
+        assert_eq!(refused(Status::failed_precondition("x")).exit_code(), 2);
+        assert_eq!(refused(Status::cancelled("Timeout expired")).exit_code(), 3);
+        assert_eq!(refused(Status::internal("x")).exit_code(), 1);
+        assert_eq!(CliError::Start("port in use".into()).exit_code(), 4);
         assert_eq!(refused(Status::unavailable("x")).exit_code(), 3);
         assert_eq!(CliError::Interrupted.exit_code(), 130);
         let closed = CliError::Output(io::ErrorKind::BrokenPipe.into());
         assert_eq!((closed.exit_code(), closed.is_silent()), (0, true));
+    }
+
+    #[test]
+    fn the_state_is_told_once() {
+        let ended = |message: &str| {
+            CliError::JobFailed {
+                job_id: "j".into(),
+                state: "cancelled".into(),
+                message: message.into(),
+            }
+            .to_string()
+        };
+        assert_eq!(
+            ended("cancelled: asked wrong"),
+            "job j ended cancelled: asked wrong"
+        );
+        assert_eq!(ended("cancelled"), "job j ended cancelled");
+        assert_eq!(ended("no quorum"), "job j ended cancelled: no quorum");
     }
 
     #[test]

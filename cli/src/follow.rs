@@ -1,5 +1,5 @@
 //! Following a job for a person: the live view on a terminal, lines otherwise,
-//! and Ctrl-C.
+//! and Ctrl-C, which SIGTERM is taken for.
 use std::time::{Duration, Instant};
 
 use conclave_proto::v1::{
@@ -10,6 +10,7 @@ use tonic::Request;
 
 use crate::{
     client::Client,
+    ending::asked_to_end,
     error::CliError,
     out,
     view::{
@@ -69,8 +70,8 @@ pub async fn follow(
         result = draw(client, job_id, show, leader, &held) => result,
         job = awaiting_review(client, job_id, &held) => Ok(job),
         () = poll_leader(client, leader_out, show) => Err(CliError::Interrupted),
-        pressed = tokio::signal::ctrl_c() => {
-            if pressed.is_ok() && on_interrupt == OnInterrupt::Cancel {
+        asked = asked_to_end() => {
+            if asked.is_ok() && on_interrupt == OnInterrupt::Cancel {
                 cancel_after_interrupt(client, job_id).await;
             } else {
                 out::note(format!("The job goes on: `conclave watch {job_id}` resumes."));
@@ -172,7 +173,7 @@ async fn cancel_after_interrupt(client: &Client, job_id: &str) {
                 out::note(format!("The job may still run: {error}"));
             }
         }
-        _ = tokio::signal::ctrl_c() => out::note(format!("Job {job_id} may still run.")),
+        _ = asked_to_end() => out::note(format!("Job {job_id} may still run.")),
     }
 }
 

@@ -290,6 +290,12 @@ impl LocalCluster {
 fn open_folder(kept: Option<&Path>) -> Result<Folder, CliError> {
     match kept {
         Some(path) => {
+            if path.join("identity.json").exists() {
+                return Err(CliError::usage(format!(
+                    "{} is the data folder of one coordinator: `conclave coordinator --data-dir` starts it; `up` needs a folder of its own",
+                    path.display()
+                )));
+            }
             std::fs::create_dir_all(path).map_err(|source| CliError::file(path, source))?;
             Ok(Folder::Kept(path.to_owned()))
         }
@@ -312,7 +318,7 @@ fn hosting(error: &dyn std::error::Error, port_taken: bool) -> CliError {
     } else {
         ""
     };
-    CliError::Hosting(format!("{}{hint}", chain(error)))
+    CliError::Start(format!("{}{hint}", chain(error)))
 }
 
 /// What a coordinator is.

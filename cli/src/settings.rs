@@ -10,7 +10,7 @@ use crate::error::CliError;
 /// Any setting by its name.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SetArgs {
-    /// Any other setting of the file, e.g. --set lease_ttl_ms=20000; repeat for more
+    /// Any other setting of the file, e.g. --set snapshot_every=4096; repeat for more
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
     pub set: Vec<(String, Value)>,
 }
@@ -69,9 +69,8 @@ impl Overrides {
     /// untouched, so that errors name its lines.
     pub fn over(self, file: Option<&Path>) -> Result<String, CliError> {
         let text = match file {
-            Some(path) => {
-                fs::read_to_string(path).map_err(|source| CliError::file(path, source))?
-            }
+            Some(path) => fs::read_to_string(path)
+                .map_err(|source| CliError::usage(format!("{}: {source}", path.display())))?,
             None => String::new(),
         };
         if self.0.is_empty() {

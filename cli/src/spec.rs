@@ -128,7 +128,7 @@ pub struct SpecArgs {
     #[arg(long, value_name = "TOKENS", help_heading = "Budget")]
     pub total_tokens: Option<u64>,
     /// Time from acceptance, e.g. 90s; what is there then is aggregated [default: none]
-    #[arg(long, value_name = "TIME", value_parser = duration::parse, help_heading = "Budget")]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_positive, help_heading = "Budget")]
     pub deadline: Option<Duration>,
     /// Push towards the end of thought per token past half its budget, 0 to 10 [default: 0]
     #[arg(long, value_name = "LOGITS", help_heading = "Budget")]
@@ -321,7 +321,8 @@ impl SpecArgs {
             Kind::Regex(regex.clone())
         } else if let Some(path) = &self.schema {
             Kind::JsonSchema(
-                fs::read_to_string(path).map_err(|source| CliError::file(path, source))?,
+                fs::read_to_string(path)
+                    .map_err(|source| CliError::usage(format!("{}: {source}", path.display())))?,
             )
         } else {
             return Ok(None);
@@ -427,6 +428,7 @@ mod tests {
         assert!(parse(&["q", "--choices", "a", "--regex", "b"]).is_err());
         assert!(parse(&["q", "--exact", "--deadline", "5s"]).is_err());
         assert!(parse(&["q", "--deadline", "5"]).is_err());
+        assert!(parse(&["q", "--deadline", "0s"]).is_err());
         assert!(parse(&["q", "--label", "novalue"]).is_err());
         assert!(matches!(
             parse(&["  "]).unwrap().to_spec(""),

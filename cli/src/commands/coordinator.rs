@@ -2,7 +2,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use conclave_coordinator::{Config, Coordinator};
+use conclave_coordinator::{Config, Coordinator, StartError};
 use serde_json::json;
 
 use crate::{
@@ -59,13 +59,21 @@ second signal ends it at once.
 
 Examples:
   conclave coordinator --open --data-dir /var/lib/conclave
-  conclave coordinator --config coordinator.toml --listen 0.0.0.0:7400 --set lease_ttl_ms=20000
+  conclave coordinator --config coordinator.toml --listen 0.0.0.0:7400 --set snapshot_every=4096
 
 A file:
   data_dir = \"/var/lib/conclave\"
   listen = \"10.0.0.5:7400\"
   http_listen = \"10.0.0.5:9400\"
-  tokens_file = \"/etc/conclave/tokens.jsonl\"";
+  tokens_file = \"/etc/conclave/tokens.jsonl\"
+
+A tokens file, one JSON object a line:
+  {\"token\": \"…\", \"tenant\": \"team-a\", \"role\": \"submitter\"}
+Roles: submitter (jobs), reviewer (also decides reviews), operator (also the
+cluster), worker (serves models), peer (another coordinator; each needs one).
+
+Exit status: 2 the settings are wrong, 4 it could not start (a port in use, a
+data folder that cannot be used), 1 it ended by itself, 0 it drained.";
 
 impl CoordinatorArgs {
     fn settings(&self) -> Result<String, CliError> {
@@ -89,7 +97,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<(), CliError> {
         Config::parse(&args.settings()?).map_err(|error| CliError::usage(error.to_string()))?;
     let coordinator = Coordinator::start(config, metrics::install()?)
         .await
-        .map_err(|error| CliError::Hosting(error.to_string()))?;
+        .map_err(start_error)?;
     let grpc = coordinator.grpc_addr().to_string();
     let http = coordinator
         .http_addr()
@@ -107,6 +115,14 @@ pub async fn run(args: CoordinatorArgs) -> Result<(), CliError> {
         why = coordinator.wait() => return Err(CliError::Hosting(format!("the coordinator ended: {why}"))),
     }
     unless_asked_again(coordinator.shutdown(args.drain)).await
+}
+
+/// What a person has to mend: what was asked for, or the machine.
+fn start_error(error: StartError) -> CliError {
+    match error {
+        StartError::Config(_) | StartError::Tokens(_) => CliError::usage(error.to_string()),
+        other => CliError::Start(other.to_string()),
+    }
 }
 
 #[cfg(test)]

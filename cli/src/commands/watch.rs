@@ -4,6 +4,7 @@ use clap::Args;
 
 use crate::{
     args::Global,
+    ending::asked_to_end,
     error::CliError,
     follow::{OnInterrupt, Show, follow},
     out,
@@ -73,6 +74,6 @@ pub async fn run(global: &Global, args: WatchArgs) -> Result<(), CliError> {
     };
     tokio::select! {
         job = watching::follow(&client, &args.job_id, !args.no_tokens, cursor, print) => super::verdict(&job?),
-        _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
+        asked = asked_to_end() => asked.and(Err(CliError::Interrupted)),
     }
 }

@@ -2,7 +2,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use conclave_worker::{Config, Worker};
+use conclave_worker::{Config, StartError, Worker};
 use serde_json::json;
 use toml::Table;
 
@@ -70,7 +70,10 @@ A file:
   data_dir = \"/var/lib/conclave-worker\"
   [[models]]
   name = \"smollm2-135m\"
-  path = \"/models/SmolLM2-135M-Instruct.Q4_1.gguf\"";
+  path = \"/models/SmolLM2-135M-Instruct.Q4_1.gguf\"
+
+Exit status: 2 the settings are wrong, 4 it could not start (a port in use, a
+model that cannot be read), 1 it ended by itself, 0 it drained.";
 
 impl WorkerArgs {
     fn settings(&self, global: &Global) -> Result<String, CliError> {
@@ -117,7 +120,7 @@ pub async fn run(global: &Global, args: WorkerArgs) -> Result<(), CliError> {
     }
     let worker = Worker::start(config, metrics::install()?)
         .await
-        .map_err(|error| CliError::Hosting(error.to_string()))?;
+        .map_err(start_error)?;
     let http = worker.http_addr().to_string();
     if args.json {
         out::json_line(&json!({ "worker_id": worker.worker_id(), "http": http }))?;
@@ -132,6 +135,14 @@ pub async fn run(global: &Global, args: WorkerArgs) -> Result<(), CliError> {
         () = worker.wait() => return Err(CliError::Hosting("the worker ended: see its log".to_owned())),
     }
     unless_asked_again(worker.shutdown(args.drain)).await
+}
+
+/// What a person has to mend: what was asked for, or the machine.
+fn start_error(error: StartError) -> CliError {
+    match error {
+        StartError::Config(_) | StartError::Token => CliError::usage(error.to_string()),
+        other => CliError::Start(other.to_string()),
+    }
 }
 
 #[cfg(test)]

@@ -41,6 +41,9 @@ pub struct AgentRow {
     pub error: String,
 }
 
+/// Shortest time over which a speed is told, seconds: text that a watch catches up on arrives
+/// at once and says nothing of speed.
+const MEASURED: f64 = 0.5;
 /// Longest tail kept, characters.
 const TAIL: usize = 160;
 
@@ -50,7 +53,7 @@ impl AgentRow {
     pub fn tokens_per_second(&self) -> Option<f64> {
         let (first_tokens, first) = self.started?;
         let seconds = self.last?.checked_sub(first)?.as_secs_f64();
-        (seconds > 0.0 && self.tokens > first_tokens)
+        (seconds >= MEASURED && self.tokens > first_tokens)
             .then(|| (self.tokens - first_tokens) as f64 / seconds)
     }
 
