@@ -295,6 +295,21 @@ fn a_cut_off_leader_steps_down_and_its_proposals_are_lost() {
 }
 
 #[test]
+fn a_leader_that_is_removed_steps_down_and_the_others_go_on() {
+    let mut net = Net::voters(&[1, 2, 3]);
+    net.propose("a");
+    net.change(ConfChangeType::RemoveNode, 1);
+    assert_eq!(net.node(1).leadership().role, Role::Outside);
+    net.ticks(40);
+    assert_ne!(net.leader(), 1);
+    net.propose("b");
+    net.ticks(2);
+    for id in [2, 3] {
+        assert_eq!(net.applied(id), ["a", "b"]);
+    }
+}
+
+#[test]
 fn a_follower_far_behind_catches_up_by_snapshot() {
     let mut net = Net::voters(&[1, 2, 3]);
     net.cut.insert(3);

@@ -203,6 +203,8 @@ impl Cx {
         };
         self.coverage.hit("commands", format!("{kind} {outcome}"));
         self.tell(|| format!("node {node}: applies {index}, {kind} {about}: {reply:?}"));
+        let check = self.ledger.one_result.applied(command, applied);
+        self.ledger.hold("one current attempt, one result", check);
         let check = self.ledger.tokens_once.applied(command, applied);
         self.ledger.hold("tokens counted once", check);
         let check = self.ledger.one_job_a_key.applied(command, applied);

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use conclave_coordinator_core::{agent::Agent, job::Job, payload};
-use conclave_proto::v1::AgentState;
+use conclave_coordinator_core::{Applied, Reply, agent::Agent, job::Job, payload};
+use conclave_proto::v1::{AgentState, Command, command::Command as Body};
 
 use super::Check;
 
@@ -29,6 +29,22 @@ impl OneResult {
             Ok(())
         } else {
             Err(format!("{key:?} begins on {here:?} and on {first:?}"))
+        }
+    }
+
+    /// A result that is taken belongs to the attempt that was current.
+    pub(super) fn applied(&self, command: &Command, applied: &Applied) -> Check {
+        let Some(Body::AttemptFinished(finished)) = &command.command else {
+            return Ok(());
+        };
+        let Some(key) = finished.key.as_ref().filter(|_| applied.reply == Reply::Ok) else {
+            return Ok(());
+        };
+        let agents = self.agents.get(&key.job_id);
+        let current = agents.and_then(|a| a.get(key.agent as usize - 1));
+        match current {
+            Some((_, attempt, _)) if *attempt == key.attempt => Ok(()),
+            other => Err(format!("a result of {key:?} was taken while {other:?}")),
         }
     }
 
