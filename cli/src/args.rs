@@ -40,6 +40,25 @@ Exit status:
 
 Every command explains itself: conclave COMMAND --help";
 
+const AUDIT_EXAMPLES: &str = "\
+Examples:
+  conclave audit export JOB -o job.audit
+  conclave audit verify job.audit
+  conclave audit replay job.audit --model smollm2-135m";
+
+const MODEL_EXAMPLES: &str = "\
+Examples:
+  conclave model list
+  conclave model pull smollm2-135m
+  conclave model check smollm2-135m reference.json --activation f32";
+
+const CLUSTER_EXAMPLES: &str = "\
+Examples:
+  conclave cluster init --endpoint 127.0.0.1:7400 --join 127.0.0.1:7401,127.0.0.1:7402
+  conclave cluster status
+  conclave cluster add 127.0.0.1:7403
+  conclave cluster transfer 00c0ffee00000017";
+
 /// Flags that every command takes.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Connection and logs")]
@@ -100,13 +119,13 @@ pub enum Command {
     /// Approve, edit or reject an answer that awaits review
     Review(review::ReviewArgs),
     /// Take a job's record along, check it, run it again
-    #[command(subcommand)]
+    #[command(subcommand, after_help = AUDIT_EXAMPLES)]
     Audit(audit::AuditCommand),
     /// Fetch models, check them against a reference
-    #[command(subcommand)]
+    #[command(subcommand, after_help = MODEL_EXAMPLES)]
     Model(model::ModelCommand),
     /// Create a cluster, change its members, see its health
-    #[command(subcommand)]
+    #[command(subcommand, after_help = CLUSTER_EXAMPLES)]
     Cluster(cluster::ClusterCommand),
 }
 

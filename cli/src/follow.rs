@@ -3,13 +3,15 @@
 use std::time::{Duration, Instant};
 
 use conclave_proto::v1::{
-    CancelJobRequest, GetJobRequest, Job, JobState, StatusRequest, watch_job_response::Update,
+    CancelJobRequest, GetJobRequest, Job, JobState, StatusRequest, WorkerStatus,
+    watch_job_response::Update,
 };
 use tokio::sync::{Notify, watch};
 use tonic::Request;
 
 use crate::{
     client::Client,
+    commands::cluster,
     ending::asked_to_end,
     error::CliError,
     out,
@@ -52,6 +54,8 @@ pub enum OnInterrupt {
     Leave,
 }
 
+/// How long a job may wait without a word before the workers are listed.
+const UNEXPLAINED: Duration = Duration::from_secs(5);
 /// How often the view asks who leads.
 const LEADER_PERIOD: Duration = Duration::from_secs(2);
 
@@ -66,9 +70,11 @@ pub async fn follow(
 ) -> Result<Job, CliError> {
     let (leader_out, leader) = watch::channel(None);
     let held = Notify::new();
+    let told = Notify::new();
     tokio::select! {
-        result = draw(client, job_id, show, leader, &held) => result,
+        result = draw(client, job_id, show, leader, &held, &told) => result,
         job = awaiting_review(client, job_id, &held) => Ok(job),
+        () = explain_waiting(client, &told) => Err(CliError::Interrupted),
         () = poll_leader(client, leader_out, show) => Err(CliError::Interrupted),
         asked = asked_to_end() => {
             if asked.is_ok() && on_interrupt == OnInterrupt::Cancel {
@@ -88,6 +94,7 @@ async fn draw(
     show: Show,
     leader: watch::Receiver<Option<String>>,
     held: &Notify,
+    told: &Notify,
 ) -> Result<Job, CliError> {
     let start = Instant::now();
     let mut progress = Progress::default();
@@ -105,15 +112,25 @@ async fn draw(
                 {
                     out::note(format!("{:7.1}s  {line}", start.elapsed().as_secs_f64()));
                 }
+                let waits = matches!(progress.state, JobState::Unspecified | JobState::Preparing);
+                if !waits || !progress.message.is_empty() {
+                    told.notify_one();
+                }
+                if waits && change == Change::Message && show != Show::Lines {
+                    say(live.as_ref(), &progress.message);
+                }
                 let is_end = matches!(update, Update::Done(_));
                 if let Some(live) = live.as_mut().filter(|_| !is_end) {
-                    live.draw(&progress, leader.borrow().as_deref(), start.elapsed());
+                    live.draw(&progress, leader.borrow().as_deref());
                 }
             }
             Seen::Resuming { endpoint, reason } => {
                 let text = format!("lost {endpoint} ({reason}); resuming elsewhere");
                 match &live {
-                    Some(live) => live.note(&text),
+                    Some(live) => {
+                        live.note(&text);
+                        live.reconnecting();
+                    }
                     None => out::note(text),
                 }
             }
@@ -143,6 +160,49 @@ async fn awaiting_review(client: &Client, job_id: &str, held: &Notify) -> Job {
             // It went on, and the watch tells how.
             Ok(_) | Err(_) => {}
         }
+    }
+}
+
+/// A line for a person, above the live view if there is one.
+fn say(live: Option<&Live>, text: &str) {
+    match live {
+        Some(live) => live.note(text),
+        None => out::note(text),
+    }
+}
+
+/// Says once who could serve a job that has waited a while, unless the watch `told` that it went
+/// on or why it waits. Never returns.
+async fn explain_waiting(client: &Client, told: &Notify) {
+    if tokio::time::timeout(UNEXPLAINED, told.notified())
+        .await
+        .is_err()
+    {
+        // Not every caller may list the workers: then there is nothing to add.
+        if let Ok(workers) = cluster::workers(client).await {
+            out::note(waiting(&workers));
+        }
+    }
+    std::future::pending().await
+}
+
+/// Who holds a lease, while a job waits.
+fn waiting(workers: &[WorkerStatus]) -> String {
+    let live: Vec<String> = workers
+        .iter()
+        .filter(|worker| worker.lease_remaining_ms > 0)
+        .map(|worker| {
+            let draining = if worker.draining { ", draining" } else { "" };
+            format!(
+                "{} ({}{draining})",
+                worker.worker_id,
+                worker.models.join(", ")
+            )
+        })
+        .collect();
+    match live.as_slice() {
+        [] => "The job waits: no worker holds a lease. It starts once one registers.".to_owned(),
+        live => format!("The job waits. Workers with a lease: {}.", live.join("; ")),
     }
 }
 
@@ -188,4 +248,25 @@ pub async fn cancel(client: &Client, job_id: &str, reason: &str) -> Result<Job, 
             link.contemplation().cancel_job(request).await
         })
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_waiting_job_names_the_workers_that_hold_a_lease() {
+        let worker = |name: &str, lease_remaining_ms| WorkerStatus {
+            worker_id: name.into(),
+            models: vec!["smol".into()],
+            lease_remaining_ms,
+            ..Default::default()
+        };
+        let text = waiting(&[worker("w1", 900), worker("gone", 0)]);
+        assert!(
+            text.contains("w1 (smol)") && !text.contains("gone"),
+            "{text}"
+        );
+        assert!(waiting(&[worker("gone", 0)]).contains("no worker"));
+    }
 }

@@ -24,7 +24,7 @@ use self::repair::{Repair, refuse_too_few, repair};
 use crate::{
     args::Global,
     client::{Client, Link},
-    commands::cluster,
+    commands::{cluster, worker},
     error::{CliError, chain},
 };
 
@@ -165,6 +165,9 @@ impl LocalCluster {
         futures::future::try_join_all(starts)
             .await
             .map_err(|error| {
+                if worker::is_request_wrong(&error) {
+                    return CliError::usage(chain(&error));
+                }
                 let taken = matches!(error, WorkerError::PortInUse { .. });
                 hosting(&error, taken && plan.port_base.is_some())
             })

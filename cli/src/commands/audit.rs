@@ -192,7 +192,11 @@ pub fn describe(verified: &Verified) -> String {
         } => format!(
             "signed by {}{}{}",
             hex::encode(public_key),
-            if *pinned { " (the key you named)" } else { "" },
+            if *pinned {
+                " (the key you named)"
+            } else {
+                " (not pinned: compare with `conclave cluster status --json`)"
+            },
             if *sealed {
                 "; sealed"
             } else {

@@ -1,5 +1,5 @@
 //! `conclave cluster`: create a cluster, change its members, see its health.
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use clap::{Args, Subcommand};
 use conclave_proto::v1::{
@@ -50,6 +50,7 @@ Example, with three coordinators started by `conclave coordinator`:
     /// Remove a coordinator
     Remove {
         /// Its id, as `cluster members` lists it
+        #[arg(value_parser = node_id)]
         node_id: u64,
         /// Even if the rest could then not decide
         #[arg(long)]
@@ -61,7 +62,7 @@ Example, with three coordinators started by `conclave coordinator`:
     /// Hand leadership to another coordinator
     Transfer {
         /// Its id [default: the one that is most caught up]
-        #[arg(default_value_t = 0, hide_default_value = true)]
+        #[arg(value_parser = node_id, default_value = "0", hide_default_value = true)]
         node_id: u64,
         /// How to print.
         #[command(flatten)]
@@ -71,6 +72,19 @@ Example, with three coordinators started by `conclave coordinator`:
     Status(Print),
     /// List the workers
     Workers(Print),
+}
+
+/// A node's id as it is printed: 16 hexadecimal digits. What is shorter is decimal, as the JSON
+/// documents have it.
+fn node_id(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None if text.len() == 16 => u64::from_str_radix(text, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| {
+        format!("`{text}` is no node id: 16 hexadecimal digits, as `cluster members` lists them")
+    })
 }
 
 /// Shows what a change of the members came to.
@@ -220,6 +234,8 @@ fn print_members(members: &MembersResponse, print: Print) -> Result<(), CliError
         "cluster {}  term {}",
         members.cluster_id, members.term
     ))?;
+    // Only a leader hears from members: one that just handed over knows of nobody.
+    let heard = members.members.iter().any(|member| member.active);
     for member in &members.members {
         let role = if member.leader {
             "leader"
@@ -228,9 +244,13 @@ fn print_members(members: &MembersResponse, print: Print) -> Result<(), CliError
         } else {
             "voter"
         };
-        let health = if member.active { "active" } else { "silent" };
+        let health = match (member.active, heard) {
+            (true, _) => "active",
+            (false, true) => "silent",
+            (false, false) => "-",
+        };
         out::line(format!(
-            "{:<20}  {:<7}  {health}  {}",
+            "{:016x}  {:<7}  {health}  {}",
             member.node_id, role, member.address
         ))?;
     }
@@ -250,10 +270,16 @@ async fn status(client: &Client, print: Print) -> Result<(), CliError> {
     });
     let answers = futures::future::join_all(asked).await;
     let mut any = false;
+    let mut clusters = BTreeSet::new();
     let mut documents = Vec::new();
     for (address, reply) in answers {
         let reply = reply.and_then(|reply| reply.map_err(|status| reason(&status)));
         any |= reply.is_ok();
+        if let Ok(reply) = &reply
+            && !reply.get_ref().cluster_id.is_empty()
+        {
+            clusters.insert(reply.get_ref().cluster_id.clone());
+        }
         match (reply, print.json) {
             (Ok(reply), true) => documents.push(json::status(&reply.into_inner())),
             (Err(error), true) => documents.push(json!({ "address": address, "error": error })),
@@ -263,6 +289,14 @@ async fn status(client: &Client, print: Print) -> Result<(), CliError> {
     }
     if print.json {
         out::document(&json!({ "nodes": documents }))?;
+    }
+    if clusters.len() > 1 {
+        let clusters: Vec<String> = clusters.into_iter().collect();
+        return Err(CliError::Differs(format!(
+            "these endpoints belong to {} clusters: {}\n  A coordinator with another cluster's data folder leads its own: stop it and give it its own folder.",
+            clusters.len(),
+            clusters.join(", ")
+        )));
     }
     if any {
         Ok(())
@@ -278,13 +312,18 @@ fn status_row(address: &str, status: &StatusResponse) -> String {
         &status.leader_address
     };
     format!(
-        "{address}  {:<9}  term {}  leader {leader}  applied {}/{}  log v{}  {}",
+        "{address}  {:<9}  term {}  leader {leader}  applied {}/{}  log v{}  {}  cluster {}",
         status.role,
         status.term,
         status.applied_index,
         status.commit_index,
         status.log_version,
         status.version,
+        if status.cluster_id.is_empty() {
+            "-"
+        } else {
+            &status.cluster_id
+        },
     )
 }
 
@@ -299,4 +338,20 @@ fn worker_row(worker: &WorkerStatus) -> String {
         worker.numeric_class,
         worker.lease_remaining_ms as f64 / 1e3,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_id_is_read_as_it_is_printed() {
+        let id = 0x00c0_ffee_0000_0017_u64;
+        assert_eq!(node_id(&format!("{id:016x}")), Ok(id));
+        assert_eq!(node_id("0xff"), Ok(255));
+        assert_eq!(node_id("42"), Ok(42));
+        // 17 digits and more: decimal, as the JSON documents have it.
+        assert_eq!(node_id(&u64::MAX.to_string()), Ok(u64::MAX));
+        assert!(node_id("c0ffee").is_err());
+    }
 }

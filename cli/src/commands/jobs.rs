@@ -133,6 +133,11 @@ fn show(job: &Job) -> Result<(), CliError> {
     }
     if let Some(answer) = &job.answer {
         out::line(format!("answer    {}", answer.text))?;
+        if answer.edited {
+            out::line("edited    by a reviewer")?;
+        }
+    } else if !job.message.is_empty() {
+        out::line(format!("message   {}", job.message))?;
     }
     out::line(summary::of(job))
 }

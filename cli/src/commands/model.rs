@@ -3,6 +3,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Instant};
 
 use clap::{Args, Subcommand};
 use conclave_worker::model::{
+    LoadOptions,
     check::{CheckOptions, CheckReport, run_check},
     pull::{self, ENTRIES, models_dir, resolve_in},
 };
@@ -72,6 +73,9 @@ pub struct CheckArgs {
     pub model: String,
     /// The reference's answers
     pub reference: PathBuf,
+    /// Only this rounding of activations [default: both]
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub activation: Option<model_source::Activation>,
     /// Compute threads [default: what the machine grants]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -125,6 +129,12 @@ async fn check(args: CheckArgs) -> Result<(), CliError> {
     let model = model_source::find(&args.model).await?.path;
     let mut options = CheckOptions::default();
     options.threads = args.threads.unwrap_or(options.threads);
+    if let Some(activation) = args.activation {
+        // 8 bits is how models are loaded unless told otherwise.
+        let int8 = LoadOptions::default().activation;
+        let wanted = activation == model_source::Activation::Int8;
+        options.activations.retain(|kind| (*kind == int8) == wanted);
+    }
     let reference = args.reference.clone();
     // The check computes for seconds to minutes: not on the runtime's threads.
     let report = tokio::task::spawn_blocking(move || run_check(&model, &reference, &options))

@@ -72,8 +72,8 @@ A file:
   name = \"smollm2-135m\"
   path = \"/models/SmolLM2-135M-Instruct.Q4_1.gguf\"
 
-Exit status: 2 the settings are wrong, 4 it could not start (a port in use, a
-model that cannot be read), 1 it ended by itself, 0 it drained.";
+Exit status: 2 the settings or a model are wrong, 4 it could not start (e.g. a
+port in use), 1 it ended by itself, 0 it drained.";
 
 impl WorkerArgs {
     fn settings(&self, global: &Global) -> Result<String, CliError> {
@@ -137,11 +137,24 @@ pub async fn run(global: &Global, args: WorkerArgs) -> Result<(), CliError> {
     unless_asked_again(worker.shutdown(args.drain)).await
 }
 
+/// Whether the settings or a model they name are wrong, whatever the machine's state.
+pub fn is_request_wrong(error: &StartError) -> bool {
+    matches!(
+        error,
+        StartError::Config(_)
+            | StartError::Token
+            | StartError::ModelMissing { .. }
+            | StartError::Model { .. }
+            | StartError::ModelTwice { .. }
+            | StartError::Isa { .. }
+    )
+}
+
 /// What a person has to mend: what was asked for, or the machine.
 fn start_error(error: StartError) -> CliError {
     match error {
-        StartError::Config(_) | StartError::Token => CliError::usage(error.to_string()),
-        other => CliError::Start(other.to_string()),
+        error if is_request_wrong(&error) => CliError::usage(error.to_string()),
+        error => CliError::Start(error.to_string()),
     }
 }
 

@@ -17,8 +17,9 @@ impl Live {
     /// An empty view.
     pub fn new() -> Self {
         let multi = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(12));
-        let header =
-            multi.add(ProgressBar::new_spinner().with_style(style("{spinner:.cyan} {msg:.bold}")));
+        let header = multi.add(
+            ProgressBar::new_spinner().with_style(style("{spinner:.cyan} {msg:.bold}  {elapsed}")),
+        );
         header.enable_steady_tick(Duration::from_millis(120));
         Self {
             multi,
@@ -28,13 +29,14 @@ impl Live {
     }
 
     /// Draws the job as it is known now.
-    pub fn draw(&mut self, progress: &Progress, leader: Option<&str>, elapsed: Duration) {
-        self.header.set_message(progress.header(leader, elapsed));
+    pub fn draw(&mut self, progress: &Progress, leader: Option<&str>) {
+        self.header.set_message(progress.header(leader));
         let width = terminal_width();
-        for (agent, row) in &progress.agents {
+        for (place, (agent, row)) in progress.agents.iter().enumerate() {
             let (bar, drawn) = self.rows.entry(*agent).or_insert_with(|| {
                 let bar = ProgressBar::new_spinner().with_style(row_style(row.state));
-                (self.multi.add(bar), row.state)
+                // Below the header, by number: agents may be heard of in any order.
+                (self.multi.insert(place + 1, bar), row.state)
             });
             if *drawn != row.state {
                 bar.set_style(row_style(row.state));
@@ -42,6 +44,11 @@ impl Live {
             }
             bar.set_message(progress::line(*agent, row, width.saturating_sub(3)));
         }
+    }
+
+    /// Says that the connection is being made again; the next draw replaces it. Time goes on.
+    pub fn reconnecting(&self) {
+        self.header.set_message("reconnecting");
     }
 
     /// Prints a line above the view.

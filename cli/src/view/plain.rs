@@ -1,4 +1,6 @@
 //! The line-by-line view: one line a change, for logs, pipes and screen readers.
+use conclave_proto::v1::AgentState;
+
 use super::{
     names,
     progress::{Change, Progress},
@@ -21,19 +23,23 @@ pub fn line(progress: &Progress, change: &Change) -> Option<String> {
                 names::role(row.role).to_lowercase(),
                 names::agent_state(row.state).to_lowercase(),
             );
-            if !row.worker.is_empty() {
+            // Queued, it has left the worker that it was on.
+            let placed = row.state != AgentState::Queued;
+            if placed && !row.worker.is_empty() {
                 text.push_str(&format!(" on {} (attempt {})", row.worker, row.attempt));
             }
-            if row.tokens > 0 {
+            let ended = placed && row.state != AgentState::Running;
+            if ended && row.tokens > 0 {
                 text.push_str(&format!(", {} tokens", row.tokens));
             }
-            if let Some(speed) = row.tokens_per_second() {
+            if let Some(speed) = row.tokens_per_second().filter(|_| ended) {
                 text.push_str(&format!(", {speed:.1} tokens/s"));
             }
-            if let Some(micro) = row.confidence_micro {
+            if let Some(micro) = row.confidence_micro.filter(|_| ended) {
                 text.push_str(&format!(", confidence {:.2}", names::nats(micro)));
             }
-            if !row.error.is_empty() {
+            // Running again, why the last attempt ended is history.
+            if row.state != AgentState::Running && !row.error.is_empty() {
                 text.push_str(&format!(": {}", row.error));
             }
             Some(text)
@@ -46,7 +52,7 @@ mod tests {
     use std::time::Duration;
 
     use conclave_proto::v1::{
-        AgentState, AgentStatus, Draft, JobEvent, JobState, Role, Usage, job_event::Event,
+        AgentStatus, Draft, JobEvent, JobState, Role, Usage, job_event::Event,
         watch_job_response::Update,
     };
 
@@ -82,6 +88,38 @@ mod tests {
         assert_eq!(
             line(&progress, &change).as_deref(),
             Some("agent 4 proposer done on w2 (attempt 1), 42 tokens, confidence 11.50")
+        );
+    }
+
+    #[test]
+    fn an_attempt_tells_nothing_of_the_one_before() {
+        let mut progress = Progress::default();
+        let told = |progress: &mut Progress, state, attempt, error: &str| {
+            let mut status = AgentStatus {
+                agent: 2,
+                attempt,
+                worker: "w1".into(),
+                error: error.into(),
+                ..Default::default()
+            };
+            status.set_role(Role::Proposer);
+            status.set_state(state);
+            let update = Update::Event(JobEvent {
+                index: 1,
+                unix_ms: 0,
+                event: Some(Event::Agent(status)),
+            });
+            let change = progress.apply(&update, Duration::ZERO);
+            line(progress, &change)
+        };
+        let lost = "the worker's lease ran out";
+        assert_eq!(
+            told(&mut progress, AgentState::Queued, 2, lost).as_deref(),
+            Some("agent 2 proposer queued: the worker's lease ran out")
+        );
+        assert_eq!(
+            told(&mut progress, AgentState::Running, 2, lost).as_deref(),
+            Some("agent 2 proposer running on w1 (attempt 2)")
         );
     }
 

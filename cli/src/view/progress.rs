@@ -182,11 +182,15 @@ impl Progress {
                 Change::Quiet
             }
             Update::Reset(reset) => {
-                self.agents
-                    .entry(reset.agent)
-                    .or_default()
-                    .begin(reset.attempt);
-                Change::Reset(reset.agent)
+                let row = self.agents.entry(reset.agent).or_default();
+                let before = row.attempt;
+                row.begin(reset.attempt);
+                // The first attempt, or one that goes on under a new leader, starts nothing over.
+                if before == 0 || row.attempt == before {
+                    Change::Quiet
+                } else {
+                    Change::Reset(reset.agent)
+                }
             }
             Update::Done(job) => {
                 for status in &job.agents {
@@ -222,9 +226,9 @@ impl Progress {
     }
 
     /// The header: state, agents, tokens, and `leader` if it is known.
-    pub fn header(&self, leader: Option<&str>, elapsed: Duration) -> String {
+    pub fn header(&self, leader: Option<&str>) -> String {
         format!(
-            "{}  leader {}  {} agents, {} running  {} tokens  {:.1} s",
+            "{}  leader {}  {} agents, {} running  {} tokens",
             names::job_state(self.state)
                 .to_lowercase()
                 .replace('_', " "),
@@ -232,7 +236,6 @@ impl Progress {
             self.agents.len(),
             self.running(),
             self.tokens(),
-            elapsed.as_secs_f64(),
         )
     }
 }

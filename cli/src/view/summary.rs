@@ -1,7 +1,7 @@
 //! The end of a job for a person: how the drafts voted and what it cost.
 use std::fmt::Write as _;
 
-use conclave_proto::v1::{AgentState, Job, Role, Vote};
+use conclave_proto::v1::{AgentState, Job, Role, StopReason, Vote};
 
 use super::names;
 
@@ -117,6 +117,9 @@ fn counts(job: &Job, text: &mut String) -> std::fmt::Result {
     if job.answer.is_some() && !job.message.is_empty() {
         writeln!(text, "note      {}", job.message)?;
     }
+    if let Some(note) = cut(job) {
+        writeln!(text, "note      {note}")?;
+    }
     let seed = job.spec.as_ref().and_then(|spec| spec.seed);
     let seed = seed
         .map(|seed| format!("  seed {seed}"))
@@ -127,6 +130,21 @@ fn counts(job: &Job, text: &mut String) -> std::fmt::Result {
         job.job_id,
         names::job_state(job.state()).to_lowercase()
     )
+}
+
+/// That the answer shown ends where its budget did.
+fn cut(job: &Job) -> Option<String> {
+    let agent = job.answer.as_ref().filter(|answer| !answer.edited)?.agent?;
+    let author = job.agents.iter().find(|status| status.agent == agent)?;
+    let draft = author.draft.as_ref()?;
+    if draft.stop() != StopReason::Length {
+        return None;
+    }
+    let budget = job.spec.as_ref()?.budget.as_ref()?.answer_tokens;
+    let budget = budget.map_or_else(String::new, |tokens| format!(" of {tokens} tokens"));
+    Some(format!(
+        "(cut at the answer budget{budget}; --answer-tokens raises it)"
+    ))
 }
 
 fn prefix(cached: u64, prompt: u64) -> String {
@@ -145,9 +163,40 @@ fn plural(role: Role, count: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use conclave_proto::v1::{AgentStatus, Aggregator, Answer, JobState, Usage};
+    use conclave_proto::v1::{
+        AgentStatus, Aggregator, Answer, Budget, Draft, JobSpec, JobState, Usage,
+    };
 
     use super::*;
+
+    #[test]
+    fn an_answer_cut_at_its_budget_says_so() {
+        let mut draft = Draft::default();
+        draft.set_stop(StopReason::Length);
+        let mut job = Job {
+            spec: Some(JobSpec {
+                budget: Some(Budget {
+                    answer_tokens: Some(48),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            answer: Some(Answer {
+                agent: Some(3),
+                ..Default::default()
+            }),
+            agents: vec![AgentStatus {
+                agent: 3,
+                draft: Some(draft),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let note = "cut at the answer budget of 48 tokens; --answer-tokens raises it";
+        assert!(of(&job).contains(note), "{}", of(&job));
+        job.agents[0].draft = Some(Draft::default());
+        assert!(!of(&job).contains("cut at"), "{}", of(&job));
+    }
 
     #[test]
     fn the_summary_tells_votes_tokens_and_prefix_hits() {
