@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use conclave_coordinator_core::State;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
 
@@ -23,7 +24,7 @@ use crate::{
     config::Config,
     feed::Feeds,
     metrics,
-    node::Handle,
+    node::{Handle, NodeError},
     transport::{Network, blobs::BlobNet},
 };
 
@@ -82,6 +83,8 @@ impl Api {
     pub async fn route(&self, metadata: &MetadataMap, deadline: Instant) -> Result<Route, Status> {
         let mut status = self.node.status();
         let passed_on = metadata.contains_key(PROXIED);
+        let now = Instant::now();
+        let deadline = now + less_probe(deadline.saturating_duration_since(now));
         loop {
             {
                 let now = status.borrow_and_update();
@@ -89,7 +92,7 @@ impl Api {
                     return Err(Status::unavailable(format!("this node has stopped: {why}")));
                 }
                 if now.cluster_id.is_none() {
-                    return Err(convert::node_error(crate::node::NodeError::Blank));
+                    return Err(convert::node_error(NodeError::Blank));
                 }
                 if now.serving {
                     return Ok(Route::Here);
@@ -119,6 +122,21 @@ impl Api {
         }
     }
 
+    /// Reads the state linearizably.
+    ///
+    /// # Errors
+    /// What the node says; without a quorum, the members that do not answer.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        wait: Duration,
+        read: impl FnOnce(&State) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        match self.node.read(true, less_probe(wait), read).await {
+            Err(NodeError::NoQuorum(_)) => Err(self.no_leader().await),
+            result => result.map_err(convert::node_error),
+        }
+    }
+
     /// UNAVAILABLE, with the members that do not answer.
     async fn no_leader(&self) -> Status {
         let members = self.node.now().members;
@@ -133,11 +151,11 @@ impl Api {
             .flatten()
             .collect();
         let why = if missing.is_empty() {
-            "every member answers: an election is under way".to_owned()
+            "every member answers: try again".to_owned()
         } else {
             format!("members that do not answer: {}", missing.join(", "))
         };
-        Status::unavailable(format!("the cluster has no leader; {why}"))
+        Status::unavailable(format!("no leader with a quorum was found in time; {why}"))
     }
 
     /// A request to pass on, with the caller's own authorization.
@@ -245,6 +263,11 @@ pub fn look_again(refusal: &Status, twice: bool) -> bool {
         .iter()
         .any(|k| refusal.metadata().contains_key(*k));
     twice && lost && !told
+}
+
+/// What is left to wait once asking the members who is there has its share.
+fn less_probe(wait: Duration) -> Duration {
+    wait.saturating_sub(PROBE.min(wait / 2))
 }
 
 /// The caller's deadline, less what the way back takes, and at most `most`.

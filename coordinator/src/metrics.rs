@@ -19,6 +19,12 @@ pub fn label(node_id: u64) -> Label {
 
 /// Registers HELP and unit of every metric; call it once the recorder is set.
 pub fn describe() {
+    describe_gauge!(
+        "conclave_build_info",
+        Unit::Count,
+        "Always 1; the label `version` is the program's"
+    );
+    gauge!("conclave_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     describe_raft();
     describe_jobs();
     describe_histogram!(

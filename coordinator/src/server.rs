@@ -421,16 +421,37 @@ async fn find_seeds(
 ) {
     let search = async {
         let mut period = tokio::time::interval(config.election());
-        while !config.seeds.is_empty() && status.wait_for(|s| s.leader_id == 0).await.is_ok() {
+        let mut first = true;
+        while !config.seeds.is_empty()
+            && (first || status.wait_for(|s| s.leader_id == 0).await.is_ok())
+        {
             period.tick().await;
             for seed in &config.seeds {
                 if let Ok(found) = network.identify(seed, config.election()).await {
+                    let mine = status.borrow().cluster_id.clone();
+                    same_cluster(first, seed, &found.cluster_id, mine.as_deref());
                     network.learn(found.node_id, seed);
                 }
             }
+            first = false;
         }
     };
     stop.run_until_cancelled(search).await;
+}
+
+/// Says, once a start, that a seed and this node are of different clusters: one
+/// of the two has another one's data folder.
+fn same_cluster(first: bool, seed: &str, theirs: &str, mine: Option<&str>) {
+    let Some(mine) = mine.filter(|mine| first && !theirs.is_empty() && *mine != theirs) else {
+        return;
+    };
+    tracing::error!(
+        seed,
+        theirs,
+        mine,
+        "this node and its seed belong to different clusters: one of them runs on another \
+         cluster's data folder"
+    );
 }
 
 /// Runs a listener to its end, and says so if it did not end well.

@@ -5,11 +5,36 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use conclave_proto::v1::{
-    AddRequest, JobState, MembersRequest, RemoveRequest, StatusRequest, TransferRequest,
-    WatchJobRequest, watch_job_response::Update,
+    AddRequest, JobState, ListJobsRequest, MembersRequest, RemoveRequest, StatusRequest,
+    TransferRequest, WatchJobRequest, watch_job_response::Update,
 };
 use harness::{Cluster, assert_done, done, get, request, submit, worker::Mock};
 use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_member_says_what_a_job_without_a_worker_waits_for() {
+    let cluster = Cluster::new(3).await;
+    let mut client = cluster.client(0).await;
+    let job_id = submit(&mut client, "what colour?").await.job_id;
+    for member in 0..3 {
+        let job = get(&mut cluster.client(member).await, &job_id).await;
+        assert_eq!(job.state(), JobState::Preparing);
+        let said = &job.message;
+        assert!(said.contains("no worker holds a lease"), "{said}");
+    }
+    let listed = client.list_jobs(ListJobsRequest::default()).await.unwrap();
+    assert!(listed.into_inner().jobs[0].message.contains("waiting"));
+    let _worker = Mock::new("w1", cluster.addresses()).run();
+    assert_done(&done(&mut client, &job_id).await);
+    let ended = get(&mut client, &job_id).await;
+    assert!(!ended.message.contains("waiting"), "{}", ended.message);
+    let junk = ListJobsRequest {
+        page_token: "junk".to_owned(),
+        ..ListJobsRequest::default()
+    };
+    let refused = client.list_jobs(junk).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_member_serves_every_call() {

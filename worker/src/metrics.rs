@@ -32,6 +32,12 @@ pub const HISTOGRAMS: &[(&str, &[f64])] = &[
 
 /// Tells the recorder what each name means. Call once it is installed; calling again does no harm.
 pub fn describe() {
+    describe_gauge!(
+        "conclave_build_info",
+        Unit::Count,
+        "Always 1; the label `version` is the program's"
+    );
+    gauge!("conclave_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     describe_agents();
     describe_engine();
     describe_session();

@@ -96,20 +96,26 @@ impl Agent {
         };
     }
 
-    /// As the API shows it, without the draft.
+    /// As the API shows it, without the draft. An agent that waits is on no worker, whoever had
+    /// it before; one that runs has not failed, whatever befell its last attempt.
     pub fn status(&self) -> AgentStatus {
+        let placement = self
+            .placement
+            .as_ref()
+            .filter(|_| self.state != AgentState::Queued);
+        let error = match self.state {
+            AgentState::Running | AgentState::Done => String::new(),
+            _ => self.error.clone(),
+        };
         AgentStatus {
             agent: self.spec.agent,
             role: self.spec.role,
             round: self.spec.round,
             state: self.state as i32,
             attempt: self.attempt,
-            worker: self
-                .placement
-                .as_ref()
-                .map_or_else(String::new, |p| p.worker_id.clone()),
+            worker: placement.map_or_else(String::new, |p| p.worker_id.clone()),
             draft: None,
-            error: self.error.clone(),
+            error,
         }
     }
 

@@ -1,6 +1,9 @@
 //! Membership and health, for operators.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use conclave_coordinator_core::view;
 use conclave_proto::{
@@ -14,7 +17,7 @@ use conclave_proto::{
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
-use super::{Api, convert, members::CATCH_UP, patience, timed};
+use super::{Api, Route, convert, look_again, members::CATCH_UP, patience, timed};
 use crate::{
     auth::Role,
     node::{Input, NodeError},
@@ -23,6 +26,9 @@ use crate::{
 /// Who may change the membership, and who may look at it.
 const OPERATORS: [Role; 1] = [Role::Operator];
 const OBSERVERS: [Role; 3] = [Role::Operator, Role::Peer, Role::Worker];
+
+/// Period of asking a new leader for its members.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Serves `conclave.v1.Cluster`.
 #[derive(Clone)]
@@ -83,7 +89,11 @@ impl Api {
         })
     }
 
-    async fn transfer(&self, request: TransferRequest) -> Result<MembersResponse, Status> {
+    async fn transfer(
+        &self,
+        metadata: &MetadataMap,
+        request: TransferRequest,
+    ) -> Result<MembersResponse, Status> {
         let wait = self.config.request_timeout();
         let node_id = request.node_id;
         let before = self.node.now();
@@ -98,9 +108,42 @@ impl Api {
         let other = |s: &crate::node::NodeStatus| s.leader_id != 0 && s.leader_id != before.node_id;
         let waited = tokio::time::timeout(wait, status.wait_for(other)).await;
         match waited.map(|found| found.map(|_| ())) {
-            Ok(Ok(())) => self.members().await,
+            Ok(Ok(())) => self.members_by_new_leader(metadata, wait).await,
             Ok(Err(_)) => Err(convert::node_error(NodeError::Stopped)),
             Err(_) => Err(Status::unavailable("the member did not take over in time")),
+        }
+    }
+
+    /// The members as the new leader knows them. It is given two elections to
+    /// hear from them: until then it would call them silent.
+    async fn members_by_new_leader(
+        &self,
+        metadata: &MetadataMap,
+        wait: Duration,
+    ) -> Result<MembersResponse, Status> {
+        let until = Instant::now() + wait;
+        let heard = Instant::now() + (self.config.election() * 2).min(wait / 2);
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            look.tick().await;
+            let found = match self.route(metadata, until).await? {
+                Route::Here => self.members().await?,
+                Route::Leader(channel) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    let request = self.pass_on(metadata, MembersRequest {}, left);
+                    let asked = ClusterClient::new(channel).members(request).await;
+                    match asked {
+                        Ok(found) => found.into_inner(),
+                        Err(refusal) if look_again(&refusal, true) && Instant::now() < until => {
+                            continue;
+                        }
+                        Err(refusal) => return Err(refusal),
+                    }
+                }
+            };
+            if found.members.iter().all(|m| m.active) || Instant::now() > heard {
+                return Ok(found);
+            }
         }
     }
 
@@ -186,7 +229,7 @@ impl Cluster for ClusterService {
         self.0.operator(request.metadata())?;
         let there =
             |channel, request| async move { ClusterClient::new(channel).transfer(request).await };
-        let here = |_, message| self.0.transfer(message);
+        let here = |metadata, message| async move { self.0.transfer(&metadata, message).await };
         timed("Transfer", self.0.on_leader(request, false, here, there)).await
     }
 
@@ -204,11 +247,7 @@ impl Cluster for ClusterService {
     ) -> Result<Response<ListWorkersResponse>, Status> {
         self.0.observer(request.metadata())?;
         let wait = self.0.patience(request.metadata());
-        let read = self.0.node.read(true, wait, view::workers);
-        let workers = timed("ListWorkers", async {
-            read.await.map_err(convert::node_error)
-        })
-        .await?;
+        let workers = timed("ListWorkers", self.0.read(wait, view::workers)).await?;
         Ok(Response::new(ListWorkersResponse { workers }))
     }
 }

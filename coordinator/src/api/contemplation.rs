@@ -69,11 +69,7 @@ impl Api {
                 workers: Workers::of(state),
             })
         };
-        let found = self
-            .node
-            .read(true, wait, read)
-            .await
-            .map_err(convert::node_error)?;
+        let found = self.read(wait, read).await?;
         found.ok_or_else(|| convert::no_job(job_id))
     }
 
@@ -141,11 +137,7 @@ impl Api {
             jobs.truncate(size);
             (jobs, more, Workers::of(state))
         };
-        let (jobs, more, workers) = self
-            .node
-            .read(true, wait, read)
-            .await
-            .map_err(convert::node_error)?;
+        let (jobs, more, workers) = self.read(wait, read).await?;
         let local = self.blobs.local.clone();
         let show = move || {
             jobs.iter()

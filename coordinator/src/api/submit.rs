@@ -101,11 +101,7 @@ impl Api {
             let job = state.job(&known.job_id).map(|job| job.spec.clone());
             Some((known.job_id.clone(), known.request_digest == digest, job))
         };
-        let found = self
-            .node
-            .read(true, wait, read)
-            .await
-            .map_err(convert::node_error)?;
+        let found = self.read(wait, read).await?;
         let Some((job_id, same, stored)) = found else {
             return Ok(None);
         };

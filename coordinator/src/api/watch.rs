@@ -163,11 +163,7 @@ impl Api {
     async fn job_seen(&self, caller: &Principal, id: &str, wait: Duration) -> Result<(), Status> {
         let (job_id, caller) = (id.to_owned(), caller.clone());
         let read = move |s: &State| s.job(&job_id).is_some_and(|job| caller.sees(&job.tenant));
-        let seen = self
-            .node
-            .read(true, wait, read)
-            .await
-            .map_err(convert::node_error)?;
+        let seen = self.read(wait, read).await?;
         seen.then_some(()).ok_or_else(|| convert::no_job(id))
     }
 }

@@ -3,7 +3,7 @@
 //! Why raft-engine: `docs/adr/0001-log-store.md`.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -22,6 +22,17 @@ pub enum LogError {
     /// raft-engine refuses.
     #[error("raft log: {0}")]
     Engine(#[from] raft_engine::Error),
+    /// The folder's log cannot be opened.
+    #[error(
+        "raft log {folder}: {source}; if it is damaged, move the data folder away, start on an \
+         empty one, and replace the member (`conclave cluster remove`, then `cluster add`)"
+    )]
+    Open {
+        /// The folder of the log.
+        folder: PathBuf,
+        /// What raft-engine says.
+        source: raft_engine::Error,
+    },
     /// Entries are missing between the snapshot and the end of the log.
     #[error("raft log: entry {wanted} is missing behind the snapshot at {snapshot}")]
     Gap {
@@ -104,7 +115,10 @@ impl LogStore {
             batch_compression_threshold: ReadableSize::kb(64),
             ..Config::default()
         };
-        let engine = Engine::open(config)?;
+        let engine = Engine::open(config).map_err(|source| LogError::Open {
+            folder: data_dir.join("raft"),
+            source,
+        })?;
         let hard_state = engine.get_message(GROUP, HARD_STATE)?.unwrap_or_default();
         let snapshot: Option<Snapshot> = engine.get_message(GROUP, SNAPSHOT)?;
         let behind = snapshot.as_ref().map_or(0, |s| s.get_metadata().index);

@@ -10,6 +10,7 @@ use conclave_proto::v1::RaftBatch;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 use super::Network;
 use crate::node::{Handle, Input};
@@ -20,6 +21,9 @@ const LANE: usize = 1024;
 const BATCH: usize = 64;
 /// Wait before a lost lane is dialled again.
 const REDIAL: Duration = Duration::from_millis(100);
+
+/// How often the same refusal of a peer is logged.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Who sends.
 #[derive(Clone, Debug)]
@@ -77,6 +81,7 @@ impl Lanes {
                 node: self.node.clone(),
                 to,
                 batch: Batch::new(self.sender.most),
+                refusal: None,
             };
             let stop = self.stop.clone();
             self.runtime.spawn(async move {
@@ -148,6 +153,8 @@ struct Lane {
     node: Handle,
     to: u64,
     batch: Batch,
+    /// What the peer was last heard to refuse, and when that was logged.
+    refusal: Option<(String, Instant)>,
 }
 
 impl Lane {
@@ -195,10 +202,22 @@ impl Lane {
         }
     }
 
-    fn ended<T>(&self, address: &str, result: Result<T, tonic::Status>) {
-        if let Err(status) = result {
-            tracing::debug!(to = self.to, address, %status, "lane lost");
+    fn ended<T>(&mut self, address: &str, result: Result<T, tonic::Status>) {
+        let Err(status) = result else { return };
+        let to = format!("{:x}", self.to);
+        let refused = matches!(
+            status.code(),
+            Code::FailedPrecondition | Code::Unauthenticated | Code::PermissionDenied
+        );
+        let said =
+            |(text, at): &(String, Instant)| text == status.message() && at.elapsed() < SAY_AGAIN;
+        if !refused || self.refusal.as_ref().is_some_and(said) {
+            tracing::debug!(to, address, %status, "lane lost");
+            return;
         }
+        let why = status.message();
+        tracing::warn!(to, address, why, "a member refuses this node's messages");
+        self.refusal = Some((why.to_owned(), Instant::now()));
     }
 }
 

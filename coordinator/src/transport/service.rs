@@ -91,8 +91,14 @@ impl PeerService {
             (status.node_id, status.cluster_id.is_none())
         };
         if batch.to != me {
+            let mine = self.node.now().cluster_id.unwrap_or_default();
+            let whose = match mine.as_str() {
+                "" => "of no cluster".to_owned(),
+                same if same == batch.cluster_id => "of the same cluster".to_owned(),
+                other => format!("of cluster {other}, not {}", batch.cluster_id),
+            };
             return Err(Status::failed_precondition(format!(
-                "this is node {me}, not {}: its data folder is another",
+                "this is node {me:x} {whose}, where node {:x} is expected: its data folder is another",
                 batch.to
             )));
         }
@@ -116,6 +122,7 @@ impl PeerService {
         for bytes in batch.messages {
             let message = RaftMessage::parse_from_bytes(&bytes)
                 .map_err(|e| Status::invalid_argument(format!("not a raft message: {e}")))?;
+            self.still_member(&message)?;
             if is_local_msg(message.get_msg_type()) {
                 return Err(Status::invalid_argument(format!(
                     "{:?} is no message between members",
@@ -132,6 +139,26 @@ impl PeerService {
             crate::metrics::messages_dropped(dropped);
         }
         Ok(())
+    }
+
+    /// A member that was removed hears nothing more of its cluster, and asks for
+    /// votes: a leader tells it why nobody answers.
+    fn still_member(&self, message: &RaftMessage) -> Result<(), Status> {
+        let asks = matches!(
+            message.get_msg_type(),
+            MessageType::MsgRequestPreVote | MessageType::MsgRequestVote
+        );
+        let status = self.node.status();
+        let status = status.borrow();
+        if !asks || !status.serving || status.members.contains_key(&message.from) {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "node {:x} is no member of cluster {}: it was removed; stop it, or give it an empty \
+             data folder and add it as a new member",
+            message.from,
+            status.cluster_id.as_deref().unwrap_or_default()
+        )))
     }
 
     /// The raft snapshot is a manifest: the state behind it comes first.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Endpoint;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 /// Messages that wait for the link. What waits longer waits in the desk, where it is merged.
 const OUTBOUND: usize = 16;
@@ -37,7 +37,7 @@ pub enum LinkError {
         source: tonic::transport::Error,
     },
     /// It answers, and not with a session.
-    #[error("{address} refuses the session: {status}")]
+    #[error("{address} refuses the session: {}", .status.message())]
     Refused {
         /// Who was dialed.
         address: String,
@@ -52,6 +52,19 @@ pub enum LinkError {
         /// The bound.
         waited: Duration,
     },
+}
+
+impl LinkError {
+    /// The coordinator refuses who we are: no later try goes better until an operator acts.
+    pub fn is_token(&self) -> bool {
+        let Self::Refused { status, .. } = self else {
+            return false;
+        };
+        matches!(
+            status.code(),
+            Code::Unauthenticated | Code::PermissionDenied
+        )
+    }
 }
 
 /// How links are made.

@@ -271,7 +271,9 @@ impl<B: Backend> Session<B> {
                 };
                 self.lose(reason);
                 let failures = self.members.failures();
-                if failures.is_power_of_two() {
+                if failures.is_power_of_two() && error.is_token() {
+                    tracing::error!(%error, failures, "the worker's token is refused: it needs one of role `worker`");
+                } else if failures.is_power_of_two() {
                     tracing::warn!(%error, failures, "no session with a coordinator; trying on");
                 }
             }

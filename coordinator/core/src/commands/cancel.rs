@@ -16,10 +16,11 @@ pub(crate) fn apply(state: &mut State, at: At, command: &CancelJobCommand) -> Ap
     if job.is_final() {
         return Applied::only(Reply::Ok);
     }
+    // The state says that it was cancelled; the message says why.
     let message = if command.reason.is_empty() {
-        "cancelled".to_owned()
+        "no reason was given".to_owned()
     } else {
-        format!("cancelled: {}", command.reason)
+        command.reason.clone()
     };
     let ending = Ending {
         state: JobState::Cancelled,
@@ -53,7 +54,7 @@ mod tests {
         let applied = cancel(&mut world);
         assert_eq!(cancels(&applied.effects), [1, 2, 3]);
         assert!(world.is_in("j", JobState::Cancelled));
-        assert_eq!(world.job("j").message, "cancelled: Ctrl-C");
+        assert_eq!(world.job("j").message, "Ctrl-C");
         assert_eq!(cancel(&mut world), Applied::only(Reply::Ok));
         assert_eq!(
             cancels(&world.state.outstanding()),

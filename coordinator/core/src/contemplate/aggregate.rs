@@ -180,7 +180,10 @@ fn end(s: &Situation<'_>, mut short: Vec<String>) -> Step {
     let Some(answer) = answer else {
         short.push(match s.first_error() {
             Some(error) => format!("no agent handed in a draft that counts: {error}"),
-            None => "no agent handed in a draft that counts".into(),
+            None => format!(
+                "no agent handed in a draft that counts{}",
+                s.why_none_counts()
+            ),
         });
         return failed(short.join("; "));
     };

@@ -95,6 +95,35 @@ impl<'a> Situation<'a> {
             .unwrap_or_default()
     }
 
+    /// What became of the drafts of a job of which none counts, as `: 2 stopped ...`; empty
+    /// without drafts.
+    pub(super) fn why_none_counts(&self) -> String {
+        let (mut weak, mut cut, mut invalid, mut empty) = (0, 0, 0, 0);
+        for draft in self.drafts.values() {
+            match draft.stop() {
+                StopReason::LowConfidence => weak += 1,
+                StopReason::Length => cut += 1,
+                _ if draft.answer.trim().is_empty() => empty += 1,
+                _ => invalid += 1,
+            }
+        }
+        let reasons = [
+            (weak, "stopped for low confidence"),
+            (cut, "cut at the answer budget before a valid answer"),
+            (invalid, "with an answer of the wrong form"),
+            (empty, "without an answer"),
+        ];
+        let reasons: Vec<String> = reasons
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        match reasons.is_empty() {
+            true => String::new(),
+            false => format!(": {}", reasons.join(", ")),
+        }
+    }
+
     /// Why the first failed agent of the job failed, to explain that there is no answer.
     pub(super) fn first_error(&self) -> Option<&'a str> {
         self.job
