@@ -26,6 +26,7 @@ pub mod state;
 mod testkit;
 pub mod view;
 pub mod waiting;
+pub mod watch;
 pub mod worker;
 
 pub use conclave_proto::v1 as proto;

@@ -10,13 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_coordinator_core::{MissingBlob, State, view};
+use conclave_coordinator_core::{MissingBlob, State, view, watch::Cursor};
 use conclave_proto::v1::{
-    AgentCursor, JobEvent, WatchCursor, WatchJobRequest, WatchJobResponse,
-    contemplation_client::ContemplationClient, watch_job_response::Update,
+    JobEvent, WatchJobRequest, WatchJobResponse, contemplation_client::ContemplationClient,
+    watch_job_response::Update,
 };
 use futures::Stream;
-use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, metadata::MetadataMap, transport::Channel};
@@ -24,10 +23,7 @@ use tonic::{Request, Status, metadata::MetadataMap, transport::Channel};
 use super::{
     Api, LOOK_UP, REPLY, Route, audit::Fetches, contemplation::USERS, convert, look_again,
 };
-use crate::{
-    auth::Principal,
-    feed::{Position, Positions, Seat},
-};
+use crate::{auth::Principal, feed::Seat};
 
 /// Updates that wait for one watcher.
 const QUEUE: usize = 16;
@@ -37,70 +33,9 @@ const PAGE: usize = 64;
 type Updates = Pin<Box<dyn Stream<Item = Result<WatchJobResponse, Status>> + Send>>;
 type Queue = mpsc::Sender<Result<WatchJobResponse, Status>>;
 
-/// Where a watcher stands.
-#[derive(Clone, Default)]
-struct Cursor {
-    event: u64,
-    positions: Positions,
-}
-
-impl Cursor {
-    fn decode(bytes: &[u8]) -> Result<Self, Status> {
-        let cursor = WatchCursor::decode(bytes)
-            .map_err(|_| Status::invalid_argument("cursor: not one that a watch returned"))?;
-        let position = |a: AgentCursor| {
-            (
-                a.agent,
-                Position {
-                    attempt: a.attempt,
-                    offset: a.offset,
-                },
-            )
-        };
-        let positions = cursor.agents.into_iter().map(position).collect();
-        Ok(Self {
-            event: cursor.event,
-            positions,
-        })
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let agent = |(agent, p): (&u32, &Position)| AgentCursor {
-            agent: *agent,
-            attempt: p.attempt,
-            offset: p.offset,
-        };
-        let agents = self.positions.iter().map(agent).collect();
-        WatchCursor {
-            event: self.event,
-            agents,
-        }
-        .encode_to_vec()
-    }
-
-    /// Moves behind an update.
-    fn pass(&mut self, update: &Update) {
-        match update {
-            Update::Event(event) => self.event = event.index,
-            Update::Tokens(t) => {
-                let position = Position {
-                    attempt: t.attempt,
-                    offset: t.offset + t.tokens,
-                };
-                self.positions.insert(t.agent, position);
-            }
-            Update::Reset(r) => {
-                self.positions.insert(
-                    r.agent,
-                    Position {
-                        attempt: r.attempt,
-                        offset: 0,
-                    },
-                );
-            }
-            Update::Done(_) => {}
-        }
-    }
+fn cursor(bytes: &[u8]) -> Result<Cursor, Status> {
+    Cursor::decode(bytes)
+        .map_err(|_| Status::invalid_argument("cursor: not one that a watch returned"))
 }
 
 /// Why one leg of the relay ended.
@@ -136,7 +71,7 @@ impl Api {
         let caller = self.tokens.require(request.metadata(), &USERS)?;
         let wait = self.patience(request.metadata());
         let (metadata, _, request) = request.into_parts();
-        let cursor = Cursor::decode(&request.cursor)?;
+        let cursor = cursor(&request.cursor)?;
         let Some(seat) = self.feeds.seat() else {
             let text = format!(
                 "{} watchers are here, the most there may",
@@ -222,7 +157,7 @@ impl Watch {
                     match stream.message().await {
                         Ok(Some(message)) => {
                             let done = matches!(message.update, Some(Update::Done(_)));
-                            self.cursor = Cursor::decode(&message.cursor)?;
+                            self.cursor = cursor(&message.cursor)?;
                             if self.queue.send(Ok(message)).await.is_err() || done {
                                 return Ok(Leg::Over);
                             }
@@ -327,29 +262,5 @@ impl Watch {
             cursor: self.cursor.encode(),
         };
         self.queue.send(Ok(message)).await.is_ok()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cursor_comes_back_as_it_was_and_a_foreign_one_is_refused() {
-        let mut cursor = Cursor {
-            event: 7,
-            ..Cursor::default()
-        };
-        cursor.positions.insert(
-            3,
-            Position {
-                attempt: 2,
-                offset: 40,
-            },
-        );
-        let back = Cursor::decode(&cursor.encode()).unwrap();
-        assert_eq!((back.event, back.positions), (7, cursor.positions));
-        assert_eq!(Cursor::decode(&[]).unwrap().event, 0);
-        assert!(Cursor::decode(b"\xff\xff\xff").is_err());
     }
 }
