@@ -8,9 +8,12 @@
 
 mod client;
 mod cluster;
+pub mod linear;
 mod process;
 pub mod sim;
 
 pub use client::{Client, exact_job};
-pub use cluster::{Cluster, MODEL};
-pub use process::{Process, conclave_binary, free_port, model_path, peak_memory_of_children};
+pub use cluster::{Cluster, MODEL, Place, Places};
+pub use process::{
+    Launch, Process, conclave_binary, free_port, model_path, peak_memory_of_children,
+};
