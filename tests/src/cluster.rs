@@ -11,16 +11,60 @@ use conclave_proto::v1::{
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Client, Process, free_port, model_path};
+use crate::{Client, Launch, Process, free_port, model_path};
 
 /// The name under which the workers serve the test model.
 pub const MODEL: &str = "smollm2-135m";
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Where one process runs, and with what.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The address that it listens on.
+    pub host: String,
+    /// How it is started.
+    pub launch: Launch,
+    /// Its data folder; unset: one below the cluster's.
+    pub data_dir: Option<PathBuf>,
+    /// Lines of TOML for its settings; a table would end a worker's.
+    pub settings: String,
+}
+
+impl Default for Place {
+    fn default() -> Place {
+        Place {
+            host: "127.0.0.1".into(),
+            launch: Launch::default(),
+            data_dir: None,
+            settings: String::new(),
+        }
+    }
+}
+
+/// The places of a cluster's processes.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    /// Of the coordinators.
+    pub coordinators: Vec<Place>,
+    /// Of the workers.
+    pub workers: Vec<Place>,
+}
+
+impl Places {
+    /// All on loopback, with nothing of their own.
+    pub fn loopback(coordinators: usize, workers: usize) -> Places {
+        Places {
+            coordinators: vec![Place::default(); coordinators],
+            workers: vec![Place::default(); workers],
+        }
+    }
+}
+
 /// Coordinator `i` listens on `ports[i]`, also after a restart.
 pub struct Cluster {
     folder: TempDir,
     ports: Vec<u16>,
+    places: Places,
     /// `None` while it is down.
     pub coordinators: Vec<Option<Process>>,
     /// `None` while it is down; named `worker-0`, `worker-1`, ...
@@ -30,10 +74,17 @@ pub struct Cluster {
 impl Cluster {
     /// Starts, initialises and waits until every worker holds a lease.
     pub async fn start(coordinators: usize, workers: usize) -> Cluster {
+        Cluster::start_at(Places::loopback(coordinators, workers)).await
+    }
+
+    /// As [`Cluster::start`], each process in its place.
+    pub async fn start_at(places: Places) -> Cluster {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        let (coordinators, workers) = (places.coordinators.len(), places.workers.len());
         let mut cluster = Cluster {
             folder,
             ports: (0..coordinators).map(|_| free_port()).collect(),
+            places,
             coordinators: Vec::new(),
             workers: Vec::new(),
         };
@@ -52,9 +103,9 @@ impl Cluster {
 
     /// `host:port` of every coordinator.
     pub fn endpoints(&self) -> Vec<String> {
-        self.ports
-            .iter()
-            .map(|port| format!("127.0.0.1:{port}"))
+        let places = self.places.coordinators.iter().zip(&self.ports);
+        places
+            .map(|(place, port)| format!("{}:{port}", place.host))
             .collect()
     }
 
@@ -67,27 +118,61 @@ impl Cluster {
         self.folder.path().join(name)
     }
 
-    async fn run(&self, role: &str, name: &str, config: String) -> Process {
+    async fn run(
+        &self,
+        role: &str,
+        name: &str,
+        config: String,
+        place: &Place,
+    ) -> Result<Process, Option<i32>> {
         let file = self.path(&format!("{name}.toml"));
         fs::write(&file, config).expect("a config file");
         let file = file.display().to_string();
-        Process::start(
-            &[role, "--config", &file, "--json"],
-            &self.path(&format!("{name}.log")),
-        )
-        .await
+        let args = [role, "--config", &file, "--json"];
+        Process::launch(&place.launch, &args, &self.log(name)).await
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.path(&format!("{name}.log"))
+    }
+
+    /// What coordinator `index` has logged.
+    pub fn coordinator_log(&self, index: usize) -> String {
+        fs::read_to_string(self.log(&format!("coordinator-{index}"))).unwrap_or_default()
+    }
+
+    /// The data folder of coordinator `index`.
+    pub fn data_dir(&self, index: usize) -> PathBuf {
+        let own = self.places.coordinators[index].data_dir.clone();
+        own.unwrap_or_else(|| self.path(&format!("coordinator-{index}")))
     }
 
     /// Starts coordinator `index` on its folder and port.
     pub async fn start_coordinator(&mut self, index: usize) {
+        let started = self.try_start_coordinator(index).await;
+        started.unwrap_or_else(|code| {
+            panic!("coordinator {index} ended with {code:?}\n{}", self.logs())
+        });
+    }
+
+    /// Starts coordinator `index`.
+    ///
+    /// # Errors
+    /// Its exit code, if it refuses to start.
+    pub async fn try_start_coordinator(&mut self, index: usize) -> Result<(), Option<i32>> {
         let name = format!("coordinator-{index}");
+        let place = &self.places.coordinators[index];
         let config = format!(
-            "data_dir = {:?}\nlisten = \"127.0.0.1:{}\"\nhttp_listen = \"127.0.0.1:0\"\nopen = true\n",
-            self.path(&name),
-            self.ports[index]
+            "data_dir = {:?}\nlisten = \"{host}:{}\"\nhttp_listen = \"127.0.0.1:0\"\nopen = true\n\
+             open_beyond_loopback = true\n{}\n",
+            self.data_dir(index),
+            self.ports[index],
+            place.settings,
+            host = place.host,
         );
-        let process = self.run("coordinator", &name, config).await;
+        let process = self.run("coordinator", &name, config, place).await?;
         self.coordinators[index] = Some(process);
+        Ok(())
     }
 
     /// Starts worker `index`, a new incarnation if it ran before.
@@ -96,12 +181,17 @@ impl Cluster {
         let coordinators: Vec<String> = self.endpoints();
         let config = format!(
             "worker_id = {name:?}\ndata_dir = {:?}\ncoordinators = {coordinators:?}\n\
-             http_listen = \"127.0.0.1:0\"\nthreads = 2\n\n[[models]]\nname = {MODEL:?}\npath = {:?}\n",
+             http_listen = \"127.0.0.1:0\"\nthreads = 2\n{}\n\n[[models]]\nname = {MODEL:?}\npath = {:?}\n",
             self.path(&name),
+            self.places.workers[index].settings,
             model_path()
         );
-        let process = self.run("worker", &name, config).await;
-        self.workers[index] = Some(process);
+        let place = &self.places.workers[index];
+        let process = self.run("worker", &name, config, place).await;
+        self.workers[index] =
+            Some(process.unwrap_or_else(|code| {
+                panic!("worker {index} ended with {code:?}\n{}", self.logs())
+            }));
     }
 
     async fn init(&self) {

@@ -65,6 +65,31 @@ pub fn free_port() -> u16 {
         .port()
 }
 
+/// How a process is started, beside its arguments.
+#[derive(Debug, Clone, Default)]
+pub struct Launch {
+    /// A command that executes it in its own place, e.g. `ip netns exec NAME`.
+    pub wrap: Vec<String>,
+    /// Environment variables.
+    pub env: Vec<(String, String)>,
+}
+
+impl Launch {
+    fn command(&self, args: &[&str]) -> Command {
+        let binary = conclave_binary();
+        let mut command = match self.wrap.split_first() {
+            Some((program, rest)) => {
+                let mut command = Command::new(program);
+                command.args(rest).arg(binary);
+                command
+            }
+            None => Command::new(binary),
+        };
+        command.args(args).envs(self.env.iter().cloned());
+        command
+    }
+}
+
 /// A running `conclave`; killed when dropped.
 pub struct Process {
     child: Child,
@@ -76,13 +101,22 @@ impl Process {
     /// Starts `conclave <args>` and waits for its ready line, a JSON document.
     /// Standard error goes to `log`.
     pub async fn start(args: &[&str], log: &Path) -> Process {
+        let started = Process::launch(&Launch::default(), args, log).await;
+        started.unwrap_or_else(|code| panic!("conclave {args:?} ended with {code:?}; see its log"))
+    }
+
+    /// As [`Process::start`], in another place.
+    ///
+    /// # Errors
+    /// Its exit code, if it ended before it was ready; a signal has none.
+    pub async fn launch(launch: &Launch, args: &[&str], log: &Path) -> Result<Self, Option<i32>> {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(log)
             .expect("a log file");
-        let mut child = Command::new(conclave_binary())
-            .args(args)
+        let mut child = launch
+            .command(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -95,12 +129,20 @@ impl Process {
             .await
             .unwrap_or_else(|_| panic!("conclave {args:?} was not ready in {READY:?}"))
             .expect("its output");
+        if line.is_empty() {
+            return Err(child.wait().await.expect("its status").code());
+        }
         let ready: serde_json::Value = serde_json::from_str(&line)
             .unwrap_or_else(|e| panic!("conclave {args:?} said {line:?} ({e}); see its log"));
-        Process {
+        Ok(Process {
             child,
             http: ready["http"].as_str().unwrap_or_default().to_owned(),
-        }
+        })
+    }
+
+    /// True once the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
     }
 
     /// Sends a signal, without waiting.
