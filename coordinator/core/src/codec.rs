@@ -10,10 +10,12 @@ use prost::Message;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
     /// A newer program wrote it: this one must stop, or replicas would drift apart.
-    #[error("the log needs version {needs}, this program knows up to {LOG_VERSION}: upgrade it")]
+    #[error("the log needs version {needs}, this program knows up to {known}: upgrade it")]
     TooNew {
         /// The version that the entry asks for.
         needs: u32,
+        /// The newest that this program knows.
+        known: u32,
     },
     /// The bytes are no command.
     #[error("log entry does not decode: {why}")]
@@ -30,6 +32,16 @@ pub enum CodecError {
 pub fn needed_version(_body: &command::Command) -> u32 {
     // Every command so far came with version 1; later ones get an arm of their own here.
     1
+}
+
+/// The log version that a program needs to go on behind this command: the command's own, or the
+/// one that it raises the cluster to.
+pub fn needs(command: &Command) -> u32 {
+    let raised = match &command.command {
+        Some(command::Command::SetLogVersion(set)) => set.log_version,
+        _ => 0,
+    };
+    command.log_version.max(raised)
 }
 
 /// A command with the version that it needs. Propose it only if the state's
@@ -52,11 +64,18 @@ pub fn encode(command: &Command) -> Vec<u8> {
 /// [`CodecError::TooNew`] and [`CodecError::Unknown`] must end the program; so must
 /// [`CodecError::Broken`], which means damage that checksums did not see.
 pub fn decode(bytes: &[u8]) -> Result<Command, CodecError> {
+    decode_up_to(bytes, LOG_VERSION)
+}
+
+/// [`decode`] as a program does that knows log versions up to `known`.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_up_to(bytes: &[u8], known: u32) -> Result<Command, CodecError> {
     let command = Command::decode(bytes).map_err(|e| CodecError::Broken { why: e.to_string() })?;
-    if command.log_version > LOG_VERSION {
-        return Err(CodecError::TooNew {
-            needs: command.log_version,
-        });
+    let needs = needs(&command);
+    if needs > known {
+        return Err(CodecError::TooNew { needs, known });
     }
     if command.command.is_none() {
         return Err(CodecError::Unknown);
@@ -92,8 +111,28 @@ mod tests {
         assert_eq!(
             decode(&encode(&newer)),
             Err(CodecError::TooNew {
-                needs: LOG_VERSION + 1
+                needs: LOG_VERSION + 1,
+                known: LOG_VERSION
             })
+        );
+        assert_eq!(
+            decode_up_to(&encode(&newer), LOG_VERSION + 1),
+            Ok(newer),
+            "the next program reads it"
+        );
+    }
+
+    #[test]
+    fn a_raise_to_a_newer_version_stops_the_program_at_once() {
+        let raise = |log_version| {
+            let set = conclave_proto::v1::SetLogVersion { log_version };
+            encode(&super::command(command::Command::SetLogVersion(set)))
+        };
+        assert!(decode(&raise(LOG_VERSION)).is_ok());
+        let (needs, known) = (LOG_VERSION + 1, LOG_VERSION);
+        assert_eq!(
+            decode(&raise(needs)),
+            Err(CodecError::TooNew { needs, known })
         );
     }
 

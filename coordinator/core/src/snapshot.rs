@@ -13,10 +13,12 @@ use crate::{job::Job, state::State, worker::Worker};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
     /// A newer program wrote it.
-    #[error("the snapshot needs log version {needs}, this program knows up to {LOG_VERSION}")]
+    #[error("the snapshot needs log version {needs}, this program knows up to {known}: upgrade it")]
     TooNew {
         /// The version that it asks for.
         needs: u32,
+        /// The newest that this program knows.
+        known: u32,
     },
     /// The bytes are not those of the manifest.
     #[error("the snapshot's bytes do not match its manifest")]
@@ -56,26 +58,46 @@ pub fn genesis() -> (SnapshotManifest, Vec<u8>) {
 /// # Errors
 /// The bytes do not decode, or need a newer program.
 pub fn manifest(data: &[u8]) -> Result<SnapshotManifest, SnapshotError> {
+    manifest_up_to(data, LOG_VERSION)
+}
+
+/// [`manifest`] as a program reads it that knows log versions up to `known`.
+///
+/// # Errors
+/// As [`manifest`].
+pub fn manifest_up_to(data: &[u8], known: u32) -> Result<SnapshotManifest, SnapshotError> {
     let manifest =
         SnapshotManifest::decode(data).map_err(|e| SnapshotError::Broken { why: e.to_string() })?;
-    if manifest.log_version > LOG_VERSION {
-        return Err(SnapshotError::TooNew {
-            needs: manifest.log_version,
-        });
-    }
+    gate(&manifest, known)?;
     Ok(manifest)
+}
+
+fn gate(manifest: &SnapshotManifest, known: u32) -> Result<(), SnapshotError> {
+    let needs = manifest.log_version;
+    if needs > known {
+        return Err(SnapshotError::TooNew { needs, known });
+    }
+    Ok(())
 }
 
 /// Checks the bytes against their manifest and decodes them.
 ///
 /// # Errors
-/// Other bytes than the manifest names, or bytes that do not decode.
+/// Other bytes than the manifest names, bytes that do not decode, or a newer program's.
 pub fn decode(manifest: &SnapshotManifest, bytes: &[u8]) -> Result<State, SnapshotError> {
-    if manifest.log_version > LOG_VERSION {
-        return Err(SnapshotError::TooNew {
-            needs: manifest.log_version,
-        });
-    }
+    decode_up_to(manifest, bytes, LOG_VERSION)
+}
+
+/// [`decode`] as a program does that knows log versions up to `known`.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_up_to(
+    manifest: &SnapshotManifest,
+    bytes: &[u8],
+    known: u32,
+) -> Result<State, SnapshotError> {
+    gate(manifest, known)?;
     let digest = blake3::hash(bytes);
     if manifest.length != bytes.len() as u64 || manifest.digest != digest.as_bytes() {
         return Err(SnapshotError::Mismatch);

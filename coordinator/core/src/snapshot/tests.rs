@@ -101,6 +101,7 @@ fn a_newer_snapshot_is_refused() {
     newer.log_version = LOG_VERSION + 1;
     let expected = SnapshotError::TooNew {
         needs: LOG_VERSION + 1,
+        known: LOG_VERSION,
     };
     assert_eq!(decode(&newer, &bytes), Err(expected.clone()));
     assert_eq!(manifest(&newer.encode_to_vec()), Err(expected));
