@@ -9,11 +9,13 @@
 mod client;
 mod cluster;
 pub mod linear;
+mod mock_worker;
 mod process;
 pub mod sim;
 
 pub use client::{Client, exact_job};
 pub use cluster::{Cluster, MODEL, Place, Places};
+pub use mock_worker::{MockOptions, MockWorker, Seen, run_mock_worker};
 pub use process::{
     Launch, Process, conclave_binary, free_port, model_path, peak_memory_of_children,
 };

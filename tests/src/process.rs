@@ -15,14 +15,17 @@ const READY: Duration = Duration::from_secs(60);
 /// The `conclave` binary of this build: beside this program, or above its
 /// `deps` folder when this is a test.
 pub fn conclave_binary() -> PathBuf {
+    binary("conclave")
+}
+
+fn binary(name: &str) -> PathBuf {
     let program = std::env::current_exe().expect("the path of this program");
     let folders = program.ancestors().skip(1).take(2);
-    let candidates: Vec<PathBuf> = folders.map(|folder| folder.join("conclave")).collect();
-    candidates
-        .iter()
-        .find(|path| path.is_file())
+    let candidates: Vec<PathBuf> = folders.map(|folder| folder.join(name)).collect();
+    let found = candidates.iter().find(|path| path.is_file());
+    found
         .unwrap_or_else(|| {
-            panic!("none of {candidates:?} is there: run `make test`, or `cargo build -p conclave` first")
+            panic!("none of {candidates:?} is there: run `make test`, or `cargo build -p conclave -p conclave-tests` first")
         })
         .clone()
 }
@@ -75,8 +78,8 @@ pub struct Launch {
 }
 
 impl Launch {
-    fn command(&self, args: &[&str]) -> Command {
-        let binary = conclave_binary();
+    fn command(&self, program: &str, args: &[&str]) -> Command {
+        let binary = binary(program);
         let mut command = match self.wrap.split_first() {
             Some((program, rest)) => {
                 let mut command = Command::new(program);
@@ -110,30 +113,46 @@ impl Process {
     /// # Errors
     /// Its exit code, if it ended before it was ready; a signal has none.
     pub async fn launch(launch: &Launch, args: &[&str], log: &Path) -> Result<Self, Option<i32>> {
+        Process::launch_program("conclave", launch, args, log).await
+    }
+
+    /// Starts a mock worker as its own process and waits until a leader has welcomed it.
+    /// `args` as `mock-worker --help` lists them.
+    pub async fn mock_worker(launch: &Launch, args: &[&str], log: &Path) -> Process {
+        let started = Process::launch_program("mock-worker", launch, args, log).await;
+        started.unwrap_or_else(|code| panic!("mock-worker {args:?} ended with {code:?}"))
+    }
+
+    async fn launch_program(
+        program: &str,
+        launch: &Launch,
+        args: &[&str],
+        log: &Path,
+    ) -> Result<Process, Option<i32>> {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(log)
             .expect("a log file");
         let mut child = launch
-            .command(args)
+            .command(program, args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
             .kill_on_drop(true)
             .spawn()
-            .expect("conclave starts");
+            .unwrap_or_else(|e| panic!("{program}: {e}"));
         let stdout = child.stdout.take().expect("a pipe");
         let mut line = String::new();
         timeout(READY, BufReader::new(stdout).read_line(&mut line))
             .await
-            .unwrap_or_else(|_| panic!("conclave {args:?} was not ready in {READY:?}"))
+            .unwrap_or_else(|_| panic!("{program} {args:?} was not ready in {READY:?}"))
             .expect("its output");
         if line.is_empty() {
             return Err(child.wait().await.expect("its status").code());
         }
         let ready: serde_json::Value = serde_json::from_str(&line)
-            .unwrap_or_else(|e| panic!("conclave {args:?} said {line:?} ({e}); see its log"));
+            .unwrap_or_else(|e| panic!("{program} {args:?} said {line:?} ({e}); see its log"));
         Ok(Process {
             child,
             http: ready["http"].as_str().unwrap_or_default().to_owned(),

@@ -11,7 +11,7 @@ use super::rng::mix;
 const CUE: [u32; 2] = [31_000, 31_001];
 
 /// An attempt as the engine takes it.
-pub(super) struct Plan {
+pub(crate) struct Plan {
     pub request: Request,
     pub script: Script,
 }
@@ -25,7 +25,7 @@ fn tokens(text: &str, into: &mut Vec<u32>) {
 }
 
 /// Prompt tokens that all agents of a job share.
-pub(super) fn prompt(start: &Start) -> Vec<u32> {
+pub(crate) fn prompt(start: &Start) -> Vec<u32> {
     let mut prompt = Vec::new();
     for message in &start.messages {
         tokens(&message.content, &mut prompt);
@@ -34,7 +34,7 @@ pub(super) fn prompt(start: &Start) -> Vec<u32> {
 }
 
 /// The attempt as a request.
-pub(super) fn plan(start: &Start, seq: SeqId) -> Plan {
+pub(crate) fn plan(start: &Start, seq: SeqId) -> Plan {
     let spec = start.spec.clone().unwrap_or_default();
     let mut prompt = prompt(start);
     tokens(&start.context, &mut prompt);
@@ -63,7 +63,7 @@ pub(super) fn plan(start: &Start, seq: SeqId) -> Plan {
 }
 
 /// What was generated, as a draft. `cached` is the only field that depends on a worker's past.
-pub(super) fn draft(start: &Start, prompt: usize, ids: &[u32], cached: usize, cut: bool) -> Draft {
+pub(crate) fn draft(start: &Start, prompt: usize, ids: &[u32], cached: usize, cut: bool) -> Draft {
     let spec = start.spec.clone().unwrap_or_default();
     let thought = ids.len().min(spec.thought_tokens as usize);
     let sum = ids.iter().fold(spec.seed, |s, id| mix(s ^ u64::from(*id)));

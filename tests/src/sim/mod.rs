@@ -30,7 +30,7 @@ mod disk;
 mod faults;
 mod invariants;
 mod leader;
-mod mind;
+pub(crate) mod mind;
 mod operator;
 mod oracle;
 mod rng;
