@@ -8,7 +8,7 @@ use std::{
 
 use conclave_coordinator_core::{
     State, codec,
-    node::{Leadership, Node, NodeConfig, Role},
+    node::{Leadership, Node, NodeConfig, NodeError as CoreError, Role},
 };
 use conclave_proto::v1::{NotLeader, coordinator_message::Message as ToWorker};
 use raft::eraftpb::Message as RaftMessage;
@@ -206,13 +206,13 @@ impl Task {
             // process that stood still while another was elected.
             self.look_at_clock();
             match woken {
-                Woken::Message(message) => self.step(message),
+                Woken::Message(message) => self.step(message)?,
                 Woken::Input(input) => self.take(input)?,
                 Woken::Clock => self.tick(),
             }
             for _ in 0..TURN {
                 if let Ok(message) = messages.try_recv() {
-                    self.step(message);
+                    self.step(message)?;
                 } else if let Ok(input) = inputs.try_recv() {
                     self.take(input)?;
                 } else {
@@ -238,15 +238,20 @@ impl Task {
         Ok(())
     }
 
-    fn step(&mut self, message: RaftMessage) {
+    fn step(&mut self, message: RaftMessage) -> Result<(), Fatal> {
         if self.identity.cluster_id().is_none() {
-            return;
+            return Ok(());
         }
         let from = message.from;
-        if let Err(error) = self.node.step(message) {
+        match self.node.step(message) {
+            Err(lost @ CoreError::LogLost { .. }) => return Err(lost.into()),
             // A peer's mistake is no reason to go.
-            tracing::warn!(from = format!("{from:x}"), %error, "a raft message was refused");
+            Err(error) => {
+                tracing::warn!(from = format!("{from:x}"), %error, "a raft message was refused");
+            }
+            Ok(()) => {}
         }
+        Ok(())
     }
 
     fn take(&mut self, input: Input) -> Result<(), Fatal> {

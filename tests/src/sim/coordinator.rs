@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use conclave_coordinator_core::{
     State, codec,
-    node::{Leadership, Node, NodeConfig, Output},
+    node::{Leadership, Node, NodeConfig, NodeError, Output},
     snapshot,
 };
 use conclave_proto::v1::command::Command as Body;
@@ -173,7 +173,9 @@ impl Coordinator {
                     }
                 }
                 // A peer's mistake is no reason to go.
-                let _ = self.node.step(*message);
+                if let Err(lost @ NodeError::LogLost { .. }) = self.node.step(*message) {
+                    panic!("the disk model loses nothing that was synced: {lost}");
+                }
             }
             Wire::Hello(id, hello) => self.hello(id, from, *hello, cx),
             Wire::Up(id, message) => self.hear(id, *message, cx),

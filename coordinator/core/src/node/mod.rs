@@ -16,7 +16,9 @@ mod storage;
 
 use raft::{
     GetEntriesContext, RawNode, SnapshotStatus, StateRole, Storage as _,
-    eraftpb::{ConfChange, ConfChangeType, ConfChangeV2, ConfState, Entry, Message, Snapshot},
+    eraftpb::{
+        ConfChange, ConfChangeType, ConfChangeV2, ConfState, Entry, Message, MessageType, Snapshot,
+    },
 };
 
 pub use config::{NodeConfig, Restored, snapshot_of};
@@ -34,6 +36,18 @@ pub enum NodeError {
     /// What was read from disk, or the configuration, cannot be run.
     #[error("the node cannot start: {0}")]
     Unusable(String),
+    /// The leader counts on entries that this node acknowledged and has no more: its disk lost what
+    /// an fsync had covered. It must end, and come back as a new member.
+    #[error(
+        "the log ends at {last}, but this node had acknowledged {acknowledged}: its disk lost \
+         entries; remove this member and add it again with an empty data folder"
+    )]
+    LogLost {
+        /// The log's last index.
+        last: u64,
+        /// What the leader knows it to have held.
+        acknowledged: u64,
+    },
     /// raft-rs refused.
     #[error("raft: {0}")]
     Raft(#[from] raft::Error),
@@ -93,8 +107,9 @@ impl Node {
     /// A message of another member. Messages of strangers and stale ones are ignored.
     ///
     /// # Errors
-    /// A local message came over the network.
+    /// A local message came over the network. [`NodeError::LogLost`] must end the node.
     pub fn step(&mut self, message: Message) -> Result<(), NodeError> {
+        self.check_log(&message)?;
         let done = self.raw.step(message);
         self.pin_timeout();
         match done {
@@ -329,6 +344,20 @@ impl Node {
         store
             .entries(low, last + 1, None, GetEntriesContext::empty(false))
             .unwrap_or_default()
+    }
+
+    /// A heartbeat carries no more than what this node has acknowledged to its sender. raft-rs panics
+    /// where the log has less.
+    fn check_log(&self, message: &Message) -> Result<(), NodeError> {
+        let last = self.last_index();
+        let beat = message.get_msg_type() == MessageType::MsgHeartbeat;
+        if beat && message.term >= self.raw.raft.term && message.commit > last {
+            return Err(NodeError::LogLost {
+                last,
+                acknowledged: message.commit,
+            });
+        }
+        Ok(())
     }
 
     fn leadership_change(&mut self) -> Option<Leadership> {
