@@ -126,7 +126,7 @@ mod tests {
     fn a_raise_to_a_newer_version_stops_the_program_at_once() {
         let raise = |log_version| {
             let set = conclave_proto::v1::SetLogVersion { log_version };
-            encode(&super::command(command::Command::SetLogVersion(set)))
+            encode(&command(command::Command::SetLogVersion(set)))
         };
         assert!(decode(&raise(LOG_VERSION)).is_ok());
         let (needs, known) = (LOG_VERSION + 1, LOG_VERSION);
