@@ -179,11 +179,6 @@ pub fn save(snapshots: &Snapshots, state: &State, conf_state: ConfState) -> Save
             None
         }
     };
-    if let Some(manifest) = &manifest
-        && let Err(error) = snapshots.remove_before(manifest.index, 1)
-    {
-        tracing::warn!(%error, "old snapshots were not removed");
-    }
     Saved {
         manifest,
         conf_state,
@@ -194,6 +189,24 @@ pub fn save(snapshots: &Snapshots, state: &State, conf_state: ConfState) -> Save
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_that_the_log_begins_at_stays_until_the_log_begins_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::open(folder.path()).unwrap();
+        let (mut storage, ..) = Storage::open(folder.path(), snapshots, true).unwrap();
+        let (_, mut state) = storage.genesis(&NodeConfig::new(1, 1)).unwrap();
+        // Two crashes, each between saving a state and compacting the log.
+        for index in 2..=3 {
+            state.skip(index, 1);
+            let saved = save(&storage.snapshots, &state, ConfState::default());
+            assert!(saved.manifest.is_some());
+        }
+        drop(storage);
+        let snapshots = Snapshots::open(folder.path()).unwrap();
+        let (_, restored, _) = Storage::open(folder.path(), snapshots, true).unwrap();
+        assert_eq!(restored.applied, 1);
+    }
 
     #[test]
     fn what_a_creation_that_failed_left_is_gone_when_the_node_is_invited() {

@@ -75,8 +75,21 @@ impl Task {
             .then(|| Instant::now() + SAVE_AGAIN);
         let keep = self.config.snapshot_every.min(1_000);
         self.storage.compact(&mut self.node, saved, keep)?;
+        self.drop_old_snapshots();
         self.drop_dead_blobs();
         Ok(())
+    }
+
+    /// Removes states older than the one that the log begins at, off the loop:
+    /// not before it begins there, or a crash would leave it without one.
+    fn drop_old_snapshots(&self) {
+        let snapshots = self.storage.snapshots.clone();
+        let index = self.storage.snapshot_index;
+        self.runtime.spawn_blocking(move || {
+            if let Err(error) = snapshots.remove_before(index, 1) {
+                tracing::warn!(%error, "old snapshots were not removed");
+            }
+        });
     }
 
     /// Removes payloads that nothing names, off the loop.
