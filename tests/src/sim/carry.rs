@@ -2,18 +2,23 @@
 //! answer; and a coordinator's own snapshots.
 
 use conclave_coordinator_core::{
-    Applied, Effect, Reply, codec,
+    Applied, Effect, Reply,
+    codec::{self, CodecError},
     node::{Committed, Output, Payload, Role, snapshot_of},
     snapshot,
 };
+use conclave_proto::v1::Command;
 use raft::eraftpb::{Message as RaftMessage, MessageType, Snapshot};
 
 use super::{
-    coordinator::{Coordinator, Stop},
+    coordinator::{Coordinator, Moment, Stop},
     cx::{Addr, Cx, Event, Input, Told, Wire},
     leader::Lead,
     waiters::Waiter,
 };
+
+/// Pause after a snapshot that could not be saved, ms.
+const SAVE_AGAIN_MS: u64 = 3_000;
 
 impl Coordinator {
     /// The first half of the core's order: send, write. False while a write is under way.
@@ -24,7 +29,12 @@ impl Coordinator {
         let received = persist.snapshot.clone();
         let sync = persist.must_sync || received.is_some();
         if !persist.is_empty() {
-            self.disk.write(persist);
+            let installs = received.is_some();
+            self.disk.write(persist)?;
+            self.reach(Moment::Written)?;
+            if installs {
+                self.reach(Moment::Installing)?;
+            }
         }
         output.persist.snapshot = received;
         if sync {
@@ -44,7 +54,7 @@ impl Coordinator {
     /// The second half: send what waited for the write, apply, answer.
     pub(super) fn finish(&mut self, output: Output, cx: &mut Cx) -> Result<(), Stop> {
         if let Some(snapshot) = &output.persist.snapshot {
-            self.state = self.disk.state_of(snapshot).map_err(Stop::Broken)?;
+            self.state = self.disk.state_of(snapshot, self.speaks)?;
             self.snapshot_index = snapshot.get_metadata().index;
             cx.coverage.hit("deeds", "snapshot installed");
             let (id, at) = (self.id, self.snapshot_index);
@@ -77,10 +87,12 @@ impl Coordinator {
     pub(super) fn send_all(&mut self, messages: Vec<RaftMessage>, cx: &mut Cx) {
         for message in messages {
             let to = message.to;
+            cx.ledger.promised(self.id, &message);
             let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
             let mut bytes = None;
             if snapshot {
-                bytes = snapshot::manifest(message.get_snapshot().get_data())
+                let data = message.get_snapshot().get_data();
+                bytes = snapshot::manifest_up_to(data, self.speaks)
                     .ok()
                     .and_then(|m| self.disk.get(&m).cloned());
                 self.node.report_snapshot(to, bytes.is_some());
@@ -101,7 +113,8 @@ impl Coordinator {
         match payload {
             Payload::Empty => self.state.skip(index, term),
             Payload::Command { context, data } => {
-                let command = codec::decode(&data).map_err(|e| Stop::Broken(e.to_string()))?;
+                let command = self.read(&data)?;
+                cx.ledger.meets(self.id, self.speaks, &self.state, &command);
                 let applied = self.state.apply(index, term, &command);
                 cx.applied(self.id, &self.state, &command, &applied);
                 self.applied(&context, applied, cx);
@@ -116,6 +129,14 @@ impl Coordinator {
         }
         cx.ledger.state_at(self.id, &self.state);
         Ok(())
+    }
+
+    /// The command in an entry, as this program reads it.
+    fn read(&self, data: &[u8]) -> Result<Command, Stop> {
+        codec::decode_up_to(data, self.speaks).map_err(|error| match error {
+            CodecError::TooNew { .. } => Stop::TooNew(error.to_string()),
+            other => Stop::Broken(other.to_string()),
+        })
     }
 
     pub(super) fn applied(&mut self, context: &[u8], applied: Applied, cx: &mut Cx) {
@@ -174,7 +195,8 @@ impl Coordinator {
             .state
             .applied_index()
             .saturating_sub(self.snapshot_index);
-        if self.saving.is_some() || behind < self.snapshot_every {
+        let waits = self.saving.is_some() || cx.now < self.save_after;
+        if waits || behind < self.snapshot_every {
             return;
         }
         let (manifest, bytes) = snapshot::encode(&self.state);
@@ -185,18 +207,27 @@ impl Coordinator {
         self.snapshot_every = cx.rng.between(20, 200);
     }
 
-    pub(super) fn saved(&mut self) {
+    pub(super) fn saved(&mut self, cx: &mut Cx) -> Result<(), Stop> {
         let Some((manifest, bytes, conf_state)) = self.saving.take() else {
-            return;
+            return Ok(());
         };
         if manifest.index <= self.snapshot_index {
-            return;
+            return Ok(());
         }
-        self.snapshot_index = manifest.index;
         let snapshot: Snapshot = snapshot_of(&manifest, conf_state);
-        let keep_from = (manifest.index + 1).saturating_sub(self.snapshot_every / 2);
-        self.disk.put(manifest, bytes);
-        self.disk.compact(snapshot.clone(), keep_from);
+        let (index, keep) = (manifest.index, self.snapshot_every / 2);
+        if self.disk.put(manifest, bytes).is_err() {
+            cx.fault("no room for a snapshot");
+            self.save_after = cx.now + SAVE_AGAIN_MS;
+            return Ok(());
+        }
+        self.reach(Moment::Saved)?;
+        let keep_from = (index + 1).saturating_sub(keep);
+        self.snapshot_index = index;
+        self.disk.compact(snapshot.clone(), keep_from)?;
+        self.reach(Moment::Compacted)?;
+        self.disk.forget_before(index);
         self.node.compact(snapshot, keep_from);
+        Ok(())
     }
 }

@@ -42,6 +42,8 @@ pub(super) struct Client {
     leader: u64,
     /// The call under way, when it is given up, and the least a read must show.
     call: Option<(u64, u64, usize)>,
+    /// A submission was sent, and what became of it was not told.
+    unknown: bool,
 }
 
 /// A question; numbers choose its policy.
@@ -130,6 +132,7 @@ impl Client {
             job_id: String::new(),
             leader: 0,
             call: None,
+            unknown: false,
         }
     }
 
@@ -175,7 +178,8 @@ impl Client {
             return;
         }
         if self.call.take().is_some() {
-            cx.coverage.hit("deeds", "a call given up");
+            cx.fault("client timed out");
+            self.unknown |= self.phase == Phase::Submit;
             self.leader = 0;
         }
         let known = nodes.contains(&self.leader).then_some(self.leader);
@@ -202,7 +206,8 @@ impl Client {
         self.leader = from;
         match told {
             Told::NotLeader(hint) => self.leader = hint,
-            Told::Busy | Told::Unknown => {}
+            Told::Busy => {}
+            Told::Unknown => self.unknown |= self.phase == Phase::Submit,
             Told::Applied(reply) => self.applied(reply, cx),
             Told::Job(None) => {
                 cx.ledger.missing(&self.job_id);
@@ -225,8 +230,11 @@ impl Client {
         self.phase = match (self.phase, reply) {
             (Phase::Submit, Reply::Submitted { job_id, existing }) => {
                 cx.ledger.acknowledged(&self.key, &job_id);
-                if existing {
-                    cx.coverage.hit("deeds", "a known key gave its job");
+                match (self.unknown, existing) {
+                    (true, true) => cx.coverage.hit("deeds", "a retry found its job"),
+                    (true, false) => cx.coverage.hit("deeds", "a retry made its job"),
+                    (false, true) => cx.coverage.hit("deeds", "a known key gave its job"),
+                    (false, false) => {}
                 }
                 self.job_id = job_id;
                 if self.cancels {

@@ -8,12 +8,16 @@ use conclave_coordinator_core::{
     node::{Leadership, Node, NodeConfig, NodeError, Output},
     snapshot,
 };
-use conclave_proto::v1::command::Command as Body;
+use conclave_proto::{
+    LOG_VERSION,
+    v1::{Command, SetLogVersion, command::Command as Body},
+};
 use raft::eraftpb::{ConfState, MessageType};
 
 use super::{
     cx::{Addr, Ask, Cx, Event, Input, Told, Wire},
-    disk::Disk,
+    disk::{Disk, Full, Unreadable},
+    invariants::Held,
     leader::Lead,
     sessions::Sessions,
     waiters::{Reads, Waiter, Waiters, Wanted},
@@ -39,33 +43,98 @@ pub(super) struct Coordinator {
     /// This clock minus an honest one, ms.
     pub skew_ms: i64,
     pub paused: bool,
+    /// The newest log version that this program knows.
+    pub speaks: u32,
+    /// It dies when it comes to this.
+    pub armed: Option<Moment>,
     pub(super) minted: u64,
     pub(super) writing: Option<Output>,
     pub(super) inbox: VecDeque<Input>,
+    /// Of those, raft messages.
+    queued_messages: usize,
     pub(super) awake: u64,
     pub(super) snapshot_index: u64,
     pub(super) snapshot_every: u64,
     pub(super) saving: Option<(conclave_proto::v1::SnapshotManifest, Vec<u8>, ConfState)>,
+    /// A snapshot could not be saved: the next is tried then.
+    pub(super) save_after: u64,
 }
 
-/// The process ends: its disk failed, or what it reads makes no sense.
+/// Raft messages, and other inputs, that wait for a node; more are dropped.
+pub(super) const QUEUE: usize = 128;
+/// The log version that a pretended next program speaks.
+pub(super) const NEXT_VERSION: u32 = LOG_VERSION + 1;
+
+/// A place where a process may die, chosen because little time is spent there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// Written, not synced, and nobody was told.
+    Written,
+    /// Synced, and nobody was told.
+    Synced,
+    /// A received state is stored, and raft has not heard of it.
+    Received,
+    /// A received snapshot is written, not synced.
+    Installing,
+    /// Its own state is stored, and the log does not begin there.
+    Saved,
+    /// The log begins at its own snapshot, and what came before is still there.
+    Compacted,
+}
+
+/// The process ends.
 #[derive(Debug)]
 pub(super) enum Stop {
+    /// An fsync failed.
     Fsync,
+    /// A write found no room.
+    Full,
+    /// It came to a moment that it was to die at.
+    Killed(Moment),
+    /// The log is a newer program's.
+    TooNew(String),
+    /// What it reads makes no sense.
     Broken(String),
+}
+
+impl From<Full> for Stop {
+    fn from(_: Full) -> Stop {
+        Stop::Full
+    }
+}
+
+impl From<Unreadable> for Stop {
+    fn from(unreadable: Unreadable) -> Stop {
+        match unreadable {
+            Unreadable::TooNew(why) => Stop::TooNew(why),
+            Unreadable::Broken(why) => Stop::Broken(why),
+        }
+    }
 }
 
 impl Coordinator {
     /// Starts on what the disk holds.
-    pub(super) fn boot(id: u64, disk: Disk, cx: &mut Cx) -> Result<Coordinator, String> {
-        let (restored, state) = disk.open()?;
+    pub(super) fn boot(
+        id: u64,
+        disk: Disk,
+        speaks: u32,
+        cx: &mut Cx,
+    ) -> Result<Coordinator, (Disk, Stop)> {
+        let (restored, state) = match disk.open(speaks) {
+            Ok(found) => found,
+            Err(unreadable) => return Err((disk, unreadable.into())),
+        };
+        cx.ledger.woke(id, &restored);
         let snapshot_index = restored.applied;
         let config = NodeConfig {
             max_message_bytes: 16 << 10,
             max_inflight: 8,
             ..NodeConfig::new(id, cx.rng.next())
         };
-        let node = Node::new(&config, restored).map_err(|error| error.to_string())?;
+        let node = match Node::new(&config, restored) {
+            Ok(node) => node,
+            Err(error) => return Err((disk, Stop::Broken(error.to_string()))),
+        };
         let boot = cx.number();
         let first = cx.rng.between(1, TICK_MS);
         cx.after(first, Event::Node(id, boot, Input::Tick));
@@ -82,13 +151,17 @@ impl Coordinator {
             reads: Reads::new(boot),
             skew_ms: 0,
             paused: false,
+            speaks,
+            armed: None,
             minted: 0,
             writing: None,
             inbox: VecDeque::new(),
+            queued_messages: 0,
             awake: cx.now,
             snapshot_index,
             snapshot_every: cx.rng.between(20, 200),
             saving: None,
+            save_after: 0,
         })
     }
 
@@ -100,22 +173,60 @@ impl Coordinator {
         cx.unix_ms() + self.skew_ms
     }
 
+    /// Dies here, if it was to.
+    pub(super) fn reach(&mut self, moment: Moment) -> Result<(), Stop> {
+        if self.armed == Some(moment) {
+            return Err(Stop::Killed(moment));
+        }
+        Ok(())
+    }
+
     /// Something happens; while the process stands still or writes, it waits.
     pub(super) fn take(&mut self, input: Input, cx: &mut Cx) -> Result<(), Stop> {
         let synced = matches!(input, Input::Synced);
         if self.paused || (self.writing.is_some() && !synced) {
-            let ticks = matches!(input, Input::Tick);
-            if !(ticks && self.inbox.iter().any(|i| matches!(i, Input::Tick))) {
-                if synced {
-                    self.inbox.push_front(input);
-                } else {
-                    self.inbox.push_back(input);
-                }
-            }
+            self.queue(input, cx);
             return Ok(());
         }
         self.handle(input, cx)?;
         self.catch_up(cx)
+    }
+
+    /// Takes in what must wait, as far as there is room.
+    fn queue(&mut self, input: Input, cx: &mut Cx) {
+        let others = self.inbox.len() - self.queued_messages;
+        match &input {
+            // The end of a write goes before everything.
+            Input::Synced => return self.inbox.push_front(input),
+            // Ticks that were missed are one.
+            Input::Tick if self.inbox.iter().any(|i| matches!(i, Input::Tick)) => return,
+            Input::Wire(_, Wire::Raft(..)) => {
+                if self.queued_messages >= QUEUE {
+                    return cx.fault("message dropped, queue full");
+                }
+                self.queued_messages += 1;
+            }
+            Input::Wire(from, wire) if others >= QUEUE => {
+                cx.fault("request refused, queue full");
+                if let Some(session) = wire.session() {
+                    cx.cut(session, *from, self.addr());
+                }
+                return;
+            }
+            _ => {}
+        }
+        self.inbox.push_back(input);
+    }
+
+    /// What it holds, and the most it may.
+    pub(super) fn held(&self) -> Held {
+        let others = self.inbox.len() - self.queued_messages;
+        let queue = QUEUE as u64;
+        Held::default()
+            .with("raft messages waiting", self.queued_messages as u64, queue)
+            // Ends of writes and of sessions, the timer and the operator come in besides.
+            .with("inputs waiting", others as u64, queue + 32)
+            .with("proposals waiting", self.waiters.len() as u64, 512)
     }
 
     /// Goes through what waited, as far as it can.
@@ -129,6 +240,9 @@ impl Coordinator {
             let Some(input) = self.inbox.pop_front() else {
                 break;
             };
+            if matches!(input, Input::Wire(_, Wire::Raft(..))) {
+                self.queued_messages -= 1;
+            }
             self.handle(input, cx)?;
         }
         Ok(())
@@ -145,15 +259,20 @@ impl Coordinator {
                     return Err(Stop::Fsync);
                 }
                 self.disk.sync();
+                self.reach(Moment::Synced)?;
                 if let Some(output) = self.writing.take() {
                     self.finish(output, cx)?;
                 }
             }
-            Input::Saved => self.saved(),
+            Input::Saved => self.saved(cx)?,
             Input::Change(kind, node_id) => {
                 let _ = self.node.propose_conf_change(Vec::new(), kind, node_id);
             }
             Input::Transfer(to) => self.node.transfer(to),
+            Input::Raise(log_version) => {
+                let raise = SetLogVersion { log_version };
+                self.propose(Body::SetLogVersion(raise), Waiter::Nobody, 5_000, cx);
+            }
         }
         self.settle(cx)
     }
@@ -164,10 +283,15 @@ impl Coordinator {
                 if message.get_msg_type() == MessageType::MsgSnapshot {
                     let data = message.get_snapshot().get_data();
                     let manifest =
-                        snapshot::manifest(data).map_err(|e| Stop::Broken(e.to_string()))?;
+                        snapshot::manifest_up_to(data, self.speaks).map_err(Unreadable::from)?;
                     let Some(bytes) = bytes else { return Ok(()) };
                     if manifest.index > self.snapshot_index {
-                        self.disk.put(manifest, bytes);
+                        if self.disk.put(manifest, bytes).is_err() {
+                            // It is sent again.
+                            cx.fault("no room for a received snapshot");
+                            return Ok(());
+                        }
+                        self.reach(Moment::Received)?;
                     } else if self.disk.get(&manifest).is_none() {
                         return Ok(());
                     }
@@ -245,9 +369,10 @@ impl Coordinator {
 
     /// Proposes a command; whoever waits is told at once if it is not taken.
     pub(super) fn propose(&mut self, body: Body, waiter: Waiter, wait_ms: u64, cx: &mut Cx) {
-        let command = codec::command(body);
+        let command = self.spoken(body);
         let context = self.waiters.add(waiter, cx.now + wait_ms);
         let taken = command.log_version <= self.state.log_version()
+            && codec::needs(&command) <= self.speaks
             && self
                 .node
                 .propose(context.clone(), codec::encode(&command))
@@ -255,6 +380,16 @@ impl Coordinator {
         if !taken && let Some(waiter) = self.waiters.take(&context) {
             self.fail(waiter, Told::Busy, cx);
         }
+    }
+
+    /// A command as this program writes it: in the pretended next version `Tick` means more.
+    fn spoken(&self, body: Body) -> Command {
+        let mut command = codec::command(body);
+        let may = self.speaks.min(self.state.log_version());
+        if matches!(command.command, Some(Body::Tick(_))) && may >= NEXT_VERSION {
+            command.log_version = NEXT_VERSION;
+        }
+        command
     }
 
     fn fail(&mut self, waiter: Waiter, told: Told, cx: &mut Cx) {

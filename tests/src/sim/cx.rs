@@ -85,6 +85,8 @@ pub(super) enum Input {
     Saved,
     Change(ConfChangeType, u64),
     Transfer(u64),
+    /// An operator raises the cluster's log version.
+    Raise(u32),
 }
 
 /// What happens next to a worker.
@@ -106,8 +108,8 @@ pub(super) enum Event {
     Node(u64, u64, Input),
     /// To this start of a worker.
     Worker(u32, u64, WorkerInput),
-    /// On the network.
-    Arrives(Addr, Addr, Wire),
+    /// On the network, as the so-manieth thing that happened when it was sent.
+    Arrives(Addr, Addr, u64, Wire),
     /// A session's end is noticed.
     Noticed(Addr, u64),
     Client(u32),
@@ -119,6 +121,10 @@ pub(super) enum Event {
     ResumeWorker(u32),
     Unhang(u32),
     Heal,
+    /// The network round this one is quick again.
+    Quicken(Addr),
+    /// There is room on this node's disk again.
+    Room(u64),
 }
 
 /// How the network behaves now.
@@ -127,12 +133,18 @@ pub(super) struct Net {
     pub loss_ppm: u64,
     pub duplicate_ppm: u64,
     pub reset_ppm: u64,
+    /// So many are held back on purpose, until later ones have passed.
+    pub reorder_ppm: u64,
     pub slowest_ms: u64,
+    /// Everything from and to these takes so much longer, ms.
+    pub slow: BTreeMap<Addr, u64>,
     pub blocked: BTreeSet<(Addr, Addr)>,
     /// Sessions that carry nothing any more.
     dead: BTreeSet<u64>,
     /// A session's messages arrive in order: by session and receiver.
     last: BTreeMap<(u64, Addr), u64>,
+    /// The latest that arrived on a link.
+    newest: BTreeMap<(Addr, Addr), u64>,
 }
 
 impl Net {
@@ -142,6 +154,7 @@ impl Net {
             slowest_ms: 10,
             dead: std::mem::take(&mut self.dead),
             last: std::mem::take(&mut self.last),
+            newest: std::mem::take(&mut self.newest),
             ..Net::default()
         };
     }
@@ -216,13 +229,26 @@ impl Cx {
         }
     }
 
-    fn delay(&mut self) -> u64 {
+    fn delay(&mut self, from: Addr, to: Addr) -> u64 {
         let slowest = self.net.slowest_ms;
+        let slow = |addr| self.net.slow.get(&addr).copied().unwrap_or(0);
+        let spike = slow(from).max(slow(to));
         // Most messages are quick, a few are late: so they overtake each other.
-        if self.rng.below(16) == 0 {
+        let usual = if self.rng.below(16) == 0 {
             self.rng.between(1, slowest.max(1))
         } else {
             self.rng.between(1, slowest.max(4) / 4)
+        };
+        spike + usual
+    }
+
+    /// A message came out of a link; it may have been overtaken there.
+    pub(super) fn arrived(&mut self, from: Addr, to: Addr, stamp: u64) {
+        let newest = self.net.newest.entry((from, to)).or_insert(0);
+        if *newest > stamp {
+            self.fault("message reordered");
+        } else {
+            *newest = stamp;
         }
     }
 
@@ -239,11 +265,17 @@ impl Cx {
         }
         if self.rng.ppm(self.net.duplicate_ppm) {
             self.fault("message doubled");
-            let late = self.delay() + self.rng.below(200);
-            self.after(late, Event::Arrives(from, to, wire.clone()));
+            let late = self.delay(from, to) + self.rng.below(200);
+            let stamp = self.number();
+            self.after(late, Event::Arrives(from, to, stamp, wire.clone()));
         }
-        let delay = self.delay();
-        self.after(delay, Event::Arrives(from, to, wire));
+        let mut delay = self.delay(from, to);
+        if self.rng.ppm(self.net.reorder_ppm) {
+            self.fault("message held back");
+            delay += self.rng.between(20, 1_500);
+        }
+        let stamp = self.number();
+        self.after(delay, Event::Arrives(from, to, stamp, wire));
     }
 
     fn send_in(&mut self, session: u64, from: Addr, to: Addr, wire: Wire) {
@@ -254,11 +286,12 @@ impl Cx {
             self.fault("session broken");
             return self.cut(session, from, to);
         }
-        let delay = self.delay();
+        let delay = self.delay(from, to);
         let last = self.net.last.entry((session, to)).or_insert(0);
         let at = (self.now + delay).max(*last);
         *last = at;
-        self.after(at - self.now, Event::Arrives(from, to, wire));
+        let stamp = self.number();
+        self.after(at - self.now, Event::Arrives(from, to, stamp, wire));
     }
 
     /// A session carries nothing more; both ends notice, each in its time.

@@ -1,5 +1,6 @@
 //! A disk that forgets: what was not synced may be lost at a crash, from some write on; the first
-//! write that is lost may be torn, and its checksum says so. Snapshot files are written whole or not.
+//! write that is lost may be torn, and its checksum says so. It may be full: then it refuses what is
+//! to be written. Snapshot files and payloads are written whole or not.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +14,38 @@ use raft::eraftpb::{Entry, HardState, Snapshot};
 
 use super::rng::Rng;
 
+/// Bytes of a log record besides its entries.
+const RECORD: u64 = 32;
+
+/// No room for what was to be written; nothing of it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Full;
+
+/// Why a starting process cannot use what it finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// A newer program wrote it.
+    TooNew(String),
+    /// It makes no sense.
+    Broken(String),
+}
+
+impl From<snapshot::SnapshotError> for Unreadable {
+    fn from(error: snapshot::SnapshotError) -> Unreadable {
+        match error {
+            snapshot::SnapshotError::TooNew { .. } => Unreadable::TooNew(error.to_string()),
+            other => Unreadable::Broken(other.to_string()),
+        }
+    }
+}
+
 /// One write to the log, whole or absent after a crash.
 #[derive(Debug, Clone)]
 enum Write {
     Batch(Persist),
-    Compact { snapshot: Snapshot, keep_from: u64 },
+    Snapshot(Snapshot),
+    /// Entries below this index go.
+    Drop(u64),
 }
 
 /// A node's folder.
@@ -32,6 +60,8 @@ pub(super) struct Disk {
     files: BTreeMap<u64, (SnapshotManifest, Vec<u8>)>,
     /// The next fsync fails.
     pub(super) fails: bool,
+    /// Bytes that may still be written; all there may be, if unset.
+    pub(super) room: Option<u64>,
 }
 
 /// What a crash did to a disk.
@@ -44,16 +74,29 @@ pub(super) struct Damage {
 }
 
 impl Disk {
-    pub(super) fn write(&mut self, persist: Persist) {
-        self.cache.push(Write::Batch(persist));
+    fn take_room(&mut self, bytes: u64) -> Result<(), Full> {
+        let Some(room) = &mut self.room else {
+            return Ok(());
+        };
+        *room = room.checked_sub(bytes).ok_or(Full)?;
+        Ok(())
     }
 
-    pub(super) fn compact(&mut self, snapshot: Snapshot, keep_from: u64) {
-        self.cache.push(Write::Compact {
-            snapshot,
-            keep_from,
-        });
+    /// Appends to the log, unsynced.
+    pub(super) fn write(&mut self, persist: Persist) -> Result<(), Full> {
+        let entries: usize = persist.entries.iter().map(|e| e.data.len()).sum();
+        self.take_room(RECORD + entries as u64)?;
+        self.cache.push(Write::Batch(persist));
+        Ok(())
+    }
+
+    /// Takes an own snapshot for the log's beginning, durably; what it makes needless goes later.
+    pub(super) fn compact(&mut self, snapshot: Snapshot, keep_from: u64) -> Result<(), Full> {
+        self.take_room(RECORD)?;
+        self.cache.push(Write::Snapshot(snapshot));
         self.sync();
+        self.cache.push(Write::Drop(keep_from));
+        Ok(())
     }
 
     /// Everything written is durable from here on.
@@ -91,22 +134,22 @@ impl Disk {
                     self.hard_state = hard_state;
                 }
             }
-            Write::Compact {
-                snapshot,
-                keep_from,
-            } => {
-                self.entries.retain(|e| e.index >= keep_from);
-                self.snapshot = Some(snapshot);
-            }
+            Write::Snapshot(snapshot) => self.snapshot = Some(snapshot),
+            Write::Drop(keep_from) => self.entries.retain(|e| e.index >= keep_from),
         }
     }
 
-    /// Stores a state, durably and whole, and forgets all but the one before it.
-    pub(super) fn put(&mut self, manifest: SnapshotManifest, bytes: Vec<u8>) {
-        let index = manifest.index;
-        self.files.insert(index, (manifest, bytes));
-        let newer: Vec<u64> = self.files.range(..index).map(|(at, _)| *at).collect();
-        for old in newer.iter().rev().skip(1) {
+    /// Stores a state, durably and whole.
+    pub(super) fn put(&mut self, manifest: SnapshotManifest, bytes: Vec<u8>) -> Result<(), Full> {
+        self.take_room(bytes.len() as u64)?;
+        self.files.insert(manifest.index, (manifest, bytes));
+        Ok(())
+    }
+
+    /// Forgets all states before `index` but the newest of them.
+    pub(super) fn forget_before(&mut self, index: u64) {
+        let older: Vec<u64> = self.files.range(..index).map(|(at, _)| *at).collect();
+        for old in older.iter().rev().skip(1) {
             self.files.remove(old);
         }
     }
@@ -119,18 +162,18 @@ impl Disk {
             .map(|(_, bytes)| bytes)
     }
 
-    /// The state behind the manifest that a raft snapshot carries.
-    pub(super) fn state_of(&self, snapshot: &Snapshot) -> Result<State, String> {
-        let manifest =
-            snapshot::manifest(snapshot.get_data()).map_err(|error| error.to_string())?;
+    /// The state behind the manifest that a raft snapshot carries, as a program reads it that knows
+    /// log versions up to `known`.
+    pub(super) fn state_of(&self, snapshot: &Snapshot, known: u32) -> Result<State, Unreadable> {
+        let manifest = snapshot::manifest_up_to(snapshot.get_data(), known)?;
         let bytes = self
             .get(&manifest)
-            .ok_or_else(|| format!("no file of snapshot {}", manifest.index))?;
-        snapshot::decode(&manifest, bytes).map_err(|error| error.to_string())
+            .ok_or_else(|| Unreadable::Broken(format!("no file of snapshot {}", manifest.index)))?;
+        Ok(snapshot::decode_up_to(&manifest, bytes, known)?)
     }
 
     /// What a starting process finds.
-    pub(super) fn open(&self) -> Result<(Restored, State), String> {
+    pub(super) fn open(&self, known: u32) -> Result<(Restored, State), Unreadable> {
         let mut restored = Restored {
             hard_state: self.hard_state.clone(),
             entries: self.entries.clone(),
@@ -138,7 +181,7 @@ impl Disk {
         };
         let mut state = State::new();
         if let Some(snapshot) = &self.snapshot {
-            state = self.state_of(snapshot)?;
+            state = self.state_of(snapshot, known)?;
             restored.conf_state = snapshot.get_metadata().get_conf_state().clone();
             restored.applied = snapshot.get_metadata().index;
             restored.snapshot = Some(snapshot.clone());
@@ -150,8 +193,61 @@ impl Disk {
     pub(super) fn genesis(&mut self, id: u64) {
         let (manifest, bytes) = snapshot::genesis();
         let restored = Restored::genesis(id, &manifest);
-        self.put(manifest, bytes);
+        let index = manifest.index;
+        self.files.insert(index, (manifest, bytes));
         self.hard_state = restored.hard_state;
         self.snapshot = restored.snapshot;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(index: u64) -> Persist {
+        let entry = Entry {
+            index,
+            term: 1,
+            data: vec![7; 100].into(),
+            ..Entry::default()
+        };
+        Persist {
+            entries: vec![entry],
+            must_sync: true,
+            ..Persist::default()
+        }
+    }
+
+    fn last(disk: &Disk) -> Option<u64> {
+        let (restored, _) = disk.open(1).expect("it is readable");
+        restored.entries.last().map(|e| e.index)
+    }
+
+    #[test]
+    fn what_was_synced_outlives_a_crash_and_the_rest_may_not() {
+        let mut lost = 0;
+        for seed in 0..32 {
+            let mut disk = Disk::default();
+            disk.genesis(1);
+            disk.write(batch(2)).expect("room");
+            disk.sync();
+            disk.write(batch(3)).expect("room");
+            lost += disk.crash(&mut Rng::new(seed)).lost;
+            assert!(last(&disk) >= Some(2));
+        }
+        assert!(lost > 0 && lost < 32, "{lost} of 32");
+    }
+
+    #[test]
+    fn a_full_disk_refuses_and_keeps_what_it_has() {
+        let mut disk = Disk::default();
+        disk.genesis(1);
+        disk.room = Some(200);
+        disk.write(batch(2)).expect("room for one");
+        disk.sync();
+        assert_eq!(disk.write(batch(3)), Err(Full));
+        assert_eq!(last(&disk), Some(2));
+        disk.room = None;
+        assert_eq!(disk.write(batch(3)), Ok(()));
     }
 }

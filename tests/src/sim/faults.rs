@@ -1,6 +1,9 @@
 //! What goes wrong: each seed chooses which classes of faults it has, and how often.
 
+use conclave_proto::LOG_VERSION;
+
 use super::{
+    coordinator::{Moment, NEXT_VERSION},
     cx::{Addr, Event},
     rng::Rng,
     world::World,
@@ -11,6 +14,7 @@ use super::{
 pub(super) enum Class {
     CrashNode,
     CrashAll,
+    CrashAt,
     PauseNode,
     CrashWorker,
     PauseWorker,
@@ -18,18 +22,22 @@ pub(super) enum Class {
     DrainWorker,
     FailStep,
     Fsync,
+    DiskFull,
     Isolate,
     Split,
     OneWay,
     Weather,
+    Spike,
     Clock,
     Transfer,
     Members,
+    Version,
 }
 
-const ALL: [Class; 16] = [
+const ALL: [Class; 20] = [
     Class::CrashNode,
     Class::CrashAll,
+    Class::CrashAt,
     Class::PauseNode,
     Class::CrashWorker,
     Class::PauseWorker,
@@ -37,13 +45,16 @@ const ALL: [Class; 16] = [
     Class::DrainWorker,
     Class::FailStep,
     Class::Fsync,
+    Class::DiskFull,
     Class::Isolate,
     Class::Split,
     Class::OneWay,
     Class::Weather,
+    Class::Spike,
     Class::Clock,
     Class::Transfer,
     Class::Members,
+    Class::Version,
 ];
 
 /// What a seed does to its world.
@@ -90,6 +101,7 @@ impl World {
                 }
             }
             Class::CrashAll => self.crash(node, "node crashed"),
+            Class::CrashAt => self.arm(node),
             Class::PauseNode => self.pause(node),
             Class::CrashWorker => self.crash_worker(worker),
             Class::PauseWorker => self.pause_worker(worker),
@@ -101,11 +113,14 @@ impl World {
                     node.disk.fails = true;
                 }
             }
+            Class::DiskFull => self.fill_disk(node),
             Class::Isolate | Class::Split | Class::OneWay => self.partition(class, node),
             Class::Weather => self.weather(),
+            Class::Spike => self.spike(node, worker),
             Class::Clock => self.step_clock(node),
             Class::Transfer => self.transfer(node),
             Class::Members => self.operate(true),
+            Class::Version => self.change_program(node),
         }
     }
 
@@ -193,8 +208,13 @@ impl World {
             }
             _ => {
                 self.cx.coverage.hit("faults", "one-way link lost");
-                for other in nodes.iter().filter(|a| **a != me) {
-                    blocked.insert((me, *other));
+                // It hears and is not heard, or is heard and does not hear; by some or by all.
+                let (speaks, some) = (self.cx.rng.below(2) == 0, self.cx.rng.below(2) == 0);
+                for other in all.iter().filter(|a| **a != me) {
+                    if !some || self.cx.rng.below(2) == 0 {
+                        let link = if speaks { (me, *other) } else { (*other, me) };
+                        blocked.insert(link);
+                    }
                 }
             }
         }
@@ -207,15 +227,74 @@ impl World {
         net.loss_ppm = [0, 1_000, 20_000, 150_000][self.cx.rng.below(4) as usize];
         net.duplicate_ppm = [0, 5_000, 50_000][self.cx.rng.below(3) as usize];
         net.reset_ppm = [0, 500, 5_000][self.cx.rng.below(3) as usize];
+        net.reorder_ppm = [0, 2_000, 40_000][self.cx.rng.below(3) as usize];
         net.slowest_ms = [5, 50, 400, 2_000][self.cx.rng.below(4) as usize];
         self.cx.fault("weather changed");
     }
 
+    /// Whatever this one says or hears is late for a while.
+    fn spike(&mut self, node: u64, worker: u32) {
+        let addr = if self.cx.rng.below(4) == 0 {
+            Addr::Worker(worker)
+        } else {
+            Addr::Node(node)
+        };
+        let late = self.cx.rng.between(200, 3_000);
+        self.cx.net.slow.insert(addr, late);
+        self.cx.fault("latency spike");
+        let long = self.cx.rng.between(500, 8_000);
+        self.cx.after(long, Event::Quicken(addr));
+    }
+
     fn step_clock(&mut self, node: u64) {
         if let Some(running) = self.nodes.get_mut(&node) {
-            running.skew_ms = self.cx.rng.below(40_000) as i64 - 20_000;
-            self.cx.fault("clock stepped");
+            let skew = self.cx.rng.below(40_000) as i64 - 20_000;
+            let before = std::mem::replace(&mut running.skew_ms, skew);
+            self.cx.fault(if skew < before {
+                "clock stepped back"
+            } else {
+                "clock stepped forward"
+            });
         }
+    }
+
+    /// The node will die at a moment that is seldom met by chance.
+    fn arm(&mut self, node: u64) {
+        let moments = [
+            Moment::Written,
+            Moment::Synced,
+            Moment::Received,
+            Moment::Installing,
+            Moment::Saved,
+            Moment::Compacted,
+        ];
+        let moment = self.cx.rng.pick(&moments);
+        if let Some(running) = self.nodes.get_mut(&node) {
+            running.armed = moment;
+        }
+    }
+
+    /// Little or nothing more can be written, until somebody makes room.
+    fn fill_disk(&mut self, node: u64) {
+        let left = self.cx.rng.below(20_000);
+        if let Some(running) = self.nodes.get_mut(&node).filter(|n| n.disk.room.is_none()) {
+            running.disk.room = Some(left);
+            self.cx.fault("disk filled up");
+            let long = self.cx.rng.between(1_000, 15_000);
+            self.cx.after(long, Event::Room(node));
+        }
+    }
+
+    /// The node is restarted with a program of another version.
+    fn change_program(&mut self, node: u64) {
+        let known = self.speaks.entry(node).or_insert(LOG_VERSION);
+        let (to, class) = if *known == LOG_VERSION {
+            (NEXT_VERSION, "node upgraded")
+        } else {
+            (LOG_VERSION, "node downgraded")
+        };
+        *known = to;
+        self.crash(node, class);
     }
 
     fn transfer(&mut self, to: u64) {

@@ -4,7 +4,7 @@
 use raft::eraftpb::ConfChangeType;
 
 use super::{
-    coordinator::Coordinator,
+    coordinator::{Coordinator, NEXT_VERSION},
     cx::{Event, Input},
     disk::Disk,
     world::World,
@@ -30,6 +30,24 @@ impl World {
         let pause = self.cx.rng.between(400, 1_500);
         self.cx.after(pause, Event::Operator);
         self.operate(false);
+        self.raise();
+    }
+
+    /// Raises the log version once every program knows it; rarely too early: then those that do not
+    /// know it stop.
+    fn raise(&mut self) {
+        let all = |known: &u32| *known >= NEXT_VERSION;
+        let members = self.addresses();
+        let mut known = members.iter().filter_map(|id| self.speaks.get(id));
+        let (any, every) = (known.clone().any(all), known.all(all));
+        let agreed = self
+            .leader()
+            .map_or(NEXT_VERSION, |l| l.state.log_version());
+        let early = any && self.cx.rng.below(256) == 0;
+        if agreed < NEXT_VERSION && (early || (every && self.cx.rng.below(8) == 0)) {
+            self.cx.coverage.hit("deeds", "log version raised");
+            self.tell_leader(Input::Raise(NEXT_VERSION));
+        }
     }
 
     /// One step towards the wanted members; with `restless`, away from them.

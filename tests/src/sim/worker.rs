@@ -12,6 +12,7 @@ use conclave_worker_core::{Engine, Event as EngineEvent, Limits, Report, SeqId, 
 use super::{
     attempts::{Key, Live, attempt_key, key_of},
     cx::{Addr, Cx, Event, Wire, WorkerInput},
+    invariants::Held,
     sessions::BEAT_MS,
 };
 
@@ -89,6 +90,14 @@ impl Worker {
 
     pub(super) fn incarnation(&self) -> String {
         format!("i{}", self.boot)
+    }
+
+    /// What it holds, and the most it may.
+    pub(super) fn held(&self) -> Held {
+        Held::default()
+            .with("inputs waiting", self.inbox.len() as u64, 1_024)
+            .with("attempts under way", self.live.len() as u64, 6 + 32)
+            .with("results kept", self.results.len() as u64, 256)
     }
 
     pub(super) fn has_work(&self) -> bool {

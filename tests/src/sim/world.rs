@@ -3,21 +3,23 @@
 use std::collections::BTreeMap;
 
 use conclave_coordinator_core::agent::Agent;
+use conclave_proto::LOG_VERSION;
 
 use super::{
     Options, Outcome,
     client::Client,
-    coordinator::{Book, Coordinator, Stop, TICK_MS},
+    coordinator::{Book, Coordinator, Moment, NEXT_VERSION, Stop, TICK_MS},
     cx::{Addr, Cx, Event, Input, Told, Wire, WorkerInput},
     disk::Disk,
     faults::Plan,
-    invariants::Violation,
     words,
     worker::Worker,
 };
 
 /// Longest time to come to rest once faults have stopped, virtual ms.
 const REST_MS: u64 = 400_000;
+/// The queues are looked at after so many events.
+const LOOK_EVERY: u64 = 64;
 /// Clients begin within this, virtual ms.
 const RUSH_MS: u64 = 60_000;
 
@@ -37,6 +39,8 @@ pub(super) struct World {
     pub joining: Option<u64>,
     /// No more faults.
     pub calm: bool,
+    /// The newest log version that each node's program knows.
+    pub speaks: BTreeMap<u64, u32>,
     steps: u64,
 }
 
@@ -57,6 +61,7 @@ impl World {
             minted: 1,
             joining: None,
             calm: false,
+            speaks: BTreeMap::new(),
             steps: 0,
         };
         let mut disk = Disk::default();
@@ -91,14 +96,10 @@ impl World {
             rested = self.steps.is_multiple_of(64) && self.is_at_rest();
         }
         if self.cx.ledger.violation.is_none() {
+            let why = if rested { String::new() } else { self.unrest() };
+            self.cx.ledger.rested(rested, || why);
             if rested {
                 self.judge();
-            } else {
-                let what = self.unrest();
-                self.cx.ledger.violation = Some(Violation {
-                    law: "every job ends once faults stop",
-                    what,
-                });
             }
         }
         let exact = self.cx.ledger.exact().len() as u64;
@@ -128,7 +129,10 @@ impl World {
         match event {
             Event::Node(id, boot, input) => self.give_node(id, boot, input),
             Event::Worker(number, boot, input) => self.give_worker(number, boot, input),
-            Event::Arrives(from, to, wire) => self.arrives(from, to, wire),
+            Event::Arrives(from, to, stamp, wire) => {
+                self.cx.arrived(from, to, stamp);
+                self.arrives(from, to, wire);
+            }
             Event::Noticed(Addr::Node(id), session) => {
                 let boot = self.nodes.get(&id).map_or(0, |n| n.boot);
                 self.give_node(id, boot, Input::Lost(session));
@@ -144,11 +148,7 @@ impl World {
             }
             Event::Fault => self.fault(),
             Event::Operator => self.operator(),
-            Event::Boot(id) => {
-                if let Some(disk) = self.disks.remove(&id) {
-                    self.start(id, disk);
-                }
-            }
+            Event::Boot(id) => self.boot(id),
             Event::Resume(id) => self.resume(id),
             Event::BootWorker(number) => {
                 self.kill_worker(number);
@@ -166,13 +166,20 @@ impl World {
                     worker.unhang(&mut self.cx);
                 }
             }
-            Event::Heal => self.cx.net.blocked.clear(),
+            Event::Heal => self.heal(),
+            Event::Quicken(addr) => {
+                self.cx.net.slow.remove(&addr);
+            }
+            Event::Room(id) => self.make_room(id),
+        }
+        if self.steps.is_multiple_of(LOOK_EVERY) {
+            self.look_at_queues();
         }
         self.cx.ledger.violation.is_none()
     }
 
     /// Nodes as workers and clients know them: those that exist, up or down.
-    fn addresses(&self) -> Vec<u64> {
+    pub(super) fn addresses(&self) -> Vec<u64> {
         let mut all: Vec<u64> = self
             .nodes
             .keys()
@@ -183,16 +190,22 @@ impl World {
         all
     }
 
-    pub(super) fn start(&mut self, id: u64, disk: Disk) {
-        match Coordinator::boot(id, disk, &mut self.cx) {
+    /// A node's process begins on its folder; false if it ended at once.
+    pub(super) fn start(&mut self, id: u64, disk: Disk) -> bool {
+        let speaks = *self.speaks.entry(id).or_insert(LOG_VERSION);
+        match Coordinator::boot(id, disk, speaks, &mut self.cx) {
             Ok(node) => {
-                self.cx.tell(|| format!("node {id}: starts"));
+                self.cx
+                    .tell(|| format!("node {id}: starts, and knows log version {speaks}"));
                 self.nodes.insert(id, node);
+                true
             }
-            Err(why) => self.cx.ledger.hold(
-                "a node starts on its disk",
-                Err(format!("node {id}: {why}")),
-            ),
+            Err((disk, stop)) => {
+                self.disks.insert(id, disk);
+                self.account(id, &stop);
+                self.restart_later(id);
+                false
+            }
         }
     }
 
@@ -216,13 +229,36 @@ impl World {
     }
 
     fn stopped(&mut self, id: u64, done: Result<(), Stop>) {
-        match done {
-            Ok(()) => {}
-            Err(Stop::Fsync) => self.crash(id, "fsync failed"),
-            Err(Stop::Broken(why)) => self.cx.ledger.hold(
-                "what was written can be read",
-                Err(format!("node {id}: {why}")),
-            ),
+        if let Err(stop) = done {
+            let class = self.account(id, &stop);
+            self.crash(id, class);
+        }
+    }
+
+    /// Why a process ended, in the ledger's and the counters' words.
+    fn account(&mut self, id: u64, stop: &Stop) -> &'static str {
+        match stop {
+            Stop::Fsync => "fsync failed",
+            Stop::Full => "node stopped, disk full",
+            Stop::Killed(Moment::Written | Moment::Synced) => "node crashed in a write",
+            Stop::Killed(Moment::Received | Moment::Installing) => {
+                "node crashed installing a snapshot"
+            }
+            Stop::Killed(Moment::Saved | Moment::Compacted) => "node crashed compacting",
+            Stop::TooNew(why) => {
+                self.cx.ledger.too_old(id, why);
+                self.cx.tell(|| format!("node {id}: {why}"));
+                // Whoever reads that brings the new program, sooner or later.
+                if self.cx.rng.below(2) == 0 {
+                    self.speaks.insert(id, NEXT_VERSION);
+                }
+                "node stopped, program too old"
+            }
+            Stop::Broken(why) => {
+                let broken = Err(format!("node {id}: {why}"));
+                self.cx.ledger.hold("what was written can be read", broken);
+                "node stopped, broken"
+            }
         }
     }
 
@@ -235,8 +271,56 @@ impl World {
         self.cx.tell(|| format!("node {id}: {class}"));
         let disk = node.die(&mut self.cx);
         self.disks.insert(id, disk);
+        self.restart_later(id);
+    }
+
+    fn restart_later(&mut self, id: u64) {
         let down = self.cx.rng.between(50, 6_000);
         self.cx.after(down, Event::Boot(id));
+    }
+
+    /// A process that finds its disk full ends again, until there is room.
+    fn boot(&mut self, id: u64) {
+        let Some(disk) = self.disks.get(&id) else {
+            return;
+        };
+        if disk.room.is_some() {
+            self.cx
+                .coverage
+                .hit("deeds", "a full disk kept a node down");
+            return self.restart_later(id);
+        }
+        if let Some(disk) = self.disks.remove(&id) {
+            self.start(id, disk);
+        }
+    }
+
+    fn heal(&mut self) {
+        if !self.cx.net.blocked.is_empty() {
+            self.cx.coverage.hit("deeds", "a partition healed");
+            self.cx.tell(|| "the network is whole again".to_owned());
+        }
+        self.cx.net.blocked.clear();
+    }
+
+    fn make_room(&mut self, id: u64) {
+        let running = self.nodes.get_mut(&id).map(|n| &mut n.disk);
+        if let Some(disk) = running.or_else(|| self.disks.get_mut(&id)) {
+            disk.room = None;
+            self.cx
+                .tell(|| format!("node {id}: there is room on its disk again"));
+        }
+    }
+
+    /// What every process holds, against its bounds.
+    fn look_at_queues(&mut self) {
+        for node in self.nodes.values() {
+            let who = format!("node {}", node.id);
+            self.cx.ledger.held(&who, &node.held());
+        }
+        for worker in self.workers.values() {
+            self.cx.ledger.held(&worker.worker_id(), &worker.held());
+        }
     }
 
     pub(super) fn kill_worker(&mut self, number: u32) -> bool {
@@ -302,11 +386,17 @@ impl World {
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.disk.fails = false;
+                node.armed = None;
             }
+            self.make_room(id);
             self.resume(id);
         }
-        for (id, disk) in std::mem::take(&mut self.disks) {
-            self.start(id, disk);
+        for (id, mut disk) in std::mem::take(&mut self.disks) {
+            disk.room = None;
+            if !self.start(id, disk) {
+                // Too old for its log: it is upgraded now.
+                self.speaks.insert(id, NEXT_VERSION);
+            }
         }
         let nodes = self.addresses();
         for number in 0..self.crew {

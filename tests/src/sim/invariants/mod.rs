@@ -2,26 +2,35 @@
 //! that does not hold ends the run.
 
 mod audit_chain;
+mod bounded_queues;
 mod equal_states;
 mod exact_answers;
 mod gapless_events;
+mod liveness;
 mod log_matching;
 mod nothing_lost;
 mod one_job_a_key;
 mod one_leader;
 mod one_result;
 mod poison_ends;
+mod promises_kept;
 mod reads_go_forward;
 mod sound_engine;
 mod stuck_leases;
 mod tokens_once;
+mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use conclave_coordinator_core::{Applied, Reply, State, job::Job, node::Committed};
+pub(super) use bounded_queues::Held;
+use conclave_coordinator_core::{
+    Applied, Reply, State,
+    job::Job,
+    node::{Committed, Restored},
+};
 use conclave_proto::v1::{Command, JobSpec, command::Command as Body};
 use conclave_worker_core::Fault;
-use raft::eraftpb::Entry;
+use raft::eraftpb::{Entry, Message};
 
 use super::{cx::Cx, words};
 
@@ -49,6 +58,7 @@ pub(super) struct Ledger {
     open: BTreeSet<String>,
     one_leader: one_leader::OneLeader,
     log_matching: log_matching::LogMatching,
+    promises: promises_kept::PromisesKept,
     equal_states: equal_states::EqualStates,
     nothing_lost: nothing_lost::NothingLost,
     one_job_a_key: one_job_a_key::OneJobAKey,
@@ -76,6 +86,44 @@ impl Ledger {
     pub(super) fn written(&mut self, node: u64, entries: &[Entry]) {
         let check = self.log_matching.written(node, entries);
         self.hold("log matching", check);
+    }
+
+    /// A node says this to another.
+    pub(super) fn promised(&mut self, node: u64, message: &Message) {
+        self.promises.said(node, message);
+    }
+
+    /// A node starts on what it finds on its disk.
+    pub(super) fn woke(&mut self, node: u64, found: &Restored) {
+        let check = self.promises.woke(node, found);
+        self.hold("what was acknowledged is kept", check);
+    }
+
+    /// A node is about to apply a command.
+    pub(super) fn meets(&mut self, node: u64, speaks: u32, state: &State, command: &Command) {
+        let check = versions::meets(node, speaks, state.log_version(), command);
+        self.hold("no command is newer than what was agreed on", check);
+    }
+
+    /// A node stops because the log is a newer program's.
+    pub(super) fn too_old(&mut self, node: u64, why: &str) {
+        self.hold(
+            "a program that is too old says so",
+            versions::stops(node, why),
+        );
+    }
+
+    /// What a process holds now.
+    pub(super) fn held(&mut self, who: &str, held: &Held) {
+        self.hold("queues are bounded", bounded_queues::check(who, held));
+    }
+
+    /// The faults are over, and so is the time to come to rest.
+    pub(super) fn rested(&mut self, rested: bool, why: impl FnOnce() -> String) {
+        self.hold(
+            "every job ends once faults stop",
+            liveness::check(rested, why),
+        );
     }
 
     pub(super) fn committed(&mut self, node: u64, entry: &Committed) {
