@@ -125,7 +125,7 @@ impl Model for JobModel {
             Call::Cancelled { job, state: shown } => cancel(state)
                 .iter()
                 .flat_map(|state| read(state, job, *shown, u32::MAX))
-                .filter(|after| ended(after))
+                .filter(ended)
                 .collect(),
             Call::CancelUnknown => cancel(state),
         }

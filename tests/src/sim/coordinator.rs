@@ -119,10 +119,10 @@ impl Coordinator {
         disk: Disk,
         speaks: u32,
         cx: &mut Cx,
-    ) -> Result<Coordinator, (Disk, Stop)> {
+    ) -> Result<Coordinator, Box<(Disk, Stop)>> {
         let (restored, state) = match disk.open(speaks) {
             Ok(found) => found,
-            Err(unreadable) => return Err((disk, unreadable.into())),
+            Err(unreadable) => return Err(Box::new((disk, unreadable.into()))),
         };
         cx.ledger.woke(id, &restored);
         let snapshot_index = restored.applied;
@@ -133,7 +133,7 @@ impl Coordinator {
         };
         let node = match Node::new(&config, restored) {
             Ok(node) => node,
-            Err(error) => return Err((disk, Stop::Broken(error.to_string()))),
+            Err(error) => return Err(Box::new((disk, Stop::Broken(error.to_string())))),
         };
         let boot = cx.number();
         let first = cx.rng.between(1, TICK_MS);

@@ -150,6 +150,7 @@ impl World {
             Event::Operator => self.operator(),
             Event::Boot(id) => self.boot(id),
             Event::Resume(id) => self.resume(id),
+            Event::BootWorker(number) if number >= self.crew => {}
             Event::BootWorker(number) => {
                 self.kill_worker(number);
                 let worker = Worker::boot(number, &mut self.cx);
@@ -200,7 +201,8 @@ impl World {
                 self.nodes.insert(id, node);
                 true
             }
-            Err((disk, stop)) => {
+            Err(found) => {
+                let (disk, stop) = *found;
                 self.disks.insert(id, disk);
                 self.account(id, &stop);
                 self.restart_later(id);
