@@ -1,53 +1,5 @@
-//! The `conclave` binary: parses, runs one command, reports its end.
-use std::process::ExitCode;
+//! The `conclave` binary.
 
-use clap::Parser as _;
-
-mod args;
-mod audit;
-mod cache;
-mod client;
-mod commands;
-mod duration;
-mod ending;
-mod error;
-mod follow;
-mod host;
-mod logging;
-mod metrics;
-mod model_source;
-mod out;
-mod settings;
-mod spec;
-mod view;
-mod watching;
-
-fn main() -> ExitCode {
-    match run(args::Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            if !error.is_silent() {
-                out::note(format!("conclave: {}", error::chain(&error)));
-            }
-            ExitCode::from(error.exit_code())
-        }
-    }
-}
-
-fn run(cli: args::Cli) -> Result<(), error::CliError> {
-    logging::init(
-        cli.global.log.as_deref(),
-        cli.command.default_log(),
-        cli.global.log_format,
-    )?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| {
-            error::CliError::Hosting(format!("the runtime did not start: {source}"))
-        })?;
-    let result = runtime.block_on(commands::run(cli));
-    // Blocking work that outlives its command (a read of standard input) must not hold the exit.
-    runtime.shutdown_background();
-    result
+fn main() -> std::process::ExitCode {
+    conclave_cli::main()
 }

@@ -149,7 +149,7 @@ fn is_erased(record: &conclave_proto::v1::AuditRecord) -> bool {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use conclave_coordinator::audit::{kind, link_hash};
     use conclave_proto::v1::{
         AuditAssigned, AuditEvent, AuditRecord, AuditRound, AuditSealed, AuditSubmitted, JobSpec,
