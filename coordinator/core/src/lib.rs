@@ -16,7 +16,6 @@ mod commands;
 pub mod contemplate;
 pub mod effect;
 pub mod job;
-pub mod lead;
 pub mod node;
 pub mod payload;
 pub mod placement;

@@ -68,12 +68,11 @@ pub fn manifest(data: &[u8]) -> Result<SnapshotManifest, SnapshotError> {
 pub fn manifest_up_to(data: &[u8], known: u32) -> Result<SnapshotManifest, SnapshotError> {
     let manifest =
         SnapshotManifest::decode(data).map_err(|e| SnapshotError::Broken { why: e.to_string() })?;
-    gate(&manifest, known)?;
+    gate(manifest.log_version, known)?;
     Ok(manifest)
 }
 
-fn gate(manifest: &SnapshotManifest, known: u32) -> Result<(), SnapshotError> {
-    let needs = manifest.log_version;
+fn gate(needs: u32, known: u32) -> Result<(), SnapshotError> {
     if needs > known {
         return Err(SnapshotError::TooNew { needs, known });
     }
@@ -97,13 +96,14 @@ pub fn decode_up_to(
     bytes: &[u8],
     known: u32,
 ) -> Result<State, SnapshotError> {
-    gate(manifest, known)?;
+    gate(manifest.log_version, known)?;
     let digest = blake3::hash(bytes);
     if manifest.length != bytes.len() as u64 || manifest.digest != digest.as_bytes() {
         return Err(SnapshotError::Mismatch);
     }
     let state =
         SnapshotState::decode(bytes).map_err(|e| SnapshotError::Broken { why: e.to_string() })?;
+    gate(state.log_version, known)?;
     from_proto(state, manifest.term)
 }
 

@@ -130,8 +130,13 @@ impl Texts {
         new
     }
 
-    /// Takes a piece of text from a worker.
+    /// Takes a piece of text from a worker. A piece of nothing, or beyond the last token that can be
+    /// counted, is dropped.
     pub fn push(&mut self, delta: TokenDelta) -> Pushed {
+        let empty = delta.tokens == 0 && delta.text.is_empty();
+        if empty || delta.offset.checked_add(delta.tokens).is_none() {
+            return Pushed::Dropped;
+        }
         let text = self.0.entry(delta.agent).or_default();
         if delta.attempt < text.attempt {
             return Pushed::Dropped;
@@ -140,7 +145,7 @@ impl Texts {
             *text = Text::of(delta.attempt);
         }
         let end = text.end();
-        if delta.tokens > 0 && delta.offset.saturating_add(delta.tokens) <= end {
+        if delta.tokens > 0 && delta.offset + delta.tokens <= end {
             return Pushed::Dropped;
         }
         if delta.offset != end {

@@ -11,6 +11,7 @@
 //! it before it calls [`Node::persisted`].
 
 mod config;
+mod guard;
 mod output;
 mod storage;
 
@@ -47,6 +48,14 @@ pub enum NodeError {
         last: u64,
         /// What the leader knows it to have held.
         acknowledged: u64,
+    },
+    /// A peer says what no member says: another program, or damaged bytes.
+    #[error("a garbled message of node {from:x}: {what}")]
+    Garbled {
+        /// Its sender, as it says.
+        from: u64,
+        /// What is wrong with it.
+        what: &'static str,
     },
     /// raft-rs refused.
     #[error("raft: {0}")]
@@ -107,8 +116,10 @@ impl Node {
     /// A message of another member. Messages of strangers and stale ones are ignored.
     ///
     /// # Errors
-    /// A local message came over the network. [`NodeError::LogLost`] must end the node.
+    /// A local message came over the network, or [`NodeError::Garbled`]. [`NodeError::LogLost`] must end
+    /// the node.
     pub fn step(&mut self, message: Message) -> Result<(), NodeError> {
+        guard::check(&message, &self.raw.raft)?;
         self.check_log(&message)?;
         let done = self.raw.step(message);
         self.pin_timeout();
