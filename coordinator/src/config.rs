@@ -214,10 +214,10 @@ impl Config {
         if self.heartbeat_ms < 5 {
             return refuse("heartbeat_ms", "must be at least 5");
         }
-        if self.election_ms < 3 * self.heartbeat_ms {
+        if self.election_ms < self.heartbeat_ms.saturating_mul(3) {
             return refuse("election_ms", "must be at least three heartbeats");
         }
-        if LEASE_TTL_MS < 2 * self.election_ms {
+        if LEASE_TTL_MS < self.election_ms.saturating_mul(2) {
             return refuse("election_ms", "a worker's lease must outlive two elections");
         }
         if self.request_timeout_ms < self.election_ms {

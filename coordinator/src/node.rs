@@ -8,6 +8,7 @@ mod membership;
 pub mod reads;
 pub mod storage;
 pub mod task;
+mod time;
 mod upkeep;
 pub mod waiters;
 mod workers;
@@ -227,9 +228,8 @@ pub enum Input {
     Progress(oneshot::Sender<BTreeMap<u64, Follower>>),
     /// A payload that was missing is here now.
     BlobArrived,
-    /// A round's context is stored and named in its decision; `None` if it
-    /// could not be.
-    ContextStored {
+    /// The payload of a decision is stored; `None` if it could not be.
+    Decision {
         /// The term that asked for it.
         term: u64,
         /// The job.

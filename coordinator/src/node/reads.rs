@@ -12,12 +12,7 @@ pub enum Wanted {
     /// A caller's read.
     Caller(Read),
     /// The leader itself, after its clock stood still (law 5).
-    Leader {
-        /// The term that it leads.
-        term: u64,
-        /// Which gap it asks about.
-        pause: u64,
-    },
+    Resume,
 }
 
 struct Flight {
@@ -60,8 +55,8 @@ impl Reads {
     }
 
     /// Adds the leader's own question.
-    pub fn confirm(&mut self, term: u64, pause: u64) {
-        self.waiting.push(Wanted::Leader { term, pause });
+    pub fn resume(&mut self) {
+        self.waiting.push(Wanted::Resume);
     }
 
     /// The context to ask ReadIndex with, if there is a reason to ask. One
@@ -120,7 +115,7 @@ impl Reads {
         out.into_iter()
             .filter_map(|w| match w {
                 Wanted::Caller(read) => Some(read),
-                Wanted::Leader { .. } => None,
+                Wanted::Resume => None,
             })
             .collect()
     }
@@ -135,9 +130,9 @@ mod tests {
         let now = Instant::now();
         let retry = Duration::from_millis(100);
         let mut reads = Reads::new(1);
-        reads.confirm(1, 1);
+        reads.resume();
         let first = reads.ask(now, retry).unwrap();
-        reads.confirm(1, 1);
+        reads.resume();
         assert!(reads.ask(now, retry).is_none());
         reads.confirmed(&first, 5);
         assert!(reads.ready(4).is_empty());
@@ -151,7 +146,7 @@ mod tests {
         let now = Instant::now();
         let retry = Duration::from_millis(100);
         let mut reads = Reads::new(1);
-        reads.confirm(1, 1);
+        reads.resume();
         let first = reads.ask(now, retry).unwrap();
         let second = reads.ask(now + retry, retry).unwrap();
         reads.confirmed(&first, 1);
@@ -165,8 +160,8 @@ mod tests {
         let now = Instant::now();
         let retry = Duration::from_millis(100);
         let (mut mine, mut other) = (Reads::new(1), Reads::new(2));
-        mine.confirm(1, 1);
-        other.confirm(1, 1);
+        mine.resume();
+        other.resume();
         let asked = mine.ask(now, retry).unwrap();
         let others = other.ask(now, retry).unwrap();
         mine.confirmed(&others, 1);
