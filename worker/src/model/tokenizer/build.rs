@@ -1,6 +1,7 @@
 //! Tokenizers from the metadata of GGUF files and from `tokenizer.json`.
 
 use std::collections::BTreeMap;
+use std::panic::catch_unwind;
 
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence};
@@ -63,7 +64,7 @@ impl Tokenizer {
         rows: usize,
     ) -> Result<Tokenizer, TokenizerError> {
         let malformed = |error: tokenizers::Error| TokenizerError::Malformed(error.to_string());
-        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(malformed)?;
+        let inner = read_json(json)?;
         // An id without a row would fail every batch that it is in.
         let highest = inner.get_vocab(true).into_values().max();
         if let Some(id) = highest.filter(|id| *id as usize >= rows) {
@@ -119,6 +120,18 @@ impl Tokenizer {
             eos,
             adds_bos,
         }
+    }
+}
+
+/// The library expects JSON and panics in places where it finds none, or values that it has no place for:
+/// a model's file must end in an error.
+fn read_json(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    let malformed =
+        |problem: String| TokenizerError::Malformed(format!("tokenizer.json: {problem}"));
+    serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|e| malformed(e.to_string()))?;
+    match catch_unwind(|| tokenizers::Tokenizer::from_bytes(json)) {
+        Ok(read) => read.map_err(|e| malformed(e.to_string())),
+        Err(_) => Err(malformed("its reader gave up (see above)".to_owned())),
     }
 }
 
