@@ -3,7 +3,7 @@ CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
 
-.PHONY: help test model binary tests fmt lint doc bench
+.PHONY: fuzz help test model binary tests fmt lint doc bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -32,3 +32,7 @@ bench: ## the figures of README.md
 	cargo build --release --locked -p conclave -p conclave-benches
 	$(CARGO_TARGET_DIR)/release/conclave model pull smollm2-135m
 	$(CARGO_TARGET_DIR)/release/numbers
+
+# Without TARGET: all, one after another. With INPUT: that file once more.
+fuzz: ## parsers of outside bytes, guided by coverage [TARGET=gguf] [SECONDS=60] [INPUT=finding]
+	tests/fuzz/run "$(or $(TARGET),all)" "$(or $(SECONDS),60)" "$(INPUT)"

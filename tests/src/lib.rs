@@ -6,7 +6,6 @@
 
 #![allow(clippy::missing_panics_doc)]
 
-pub mod chaos;
 mod client;
 mod cluster;
 pub mod linear;

@@ -1,0 +1,41 @@
+//! Each target over its corpus and a fixed number of mutations: the same inputs on every machine.
+
+use conclave_fuzz::{seeded, targets};
+
+macro_rules! targets {
+    ($($name:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                let target = &targets::$name::TARGET;
+                seeded::run(target, 1, seeded::Until::Inputs(target.inputs));
+            }
+        )*
+
+        #[test]
+        fn every_target_is_run() {
+            let run = [$(stringify!($name)),*];
+            let known: Vec<_> = targets::ALL.iter().map(|target| target.name).collect();
+            assert_eq!(run.as_slice(), known);
+        }
+    };
+}
+
+targets! {
+    answer_constraint,
+    audit_file,
+    chat_template,
+    coordinator_config,
+    gguf,
+    identity,
+    job_spec,
+    log_entries,
+    model_folder,
+    prepare,
+    raft_messages,
+    snapshot,
+    tokens_file,
+    watch_cursor,
+    worker_config,
+    worker_messages,
+}
