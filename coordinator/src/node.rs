@@ -8,7 +8,6 @@ mod membership;
 pub mod reads;
 pub mod storage;
 pub mod task;
-mod time;
 mod upkeep;
 pub mod waiters;
 mod workers;
@@ -228,8 +227,9 @@ pub enum Input {
     Progress(oneshot::Sender<BTreeMap<u64, Follower>>),
     /// A payload that was missing is here now.
     BlobArrived,
-    /// The payload of a decision is stored; `None` if it could not be.
-    Decision {
+    /// A round's context is stored and named in its decision; `None` if it
+    /// could not be.
+    ContextStored {
         /// The term that asked for it.
         term: u64,
         /// The job.

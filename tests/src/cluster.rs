@@ -163,7 +163,7 @@ impl Cluster {
         let name = format!("coordinator-{index}");
         let place = &self.places.coordinators[index];
         let config = format!(
-            "data_dir = {:?}\nlisten = \"{host}:{}\"\nhttp_listen = \"127.0.0.1:0\"\nopen = true\n\
+            "data_dir = {:?}\nlisten = \"{host}:{}\"\nhttp_listen = \"{host}:0\"\nopen = true\n\
              open_beyond_loopback = true\n{}\n",
             self.data_dir(index),
             self.ports[index],
@@ -299,6 +299,12 @@ impl Cluster {
             }
         }
         logs
+    }
+
+    /// Keeps the cluster's files; where they are.
+    pub fn keep(&mut self) -> PathBuf {
+        self.folder.disable_cleanup(true);
+        self.folder.path().to_owned()
     }
 
     /// Where the cluster keeps its files.

@@ -6,6 +6,7 @@
 
 #![allow(clippy::missing_panics_doc)]
 
+pub mod chaos;
 mod client;
 mod cluster;
 pub mod linear;

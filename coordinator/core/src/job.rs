@@ -69,6 +69,13 @@ impl Job {
         !self.is_final() || !self.audit.is_sealed()
     }
 
+    /// Everything of it that may be a blob.
+    pub fn payloads(&self) -> impl Iterator<Item = &Payload> {
+        let drafts = self.agents.iter().filter_map(|a| a.draft.as_ref());
+        let contexts = self.rounds.iter().filter_map(|r| r.context.as_ref());
+        drafts.chain(contexts).chain([&self.spec])
+    }
+
     /// Its prompt has not been validated yet.
     pub fn needs_prepare(&self) -> bool {
         self.state == JobState::Preparing && self.prepared.is_none()

@@ -249,9 +249,10 @@ impl State {
             .min()
     }
 
-    /// Ended and sealed jobs older than `retention_ms`, oldest first, to propose in `ExpireJobs`.
-    pub fn expirable(&self, retention_ms: i64, limit: usize) -> Vec<String> {
-        let due = self.unix_ms.saturating_sub(retention_ms);
+    /// Ended and sealed jobs that are older than `retention_ms` at `now_unix_ms`, oldest first, to
+    /// propose in `ExpireJobs`.
+    pub fn expirable(&self, now_unix_ms: i64, retention_ms: i64, limit: usize) -> Vec<String> {
+        let due = now_unix_ms.saturating_sub(retention_ms);
         let mut old: Vec<_> = self
             .jobs
             .values()
@@ -269,7 +270,7 @@ impl State {
     pub fn live_blobs(&self) -> BTreeMap<[u8; 32], u64> {
         let mut blobs = BTreeMap::new();
         for job in self.jobs.values() {
-            blobs.extend(payloads(job).filter_map(payload::blob_ref));
+            blobs.extend(job.payloads().filter_map(payload::blob_ref));
         }
         blobs
     }
@@ -278,7 +279,7 @@ impl State {
     pub fn names_blob(&self, hash: &[u8; 32]) -> bool {
         self.jobs
             .values()
-            .flat_map(payloads)
+            .flat_map(Job::payloads)
             .any(|payload| payload::blob_ref(payload).is_some_and(|(named, _)| named == *hash))
     }
 
@@ -317,13 +318,6 @@ impl State {
             }
         }
     }
-}
-
-/// Everything of a job that may be a blob.
-fn payloads(job: &Job) -> impl Iterator<Item = &conclave_proto::v1::Payload> {
-    let drafts = job.agents.iter().filter_map(|a| a.draft.as_ref());
-    let contexts = job.rounds.iter().filter_map(|r| r.context.as_ref());
-    drafts.chain(contexts).chain([&job.spec])
 }
 
 /// The start or cancel that the agent's worker may not have got.

@@ -9,10 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_coordinator_core::placement::Load;
 use conclave_proto::v1::{
-    AttemptResult, CoordinatorMessage, Heartbeat, Hello, NotLeader, Progress, Resend,
-    WorkerMessage, attempt_result, coordinator_message::Message as ToWorker,
+    AttemptResult, CoordinatorMessage, Hello, NotLeader, Progress, Resend, WorkerMessage,
+    attempt_finished, attempt_result, coordinator_message::Message as ToWorker,
     worker_message::Message as FromWorker, workers_server::Workers,
 };
 use futures::Stream;
@@ -25,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Api, convert};
 use crate::{
     auth::Role,
-    dispatch::{OUTBOX, Outbox, Outcome, SessionInput},
+    dispatch::{OUTBOX, Outbox, SessionInput},
     node::{Input, NodeError},
 };
 
@@ -62,7 +61,6 @@ struct Session {
     api: Arc<Api>,
     id: u64,
     outbox: Outbox,
-    steps: Option<u64>,
     /// Cancelled when the loop drops the session.
     dropped: CancellationToken,
     /// The last text asked for again: not asked for twice.
@@ -77,7 +75,6 @@ impl Session {
             api,
             id,
             outbox,
-            steps: None,
             dropped: CancellationToken::new(),
             asked: None,
         }
@@ -172,15 +169,16 @@ impl Session {
                 "Hello comes once, at the beginning",
             )),
             Some(FromWorker::Prepared(prepared)) => {
-                self.tell(SessionInput::Prepared { session, prepared })
-                    .await
+                self.tell(SessionInput::Prepared { prepared }).await
             }
             Some(FromWorker::Progress(progress)) => {
                 self.progress(progress);
                 Ok(())
             }
             Some(FromWorker::Result(result)) => self.finished(result).await,
-            Some(FromWorker::Heartbeat(beat)) => self.alive(&beat).await,
+            Some(FromWorker::Heartbeat(beat)) => {
+                self.tell(SessionInput::Alive { session, beat }).await
+            }
             Some(FromWorker::Draining(_)) => self.tell(SessionInput::Draining { session }).await,
             None => Err(Status::invalid_argument("a message without content")),
         }
@@ -218,13 +216,13 @@ impl Session {
             return Err(Status::invalid_argument("a result without a key"));
         };
         let outcome = match result.result {
-            Some(attempt_result::Result::Draft(draft)) => Outcome::Draft(
+            Some(attempt_result::Result::Draft(draft)) => attempt_finished::Result::Draft(
                 self.api
                     .blobs
                     .payload(draft.encode_to_vec(), SPREAD)
                     .await?,
             ),
-            Some(attempt_result::Result::Error(error)) => Outcome::Error(error),
+            Some(attempt_result::Result::Error(error)) => attempt_finished::Result::Error(error),
             None => return Err(Status::invalid_argument("a result without a body")),
         };
         let incarnation = result.incarnation;
@@ -232,24 +230,7 @@ impl Session {
             session: self.id,
             key,
             incarnation,
-            outcome,
-        })
-        .await
-    }
-
-    /// A lease is renewed only if steps move while there is work (law 4).
-    async fn alive(&mut self, beat: &Heartbeat) -> Result<(), Status> {
-        let moved = self.steps.replace(beat.steps) != Some(beat.steps);
-        let load = Load {
-            running: beat.running,
-            waiting: beat.waiting,
-            kv_blocks_free: beat.kv_blocks_free,
-        };
-        let renew = moved || !beat.has_work;
-        self.tell(SessionInput::Alive {
-            session: self.id,
-            load,
-            renew,
+            result: outcome,
         })
         .await
     }

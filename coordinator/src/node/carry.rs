@@ -4,13 +4,14 @@ use std::time::Instant;
 
 use conclave_coordinator_core::{
     Applied, Effect, Reply, State, codec,
+    lead::Purpose,
     node::{Committed, Output, Payload, Role},
 };
 use conclave_proto::v1::command::Command as Body;
 use protobuf::Message as _;
 use raft::eraftpb::{Message as RaftMessage, MessageType};
 
-use super::{NodeError, lead::Lead, reads::Wanted, storage::Fatal, task::Task, waiters::Waiter};
+use super::{NodeError, reads::Wanted, storage::Fatal, task::Task, waiters::Waiter};
 use crate::metrics;
 
 impl Task {
@@ -24,9 +25,9 @@ impl Task {
         for wanted in self.reads.ready(self.state.applied_index()) {
             match wanted {
                 Wanted::Caller(read) => (read.run)(Ok(&self.state)),
-                Wanted::Resume => {
-                    if let Some(lead) = &mut self.lead {
-                        lead.resume();
+                Wanted::Leader { term, pause } => {
+                    if let Some(leader) = self.leader_of(term) {
+                        leader.confirmed(pause);
                         moved = true;
                     }
                 }
@@ -168,52 +169,26 @@ impl Task {
         });
         self.fetch(hashes.collect());
         let waiter = self.waiters.take(context, Instant::now());
-        if let Some(lead) = self.lead.as_mut().filter(|lead| lead.serving()) {
-            lead.effects(effects);
+        if let Some(leader) = &mut self.leader {
+            leader.effects(effects);
         }
         match waiter {
             Some(Waiter::Call(reply)) => {
                 let _ = reply.send(Ok(applied.reply));
             }
-            Some(waiter) => self.applied_own(waiter, &applied.reply),
-            None => {}
-        }
-    }
-
-    fn applied_own(&mut self, waiter: Waiter, reply: &Reply) {
-        match waiter {
-            Waiter::Result { worker_id, key } => {
-                let taken = matches!(reply, Reply::Ok);
-                if let Some(lead) = self.lead.as_mut().filter(|_| !taken) {
-                    // Nobody wants it any more: the worker may forget it.
-                    lead.effects(vec![Effect::Ack {
-                        worker_id,
-                        keys: vec![key],
-                    }]);
+            Some(Waiter::Leader { term, purpose }) => {
+                if applied.reply != Reply::Ok && matches!(purpose, Purpose::Register { .. }) {
+                    tracing::warn!(reply = ?applied.reply, "a worker was not registered");
+                }
+                if let Some(leader) = self.leader_of(term) {
+                    leader.applied(purpose, &applied.reply);
                 }
             }
-            Waiter::Hello { session } => self.welcome(session, reply),
-            Waiter::Decide { term, job_id } => {
-                if let Some(lead) = self.lead_of(term) {
-                    lead.decision_applied(job_id);
-                }
-            }
-            Waiter::Place { term } => {
-                if let Some(lead) = self.lead_of(term) {
-                    lead.placement_applied();
-                }
-            }
-            Waiter::Change(done) => {
+            Some(Waiter::Change(done)) => {
                 let _ = done.send(Ok(()));
             }
-            Waiter::Nobody | Waiter::Call(_) => {}
+            Some(Waiter::Nobody) | None => {}
         }
-    }
-
-    /// This term of leading, if it still lasts: an earlier one's proposals may
-    /// come to an end later.
-    pub(super) fn lead_of(&mut self, term: u64) -> Option<&mut Lead> {
-        self.lead.as_mut().filter(|lead| lead.term == term)
     }
 
     fn leadership_changed(&mut self) {
@@ -225,19 +200,18 @@ impl Task {
             tracing::info!(leader = new.leader_id, term = new.term, "a leader is known");
         }
         let leads = new.role == Role::Leader;
-        let same = self.lead.as_ref().is_some_and(|lead| lead.term == new.term);
+        let same = self.leader_of(new.term).is_some();
         if leads && same {
             return;
         }
-        if self.lead.take().is_some() {
+        if self.leader.take().is_some() {
             self.dismiss_workers();
             self.feeds.close();
             // Whoever leads now counts them.
             metrics::nothing_led(&self.label);
         }
         if leads {
-            self.lead = Some(Lead::new(new.term, Instant::now()));
-            self.begin_serving();
+            self.lead(new.term);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What the node says of itself.
 
-use conclave_coordinator_core::node::Role;
+use conclave_coordinator_core::{lead::Leader, node::Role};
 
-use super::{MemberInfo, NodeRole, NodeStatus, lead::Lead, task::Task};
+use super::{MemberInfo, NodeRole, NodeStatus, task::Task};
 use crate::metrics;
 
 impl Task {
@@ -50,7 +50,7 @@ impl Task {
             role: self.role(!conf.voters.is_empty()),
             term: self.leadership.term,
             leader_id: self.leadership.leader_id,
-            serving: self.lead.as_ref().is_some_and(Lead::serving),
+            serving: self.leader.as_ref().is_some_and(Leader::serving),
             commit: self.node.commit_index(),
             applied,
             members,

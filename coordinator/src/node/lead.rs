@@ -1,21 +1,16 @@
-//! What only a leader does: decide, place, speak to workers, move time.
+//! The leader's hands: what [`Leader`] says is to be done is done here. What it
+//! decides, and when, stands in the core.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use conclave_coordinator_core::{
-    Effect, MissingBlob, State,
-    contemplate::{self, Context},
-    payload, placement, view,
+    contemplate,
+    lead::{Act, Leader, Moment, PROPOSAL_MS, Settings},
+    view,
 };
-use conclave_proto::{
-    INLINE_LIMIT,
-    v1::{
-        Ack, Cancel, Decide, Tick, command::Command as Body,
-        coordinator_message::Message as ToWorker, decide,
-    },
+use conclave_proto::v1::{
+    CreateCluster, Decide, SetMemberAddress, command::Command as Body,
+    coordinator_message::Message as ToWorker, decide,
 };
 
 use super::{
@@ -23,254 +18,152 @@ use super::{
     task::{Task, unix_ms},
     waiters::Waiter,
 };
-use crate::metrics;
+use crate::{config::Config, metrics};
 
-/// How long a proposal of the leader's own may take before it is made anew.
-const OWN: Duration = Duration::from_secs(5);
-/// How long a decision may be under way, its payload included, before it
-/// counts as lost.
-const DECIDE: Duration = Duration::from_secs(20);
+/// How long a proposal of the leader's own may take before it counts as lost.
+const OWN: Duration = Duration::from_millis(PROPOSAL_MS);
+/// Period of counting workers and jobs, for metrics.
+const COUNT: Duration = Duration::from_millis(500);
 
-/// A term of leading.
-pub struct Lead {
-    /// The term.
-    pub term: u64,
-    /// When it began.
-    pub(super) begun: Instant,
-    pub(super) serving: bool,
-    pub(super) paused: bool,
-    effects: Vec<Effect>,
-    /// Effects that wait for a payload.
-    later: Vec<Effect>,
-    pub(super) decide: BTreeSet<String>,
-    pub(super) decide_later: BTreeSet<String>,
-    /// Decisions under way, and when they count as lost.
-    deciding: BTreeMap<String, Instant>,
-    pub(super) place: bool,
-    pub(super) place_later: bool,
-    placing: usize,
-    pub(super) renew: BTreeMap<String, String>,
-    pub(super) time: Instant,
-    pub(super) ticking: bool,
-    pub(super) expire: Instant,
-    /// Jobs whose model no worker here serves: the model, and since when.
-    pub(super) no_model: BTreeMap<String, (String, Instant)>,
-}
-
-impl Lead {
-    /// A term that has just begun.
-    pub fn new(term: u64, now: Instant) -> Self {
-        Self {
-            term,
-            begun: now,
-            serving: false,
-            paused: false,
-            effects: Vec::new(),
-            later: Vec::new(),
-            decide: BTreeSet::new(),
-            decide_later: BTreeSet::new(),
-            deciding: BTreeMap::new(),
-            place: false,
-            place_later: false,
-            placing: 0,
-            renew: BTreeMap::new(),
-            time: now,
-            ticking: false,
-            expire: now,
-            no_model: BTreeMap::new(),
+/// A leader's view of this node now. A macro, since it borrows some of the
+/// task's fields beside the leader itself.
+macro_rules! moment {
+    ($task:expr) => {
+        Moment {
+            state: &$task.state,
+            payloads: &$task.blobs.local,
+            now_ms: $task.now_ms(),
+            unix_ms: unix_ms(),
         }
-    }
+    };
+}
+pub(super) use moment;
 
-    /// An entry of this term was applied, and the clock did not stand still.
-    pub fn serving(&self) -> bool {
-        self.serving
-    }
-
-    /// Says nothing to workers until leadership is confirmed.
-    pub fn pause(&mut self) {
-        self.paused = true;
-    }
-
-    /// Leadership was confirmed.
-    pub fn resume(&mut self) {
-        self.paused = false;
-    }
-
-    /// Adds what applying asked for.
-    pub fn effects(&mut self, effects: Vec<Effect>) {
-        self.effects.extend(effects);
-    }
-
-    /// A payload arrived: what waited for one is tried again.
-    pub fn look_again(&mut self, state: &State) {
-        self.effects.append(&mut self.later);
-        self.decide
-            .extend(state.needs_decision().map(str::to_owned));
-        self.place = true;
-    }
-
-    /// A decision was applied, or came too late: the job's change asks anew.
-    pub fn decision_applied(&mut self, job_id: String) {
-        self.deciding.remove(&job_id);
-        self.decide.insert(job_id);
-    }
-
-    /// A decision was not taken: the next tick asks again.
-    pub fn decision_failed(&mut self, job_id: String) {
-        self.deciding.remove(&job_id);
-        self.decide_later.insert(job_id);
-    }
-
-    /// Decisions that nothing was heard of are made anew.
-    pub fn forget_lost(&mut self, now: Instant) {
-        let lost = self.deciding.extract_if(.., |_, until| *until <= now);
-        self.decide_later.extend(lost.map(|(job_id, _)| job_id));
-    }
-
-    /// A placement was applied.
-    pub fn placement_applied(&mut self) {
-        self.placing = self.placing.saturating_sub(1);
-    }
-
-    /// A placement was not taken: the next tick places again.
-    pub fn placement_failed(&mut self) {
-        self.placement_applied();
-        self.place_later = true;
+/// What the configuration says to a leader.
+fn settings(config: &Config) -> Settings {
+    let hours = i64::try_from(config.retention_hours).unwrap_or(i64::MAX);
+    Settings {
+        election_ms: config.election_ms,
+        retention_ms: hours.saturating_mul(3_600_000),
+        retention_bytes: config.retention_bytes,
     }
 }
 
 impl Task {
-    /// After an entry of its own term, a leader carries out all that the state
-    /// says is outstanding (law 2).
+    /// A term of leading begins.
+    pub(super) fn lead(&mut self, term: u64) {
+        let born = !self.state.cluster_id().is_empty();
+        let founding = if born { None } else { self.founding() };
+        let settings = settings(&self.config);
+        let leader = Leader::new(term, settings, founding, self.now_ms());
+        self.leader = Some(leader);
+        self.begin_serving();
+    }
+
+    /// The first leader gives the cluster its keys; should it die before they
+    /// are committed, the next one does.
+    fn founding(&self) -> Option<CreateCluster> {
+        let (mut signing_seed, mut salt_key) = ([0_u8; 32], [0_u8; 32]);
+        let random =
+            getrandom::fill(&mut signing_seed).and_then(|()| getrandom::fill(&mut salt_key));
+        if let Err(error) = random {
+            tracing::error!(%error, "no randomness for the cluster's keys");
+            return None;
+        }
+        Some(CreateCluster {
+            cluster_id: self.identity.cluster_id().unwrap_or_default().to_owned(),
+            signing_seed: signing_seed.to_vec(),
+            salt_key: salt_key.to_vec(),
+            unix_ms: 0,
+        })
+    }
+
+    /// After an entry of its own term, a leader serves.
     pub(super) fn begin_serving(&mut self) {
-        let Some(lead) = self.lead.as_mut().filter(|lead| !lead.serving) else {
+        let moment = moment!(self);
+        let Some(leader) = &mut self.leader else {
             return;
         };
-        if self.state.applied_term() != lead.term {
+        if let Some(outstanding) = leader.begin_serving(&moment) {
+            tracing::info!(term = leader.term(), outstanding, "leading");
+        }
+    }
+
+    /// The leader's share of a tick.
+    pub(super) fn lead_tick(&mut self, now: Instant) {
+        let moment = moment!(self);
+        let Some(leader) = &mut self.leader else {
             return;
-        }
-        lead.serving = true;
-        lead.effects = self.state.outstanding();
-        tracing::info!(
-            term = lead.term,
-            outstanding = lead.effects.len(),
-            "leading"
-        );
-        let born = !self.state.cluster_id().is_empty();
-        let workers = self.state.workers().next().is_some();
-        if !born {
-            self.create_cluster();
-        }
-        if workers {
-            let tick = Tick {
-                elapsed_ms: 0,
-                unix_ms: unix_ms(),
-                new_term: true,
-            };
-            self.own(Body::Tick(tick), Waiter::Nobody);
+        };
+        leader.tick(&moment);
+        if now - self.counted_at >= COUNT {
+            self.counted_at = now;
+            let leases = self.state.workers().count();
+            metrics::workers(&self.label, leases, self.sessions.len());
+            crate::api::convert::count_live(&self.label, &self.state);
         }
     }
 
-    pub(super) fn own(&mut self, body: Body, waiter: Waiter) {
-        self.propose(body, waiter, Instant::now() + OWN);
-    }
-
-    /// Decides, places and speaks; true if anything was proposed.
+    /// Carries out what the leader says; true if raft has something to do now.
     pub(super) fn lead_on(&mut self) -> bool {
-        self.look_at_clock();
-        let ready = self
-            .lead
-            .as_ref()
-            .is_some_and(|lead| lead.serving && !lead.paused);
-        if !ready {
-            return false;
+        let mut proposed = false;
+        loop {
+            self.look_at_clock();
+            let moment = moment!(self);
+            let acts = match &mut self.leader {
+                Some(leader) => leader.acts(&moment),
+                None => Vec::new(),
+            };
+            if acts.is_empty() {
+                return proposed;
+            }
+            for act in acts {
+                proposed |= matches!(
+                    act,
+                    Act::Propose { .. } | Act::NoteMembers | Act::Confirm { .. }
+                );
+                self.act(act);
+            }
         }
-        let effects = self
-            .lead
-            .as_mut()
-            .map(|l| std::mem::take(&mut l.effects))
-            .unwrap_or_default();
-        for effect in effects {
-            self.act(effect);
-        }
-        let before = self.waiters.len();
-        let jobs = self
-            .lead
-            .as_mut()
-            .map(|l| std::mem::take(&mut l.decide))
-            .unwrap_or_default();
-        for job_id in jobs {
-            self.decide(job_id);
-        }
-        self.place();
-        self.waiters.len() > before
     }
 
-    fn act(&mut self, effect: Effect) {
+    fn act(&mut self, act: Act) {
         let term = self.leadership.term;
-        match effect {
-            Effect::Prepare { job_id } => self.prepare(&job_id),
-            Effect::Place => {
-                if let Some(lead) = &mut self.lead {
-                    lead.place = true;
+        match act {
+            Act::Propose { body, purpose } => {
+                if let Body::RenewLeases(renew) = &body {
+                    metrics::leases_renewed(renew.leases.len());
                 }
+                let waiter = Waiter::Leader { term, purpose };
+                self.propose(body, waiter, Instant::now() + OWN);
             }
-            Effect::Start {
-                worker_id,
-                incarnation,
-                key,
-            } => match view::start(&self.state, &key, self.now_unix_ms(), &self.blobs.local) {
-                Ok(Some(start)) => {
-                    self.feeds.of(&key.job_id).begin(key.agent, key.attempt);
-                    let start = ToWorker::Start(start);
-                    self.sessions.send(&worker_id, &incarnation, term, start);
-                }
-                Ok(None) => {}
-                Err(missing) => {
-                    self.wait_for(&missing);
-                    let effect = Effect::Start {
-                        worker_id,
-                        incarnation,
-                        key,
-                    };
-                    self.lead
-                        .iter_mut()
-                        .for_each(|l| l.later.push(effect.clone()));
-                }
-            },
-            Effect::Cancel {
-                worker_id,
-                incarnation,
-                key,
-                reason,
-            } => {
-                let cancel = ToWorker::Cancel(Cancel {
-                    key: Some(key),
-                    reason,
-                });
-                self.sessions.send(&worker_id, &incarnation, term, cancel);
+            Act::Send { session, message } => self.send_in(session, message),
+            Act::Welcome { session } => self.welcome(session),
+            Act::Close { session } => self.sessions.close(session),
+            Act::Fetch { hash } => self.fetch(vec![hash]),
+            Act::Broken { hash } => {
+                tracing::error!(hash = hex::encode(hash), "a payload does not decode");
             }
-            Effect::Ack { worker_id, keys } => {
-                self.sessions
-                    .send_any(&worker_id, term, ToWorker::Ack(Ack { keys }));
+            Act::StoreContext {
+                job_id,
+                decide,
+                bytes,
+            } => self.store_context(job_id, *decide, bytes),
+            Act::AttemptBegins { key } => {
+                self.feeds.of(&key.job_id).begin(key.agent, key.attempt);
             }
-            Effect::JobChanged { job_id } => {
-                self.feeds.changed(&job_id);
-                if let Some(lead) = &mut self.lead {
-                    lead.decide.insert(job_id);
-                }
-            }
-            Effect::JobEnded { job_id } => self.job_ended(&job_id),
-            Effect::FetchBlob { hash, .. } => self.fetch(vec![hash]),
+            Act::JobChanged { job_id } => self.feeds.changed(&job_id),
+            Act::JobEnded { job_id } => self.job_ended(&job_id),
+            Act::NoteMembers => self.note_members(),
+            Act::Confirm { pause } => self.reads.confirm(term, pause),
         }
     }
 
-    pub(super) fn wait_for(&self, missing: &MissingBlob) {
-        match missing {
-            MissingBlob::Absent { hash } => {
-                self.fetch(hash.as_slice().try_into().into_iter().collect());
-            }
-            MissingBlob::Broken { .. } => tracing::error!(%missing, "a payload does not decode"),
+    /// Sends on a session; the leader forgets one that does not read.
+    pub(super) fn send_in(&mut self, session: u64, message: ToWorker) {
+        let sent = self.sessions.send(session, self.leadership.term, message);
+        if !sent && let Some(leader) = &mut self.leader {
+            leader.closed(session);
         }
     }
 
@@ -287,37 +180,8 @@ impl Task {
         }
     }
 
-    /// Asks what the job does next and proposes it; one decision at a time.
-    fn decide(&mut self, job_id: String) {
-        let Some(lead) = &mut self.lead else { return };
-        let Some(job) = self.state.job(&job_id).filter(|job| job.needs_decision()) else {
-            return;
-        };
-        if lead.deciding.contains_key(&job_id) {
-            // Its end asks anew.
-            return;
-        }
-        let context = Context {
-            payloads: &self.blobs.local,
-            now_unix_ms: self.state.unix_ms().max(unix_ms()),
-        };
-        match contemplate::next(job, &context) {
-            Ok(None) => {}
-            Ok(Some(decide)) => {
-                let term = lead.term;
-                lead.deciding
-                    .insert(job_id.clone(), Instant::now() + DECIDE);
-                match large_context(&decide) {
-                    None => self.own(Body::Decide(decide), Waiter::Decide { term, job_id }),
-                    Some(bytes) => self.decide_large(job_id, decide, bytes),
-                }
-            }
-            Err(missing) => self.wait_for(&missing),
-        }
-    }
-
     /// A round's shared context above the inline limit becomes a blob first.
-    fn decide_large(&self, job_id: String, mut decide: Decide, bytes: Vec<u8>) {
+    fn store_context(&self, job_id: String, mut decide: Decide, bytes: Vec<u8>) {
         let (blobs, handle) = (self.blobs.clone(), self.handle.clone());
         let term = self.leadership.term;
         self.runtime.spawn(async move {
@@ -333,83 +197,43 @@ impl Task {
                     None
                 }
             };
-            let _ = handle
-                .send(
-                    Input::Decision {
-                        term,
-                        job_id,
-                        decide,
-                    },
-                    Instant::now() + OWN,
-                )
-                .await;
+            let stored = Input::ContextStored {
+                term,
+                job_id,
+                decide,
+            };
+            // Unheard, the decision counts as lost after a while.
+            let _ = handle.send(stored, Instant::now() + OWN).await;
         });
     }
 
-    /// A decision's context is stored (or was not).
-    pub(super) fn decided(&mut self, term: u64, job_id: String, decide: Option<Decide>) {
-        let Some(lead) = self.lead.as_mut().filter(|lead| lead.term == term) else {
-            return;
-        };
-        match decide {
-            Some(decide) => self.own(Body::Decide(decide), Waiter::Decide { term, job_id }),
-            None => lead.decision_failed(job_id),
+    /// Writes down members that listen elsewhere than the state says.
+    fn note_members(&mut self) {
+        let conf = self.node.conf_state();
+        for node_id in conf.voters.iter().chain(&conf.learners).copied() {
+            let Some(address) = self.network.address(node_id) else {
+                continue;
+            };
+            if self.state.members().get(&node_id) != Some(&address) {
+                let set = SetMemberAddress {
+                    node_id,
+                    address,
+                    removed: false,
+                };
+                let body = Body::SetMemberAddress(set);
+                self.propose(body, Waiter::Nobody, Instant::now() + OWN);
+            }
         }
     }
 
-    /// The leader's clock, never behind the replicated one.
-    fn now_unix_ms(&self) -> i64 {
-        self.state.unix_ms().max(unix_ms())
+    /// This term of leading, if it still lasts: an earlier one's proposals may
+    /// come to an end later.
+    pub(super) fn leader_of(&mut self, term: u64) -> Option<&mut Leader> {
+        self.leader.as_mut().filter(|leader| leader.term() == term)
     }
 
-    /// Places agents that wait. The next placement looks at the state after
-    /// this one, so it waits until all of this one is applied.
-    fn place(&mut self) {
-        let Some(lead) = self.lead.as_mut().filter(|l| l.place && l.placing == 0) else {
-            return;
-        };
-        lead.place = false;
-        let term = lead.term;
-        let placed = placement::place(&self.state, &self.sessions.loads(), &self.blobs.local);
-        lead.placing = placed.assigns.len();
-        for assign in placed.assigns {
-            self.own(Body::Assign(assign), Waiter::Place { term });
-        }
-        // A job that waits for its payload holds up no other.
-        for missing in &placed.missing {
-            self.wait_for(missing);
-        }
-    }
-}
-
-/// The bytes of a round's context if they are too long to travel in the log.
-fn large_context(decide: &Decide) -> Option<Vec<u8>> {
-    let Some(decide::Next::StartRound(round)) = &decide.next else {
-        return None;
-    };
-    let context = round.context.as_ref()?;
-    if payload::blob_ref(context).is_some() || payload::length(context) <= INLINE_LIMIT as u64 {
-        return None;
-    }
-    payload::read(context, &payload::InlineOnly)
-        .ok()
-        .map(std::borrow::Cow::into_owned)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_decision_that_nothing_is_heard_of_is_made_anew() {
-        let now = Instant::now();
-        let mut lead = Lead::new(1, now);
-        lead.deciding.insert("lost".to_owned(), now + DECIDE);
-        lead.deciding.insert("young".to_owned(), now + DECIDE * 2);
-        lead.forget_lost(now);
-        assert!(lead.decide_later.is_empty());
-        lead.forget_lost(now + DECIDE);
-        assert_eq!(lead.decide_later.first().map(String::as_str), Some("lost"));
-        assert_eq!(lead.deciding.len(), 1);
+    /// Monotonic time of this process, milliseconds.
+    pub(super) fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }

@@ -12,7 +12,12 @@ pub enum Wanted {
     /// A caller's read.
     Caller(Read),
     /// The leader itself, after its clock stood still (law 5).
-    Resume,
+    Leader {
+        /// The term that it leads.
+        term: u64,
+        /// Which gap it asks about.
+        pause: u64,
+    },
 }
 
 struct Flight {
@@ -55,8 +60,8 @@ impl Reads {
     }
 
     /// Adds the leader's own question.
-    pub fn resume(&mut self) {
-        self.waiting.push(Wanted::Resume);
+    pub fn confirm(&mut self, term: u64, pause: u64) {
+        self.waiting.push(Wanted::Leader { term, pause });
     }
 
     /// The context to ask ReadIndex with, if there is a reason to ask. One
@@ -115,7 +120,7 @@ impl Reads {
         out.into_iter()
             .filter_map(|w| match w {
                 Wanted::Caller(read) => Some(read),
-                Wanted::Resume => None,
+                Wanted::Leader { .. } => None,
             })
             .collect()
     }
@@ -130,9 +135,9 @@ mod tests {
         let now = Instant::now();
         let retry = Duration::from_millis(100);
         let mut reads = Reads::new(1);
-        reads.resume();
+        reads.confirm(1, 1);
         let first = reads.ask(now, retry).unwrap();
-        reads.resume();
+        reads.confirm(1, 1);
         assert!(reads.ask(now, retry).is_none());
         reads.confirmed(&first, 5);
         assert!(reads.ready(4).is_empty());
@@ -146,7 +151,7 @@ mod tests {
         let now = Instant::now();
         let retry = Duration::from_millis(100);
         let mut reads = Reads::new(1);
-        reads.resume();
+        reads.confirm(1, 1);
         let first = reads.ask(now, retry).unwrap();
         let second = reads.ask(now + retry, retry).unwrap();
         reads.confirmed(&first, 1);
@@ -160,8 +165,8 @@ mod tests {
         let now = Instant::now();
         let retry = Duration::from_millis(100);
         let (mut mine, mut other) = (Reads::new(1), Reads::new(2));
-        mine.resume();
-        other.resume();
+        mine.confirm(1, 1);
+        other.confirm(1, 1);
         let asked = mine.ask(now, retry).unwrap();
         let others = other.ask(now, retry).unwrap();
         mine.confirmed(&others, 1);

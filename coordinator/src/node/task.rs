@@ -8,16 +8,15 @@ use std::{
 
 use conclave_coordinator_core::{
     State, codec,
+    lead::Leader,
     node::{Leadership, Node, NodeConfig, NodeError as CoreError, Role},
 };
-use conclave_proto::v1::{NotLeader, coordinator_message::Message as ToWorker};
 use raft::eraftpb::Message as RaftMessage;
 use tokio::{sync::mpsc, sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Handle, Input, NodeError, NodeStatus, Read,
-    lead::Lead,
     reads::Reads,
     storage::{Fatal, Storage},
     waiters::{Waiter, Waiters},
@@ -49,7 +48,7 @@ pub struct Task {
     pub(super) blobs: BlobNet,
     pub(super) network: Network,
     pub(super) lanes: Option<Lanes>,
-    pub(super) lead: Option<Lead>,
+    pub(super) leader: Option<Leader>,
     pub(super) leadership: Leadership,
     pub(super) handle: Handle,
     pub(super) status: watch::Sender<NodeStatus>,
@@ -58,8 +57,10 @@ pub struct Task {
     pub(super) saving: bool,
     /// A snapshot failed: the next is tried then.
     pub(super) save_after: Option<Instant>,
-    /// When the clock was last looked at.
-    awake: Instant,
+    /// What the monotonic clock counts from.
+    pub(super) started: Instant,
+    /// When workers and jobs were last counted.
+    pub(super) counted_at: Instant,
     /// It is being shut down.
     pub(super) leaving: bool,
     /// The node's id, as metrics name it.
@@ -140,14 +141,15 @@ impl Task {
             blobs: parts.blobs,
             network: parts.network,
             lanes: None,
-            lead: None,
+            leader: None,
             handle: parts.handle,
             status: parts.status,
             runtime: parts.runtime,
             stop: parts.stop,
             saving: false,
             save_after: None,
-            awake: Instant::now(),
+            started: Instant::now(),
+            counted_at: Instant::now(),
             leaving: false,
             label,
             public_key: Vec::new(),
@@ -285,15 +287,19 @@ impl Task {
                 let _ = reply.send(self.progress());
             }
             Input::BlobArrived => {
-                if let Some(lead) = &mut self.lead {
-                    lead.look_again(&self.state);
+                if let Some(leader) = &mut self.leader {
+                    leader.blob_arrived(&self.state);
                 }
             }
-            Input::Decision {
+            Input::ContextStored {
                 term,
                 job_id,
                 decide,
-            } => self.decided(term, job_id, decide),
+            } => {
+                if let Some(leader) = self.leader_of(term) {
+                    leader.context_stored(job_id, decide);
+                }
+            }
             Input::Unreachable(node_id) => self.node.report_unreachable(node_id),
             Input::Leaving => self.leaving = true,
             Input::SnapshotSaved(saved) => self.snapshot_saved(saved)?,
@@ -357,37 +363,25 @@ impl Task {
             Waiter::Change(done) => {
                 let _ = done.send(Err(error));
             }
-            Waiter::Decide { term, job_id } => {
-                if let Some(lead) = self.lead_of(term) {
-                    lead.decision_failed(job_id);
+            Waiter::Leader { term, purpose } => {
+                if let Some(leader) = self.leader_of(term) {
+                    leader.failed(purpose);
                 }
             }
-            Waiter::Place { term } => {
-                if let Some(lead) = self.lead_of(term) {
-                    lead.placement_failed();
-                }
-            }
-            // The worker keeps its result, and says hello again.
-            Waiter::Result { .. } | Waiter::Nobody => {}
-            Waiter::Hello { session } => self.sessions.close(session),
+            Waiter::Nobody => {}
         }
     }
 
-    /// Was this process standing still? Then the world may have moved on
-    /// (law 5): a leader says nothing until it is confirmed. The clock's ticks
-    /// bound the time between two looks otherwise.
+    /// Was this process standing still? Then the leader says nothing until it
+    /// is confirmed (law 5). The clock's ticks bound the time between two looks
+    /// otherwise.
     pub(super) fn look_at_clock(&mut self) {
-        let now = Instant::now();
-        let gap = now - std::mem::replace(&mut self.awake, now);
-        if gap > self.config.election()
-            && let Some(lead) = &mut self.lead
-        {
-            tracing::warn!(
-                gap_ms = gap.as_millis(),
-                "the clock stood still: confirming leadership"
-            );
-            lead.pause();
-            self.reads.resume();
+        let now_ms = self.now_ms();
+        let Some(leader) = &mut self.leader else {
+            return;
+        };
+        if let Some(gap_ms) = leader.look_at_clock(now_ms) {
+            tracing::warn!(gap_ms, "the clock stood still: confirming leadership");
         }
     }
 
@@ -408,18 +402,6 @@ impl Task {
         }
         self.lead_tick(now);
         self.gauges();
-    }
-
-    /// Tells workers where to go, and closes their sessions.
-    pub(super) fn dismiss_workers(&mut self) {
-        let me = self.identity.node_id();
-        let leader = Some(self.leadership.leader_id)
-            .filter(|id| *id != me)
-            .and_then(|id| self.network.address(id))
-            .unwrap_or_default();
-        let members = self.network.addresses().into_values().collect();
-        let message = ToWorker::NotLeader(NotLeader { leader, members });
-        self.sessions.dismiss(self.leadership.term, &message);
     }
 }
 

@@ -2,8 +2,7 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use conclave_coordinator_core::Reply;
-use conclave_proto::v1::AttemptKey;
+use conclave_coordinator_core::{Reply, lead::Purpose};
 use tokio::sync::oneshot;
 
 use super::{Done, NodeError};
@@ -14,29 +13,12 @@ pub enum Waiter {
     Call(oneshot::Sender<Result<Reply, NodeError>>),
     /// A change of the configuration.
     Change(Done),
-    /// A leader's decision.
-    Decide {
+    /// The leader, for a proposal of its own.
+    Leader {
         /// The term that it leads: later ones count for themselves.
         term: u64,
-        /// About this job.
-        job_id: String,
-    },
-    /// One of a leader's placements.
-    Place {
-        /// The term that it leads.
-        term: u64,
-    },
-    /// A worker's result: acknowledged even if it is not wanted.
-    Result {
-        /// Whose.
-        worker_id: String,
-        /// The attempt.
-        key: AttemptKey,
-    },
-    /// A worker's registration: its session gets `Welcome`.
-    Hello {
-        /// The session.
-        session: u64,
+        /// What it is for.
+        purpose: Purpose,
     },
     /// Nobody: what it does shows in the state.
     Nobody,
@@ -125,18 +107,23 @@ mod tests {
 
     use super::*;
 
+    const PLACE: Waiter = Waiter::Leader {
+        term: 1,
+        purpose: Purpose::Place,
+    };
+
     #[test]
     fn entries_of_an_earlier_start_wake_nobody() {
         let now = Instant::now();
         let mut earlier = Waiters::new(1);
         let mut waiters = Waiters::new(2);
         let old = earlier.add(Waiter::Nobody, now, now);
-        let mine = waiters.add(Waiter::Place { term: 1 }, now, now);
+        let mine = waiters.add(PLACE, now, now);
         assert!(waiters.take(&old, now).is_none());
         assert!(waiters.take(b"", now).is_none());
         assert!(matches!(
             waiters.take(&mine, now),
-            Some(Waiter::Place { .. })
+            Some(Waiter::Leader { .. })
         ));
         assert!(waiters.take(&mine, now).is_none());
     }
@@ -145,11 +132,11 @@ mod tests {
     fn only_what_is_due_expires() {
         let now = Instant::now();
         let mut waiters = Waiters::new(1);
-        waiters.add(Waiter::Place { term: 1 }, now, now);
+        waiters.add(PLACE, now, now);
         waiters.add(Waiter::Nobody, now, now + Duration::from_secs(1));
         assert!(matches!(
             waiters.expired(now).as_slice(),
-            [Waiter::Place { .. }]
+            [Waiter::Leader { .. }]
         ));
         assert_eq!(waiters.len(), 1);
     }

@@ -2,7 +2,7 @@
 //! answer; and a coordinator's own snapshots.
 
 use conclave_coordinator_core::{
-    Applied, Effect, Reply,
+    Applied,
     codec::{self, CodecError},
     node::{Committed, Output, Payload, Role, snapshot_of},
     snapshot,
@@ -13,7 +13,6 @@ use raft::eraftpb::{Message as RaftMessage, MessageType, Snapshot};
 use super::{
     coordinator::{Coordinator, Moment, Stop},
     cx::{Addr, Cx, Event, Input, Told, Wire},
-    leader::Lead,
     waiters::Waiter,
 };
 
@@ -141,29 +140,17 @@ impl Coordinator {
 
     pub(super) fn applied(&mut self, context: &[u8], applied: Applied, cx: &mut Cx) {
         let waiter = self.waiters.take(context);
-        if let Some(lead) = self.lead.as_mut().filter(|lead| lead.serving) {
-            lead.effects.extend(applied.effects);
+        if let Some(leader) = &mut self.leader {
+            leader.effects(applied.effects);
         }
         match waiter {
             Some(Waiter::Call(from, number)) => {
                 let told = Told::Applied(applied.reply);
                 cx.send(self.addr(), from, Wire::Told(number, Box::new(told)));
             }
-            Some(Waiter::Result(worker_id, key)) => {
-                if let Some(lead) = self.lead.as_mut().filter(|_| applied.reply != Reply::Ok) {
-                    let keys = vec![key];
-                    lead.effects.push(Effect::Ack { worker_id, keys });
-                }
-            }
-            Some(Waiter::Hello(session)) => self.welcome(session, &applied.reply, cx),
-            Some(Waiter::Decide(term, job_id)) => {
-                if let Some(lead) = self.lead_of(term) {
-                    lead.decision_applied(job_id);
-                }
-            }
-            Some(Waiter::Place(term)) => {
-                if let Some(lead) = self.lead_of(term) {
-                    lead.placement_applied();
+            Some(Waiter::Leader(term, purpose)) => {
+                if let Some(leader) = self.leader_of(term) {
+                    leader.applied(purpose, &applied.reply);
                 }
             }
             Some(Waiter::Nobody) | None => {}
@@ -174,10 +161,10 @@ impl Coordinator {
         self.leadership = self.node.leadership();
         let new = self.leadership;
         let leads = new.role == Role::Leader;
-        if leads && self.lead.as_ref().is_some_and(|l| l.term == new.term) {
+        if leads && self.leader_of(new.term).is_some() {
             return;
         }
-        if self.lead.take().is_some() {
+        if self.leader.take().is_some() {
             self.dismiss_workers(cx);
         }
         if leads {
@@ -185,8 +172,7 @@ impl Coordinator {
             cx.coverage.hit("deeds", "leader elected");
             let id = self.id;
             cx.tell(|| format!("node {id}: leads term {}", new.term));
-            self.lead = Some(Lead::new(new.term, cx.now));
-            self.begin_serving(cx);
+            self.lead(new.term, cx);
         }
     }
 

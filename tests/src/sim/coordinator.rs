@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use conclave_coordinator_core::{
     State, codec,
+    lead::Leader,
     node::{Leadership, Node, NodeConfig, NodeError, Output},
     snapshot,
 };
@@ -18,7 +19,6 @@ use super::{
     cx::{Addr, Ask, Cx, Event, Input, Told, Wire},
     disk::{Disk, Full, Unreadable},
     invariants::Held,
-    leader::Lead,
     sessions::Sessions,
     waiters::{Reads, Waiter, Waiters, Wanted},
 };
@@ -35,7 +35,7 @@ pub(super) struct Coordinator {
     pub disk: Disk,
     pub node: Node,
     pub state: State,
-    pub lead: Option<Lead>,
+    pub leader: Option<Leader>,
     pub leadership: Leadership,
     pub sessions: Sessions,
     pub(super) waiters: Waiters,
@@ -52,7 +52,6 @@ pub(super) struct Coordinator {
     pub(super) inbox: VecDeque<Input>,
     /// Of those, raft messages.
     queued_messages: usize,
-    pub(super) awake: u64,
     pub(super) snapshot_index: u64,
     pub(super) snapshot_every: u64,
     pub(super) saving: Option<(conclave_proto::v1::SnapshotManifest, Vec<u8>, ConfState)>,
@@ -145,8 +144,8 @@ impl Coordinator {
             leadership: node.leadership(),
             node,
             state,
-            lead: None,
-            sessions: Sessions::default(),
+            leader: None,
+            sessions: Sessions::new(),
             waiters: Waiters::new(boot),
             reads: Reads::new(boot),
             skew_ms: 0,
@@ -157,7 +156,6 @@ impl Coordinator {
             writing: None,
             inbox: VecDeque::new(),
             queued_messages: 0,
-            awake: cx.now,
             snapshot_index,
             snapshot_every: cx.rng.between(20, 200),
             saving: None,
@@ -253,7 +251,7 @@ impl Coordinator {
         match input {
             Input::Tick => self.tick(cx),
             Input::Wire(from, wire) => self.receive(from, wire, cx)?,
-            Input::Lost(session) => self.sessions.close(session),
+            Input::Lost(session) => self.lost_session(session),
             Input::Synced => {
                 if std::mem::take(&mut self.disk.fails) {
                     return Err(Stop::Fsync);
@@ -303,7 +301,7 @@ impl Coordinator {
             }
             Wire::Hello(id, hello) => self.hello(id, from, *hello, cx),
             Wire::Up(id, message) => self.hear(id, *message, cx),
-            Wire::Close(id) => self.sessions.close(id),
+            Wire::Close(id) => self.lost_session(id),
             Wire::Call(number, ask) => self.asked(from, number, *ask, cx),
             Wire::Down(..) | Wire::Told(..) => {}
         }
@@ -311,7 +309,7 @@ impl Coordinator {
     }
 
     fn asked(&mut self, from: Addr, number: u64, ask: Ask, cx: &mut Cx) {
-        let serving = self.lead.as_ref().is_some_and(|l| l.serving);
+        let serving = self.leader.as_ref().is_some_and(Leader::serving);
         if !serving {
             let hint = Told::NotLeader(self.leadership.leader_id);
             return cx.send(self.addr(), from, Wire::Told(number, Box::new(hint)));
@@ -354,19 +352,6 @@ impl Coordinator {
         self.lead_tick(cx);
     }
 
-    /// Was this process standing still? Then a leader says nothing until it is confirmed (law 5).
-    fn look_at_clock(&mut self, cx: &mut Cx) {
-        let gap = cx.now - std::mem::replace(&mut self.awake, cx.now);
-        if gap > ELECTION_MS
-            && let Some(lead) = &mut self.lead
-        {
-            cx.coverage
-                .hit("deeds", "a leader that stood still asks first");
-            lead.paused = true;
-            self.reads.add(Wanted::Resume);
-        }
-    }
-
     /// Proposes a command; whoever waits is told at once if it is not taken.
     pub(super) fn propose(&mut self, body: Body, waiter: Waiter, wait_ms: u64, cx: &mut Cx) {
         let command = self.spoken(body);
@@ -400,23 +385,13 @@ impl Coordinator {
                 }
                 cx.send(self.addr(), from, Wire::Told(number, Box::new(told)));
             }
-            Waiter::Decide(term, job_id) => {
-                if let Some(lead) = self.lead_of(term) {
-                    lead.decision_failed(job_id);
+            Waiter::Leader(term, purpose) => {
+                if let Some(leader) = self.leader_of(term) {
+                    leader.failed(purpose);
                 }
             }
-            Waiter::Place(term) => {
-                if let Some(lead) = self.lead_of(term) {
-                    lead.placement_failed();
-                }
-            }
-            Waiter::Hello(session) => self.close_session(session, cx),
-            Waiter::Result(..) | Waiter::Nobody => {}
+            Waiter::Nobody => {}
         }
-    }
-
-    pub(super) fn lead_of(&mut self, term: u64) -> Option<&mut Lead> {
-        self.lead.as_mut().filter(|lead| lead.term == term)
     }
 
     /// Carries out everything that follows from what was taken in.
@@ -456,9 +431,9 @@ impl Coordinator {
                         Wire::Told(number, Box::new(Told::Job(job))),
                     );
                 }
-                Wanted::Resume => {
-                    if let Some(lead) = &mut self.lead {
-                        lead.paused = false;
+                Wanted::Leader(term, pause) => {
+                    if let Some(leader) = self.leader_of(term) {
+                        leader.confirmed(pause);
                         moved = true;
                     }
                 }
@@ -473,7 +448,7 @@ impl Coordinator {
             Input::Wire(from, wire) => Some((wire.session()?, *from)),
             _ => None,
         });
-        for (session, peer) in self.sessions.all().into_iter().chain(waiting) {
+        for (session, peer) in self.sessions.iter().map(|(s, p)| (*s, *p)).chain(waiting) {
             cx.cut(session, Addr::Node(self.id), peer);
         }
         let damage = self.disk.crash(&mut cx.rng);

@@ -1,6 +1,7 @@
 //! An operator: keeps the cluster at its size, adds learners, promotes those that caught up, removes
 //! members, switches off what was removed.
 
+use conclave_coordinator_core::lead::Leader;
 use raft::eraftpb::ConfChangeType;
 
 use super::{
@@ -21,7 +22,7 @@ impl World {
         let serving = self
             .nodes
             .values()
-            .filter(|n| !n.paused && n.lead.as_ref().is_some_and(|l| l.serving && !l.paused));
+            .filter(|n| !n.paused && n.leader.as_ref().is_some_and(Leader::speaks));
         serving.max_by_key(|n| n.leadership.term)
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conclave_proto::v1::AttemptKey;
+use conclave_coordinator_core::lead::Purpose;
 
 use super::cx::Addr;
 
@@ -11,14 +11,9 @@ use super::cx::Addr;
 pub(super) enum Waiter {
     /// A client's call.
     Call(Addr, u64),
-    /// The leader of this term, for a decision on a job.
-    Decide(u64, String),
-    /// The leader of this term, for a placement.
-    Place(u64),
-    /// A result: if it is not wanted, its worker may forget it.
-    Result(String, AttemptKey),
-    /// A session, for its `Welcome`.
-    Hello(u64),
+    /// The leader of this term.
+    Leader(u64, Purpose),
+    /// Nobody: what it does shows in the state.
     Nobody,
 }
 
@@ -69,8 +64,8 @@ impl Waiters {
 pub(super) enum Wanted {
     /// A client's look at a job.
     Job(Addr, u64, String),
-    /// A leader that stood still.
-    Resume,
+    /// The leader of this term stood still, for so many times.
+    Leader(u64, u64),
 }
 
 /// Linearizable reads; one ReadIndex under way at a time.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use conclave_coordinator_core::lead::WORKER_BEAT_MS as BEAT_MS;
 use conclave_proto::v1::{
     AttemptResult, CoordinatorMessage, Heartbeat, Hello, ModelInfo, WorkerMessage,
     coordinator_message::Message as ToWorker, worker_message::Message as FromWorker,
@@ -13,7 +14,6 @@ use super::{
     attempts::{Key, Live, attempt_key, key_of},
     cx::{Addr, Cx, Event, Wire, WorkerInput},
     invariants::Held,
-    sessions::BEAT_MS,
 };
 
 /// Longest sequence, tokens.

@@ -55,8 +55,9 @@ mod tests {
         );
         world.all_answer("j", "yes");
         world.go("j");
-        assert_eq!(world.state.expirable(1, 10), Vec::<String>::new());
-        assert_eq!(world.state.expirable(0, 10), ["j"]);
+        let now = world.state.unix_ms();
+        assert_eq!(world.state.expirable(now, 1, 10), Vec::<String>::new());
+        assert_eq!(world.state.expirable(now, 0, 10), ["j"]);
         expire(&mut world, vec!["j".into()]);
         assert!(world.state.job("j").is_none() && world.state.jobs("t").count() == 0);
         assert!(world.state.key("t", "key-j").is_some());

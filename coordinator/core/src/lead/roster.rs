@@ -1,0 +1,165 @@
+//! The workers that have a session with this leader, and the prompts that they look at.
+
+use std::collections::BTreeMap;
+
+use conclave_proto::v1::{AttemptKey, Hello, ModelInfo};
+
+use crate::placement::Load;
+
+/// How long a worker may look at a prompt before another is asked, ms.
+const LOOK_MS: u64 = 10_000;
+
+/// One worker's open session.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub worker_id: String,
+    pub incarnation: String,
+    pub models: Vec<ModelInfo>,
+    pub load: Load,
+    /// Engine steps, as the last heartbeat said.
+    pub steps: Option<u64>,
+    /// It is in the replicated state.
+    pub registered: bool,
+    /// It takes nothing new.
+    pub draining: bool,
+    /// What it said it runs: asked for again once it is registered.
+    pub running: Vec<AttemptKey>,
+}
+
+impl Session {
+    fn serves(&self, model: &str) -> bool {
+        (model.is_empty() && self.models.len() == 1) || self.models.iter().any(|m| m.name == model)
+    }
+}
+
+/// A prompt that a worker looks at.
+#[derive(Debug)]
+struct Look {
+    session: u64,
+    until_ms: u64,
+}
+
+/// Who may look at a prompt.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Able {
+    /// This session, in its turn.
+    Session(u64),
+    /// Nobody: these models are served, and the wanted one is not among them.
+    NoModel(Vec<String>),
+    /// Nobody: no worker is connected.
+    NoWorker,
+}
+
+/// The sessions of a leader.
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    by_id: BTreeMap<u64, Session>,
+    /// Prompts under way, by job.
+    looks: BTreeMap<String, Look>,
+    /// Turns of the round-robin.
+    turn: usize,
+}
+
+impl Roster {
+    /// Takes a new session.
+    pub(super) fn open(&mut self, id: u64, hello: &Hello) {
+        let session = Session {
+            worker_id: hello.worker_id.clone(),
+            incarnation: hello.incarnation.clone(),
+            models: hello.models.clone(),
+            load: Load::default(),
+            steps: None,
+            registered: false,
+            draining: hello.draining,
+            running: hello.running.clone(),
+        };
+        self.by_id.insert(id, session);
+    }
+
+    pub(super) fn get(&self, id: u64) -> Option<&Session> {
+        self.by_id.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut Session> {
+        self.by_id.get_mut(&id)
+    }
+
+    /// Drops a session; its prompts are looked at by others.
+    pub(super) fn close(&mut self, id: u64) {
+        self.by_id.remove(&id);
+        self.looks.retain(|_, look| look.session != id);
+    }
+
+    /// Sessions of this worker, of any of its processes.
+    pub(super) fn of_worker(&self, worker_id: &str) -> Vec<u64> {
+        let of = |(id, s): (&u64, &Session)| (s.worker_id == worker_id).then_some(*id);
+        self.by_id.iter().filter_map(of).collect()
+    }
+
+    /// The worker's session; if a process is named, that of this one, once it is registered.
+    pub(super) fn find(&self, worker_id: &str, incarnation: Option<&str>) -> Option<u64> {
+        let of = |s: &Session| {
+            s.worker_id == worker_id
+                && incarnation.is_none_or(|i| s.registered && s.incarnation == i)
+        };
+        self.by_id.iter().find(|(_, s)| of(s)).map(|(id, _)| *id)
+    }
+
+    /// Workers that said they take nothing new, and their processes.
+    pub(super) fn draining(&self) -> impl Iterator<Item = (&str, &str)> {
+        let draining = self.by_id.values().filter(|s| s.registered && s.draining);
+        draining.map(|s| (s.worker_id.as_str(), s.incarnation.as_str()))
+    }
+
+    /// Loads of the workers that placement may use, by worker id.
+    pub(super) fn loads(&self) -> BTreeMap<String, Load> {
+        let open = self.by_id.values().filter(|s| s.registered && !s.draining);
+        open.map(|s| (s.worker_id.clone(), s.load)).collect()
+    }
+
+    /// False while a worker looks at the job's prompt, and without any worker.
+    pub(super) fn may_look(&self, job_id: &str, now_ms: u64) -> bool {
+        self.by_id.values().any(|s| s.registered)
+            && self.looks.get(job_id).is_none_or(|l| l.until_ms <= now_ms)
+    }
+
+    /// Whose turn it is to look at a prompt for `model` (empty: a worker's only one).
+    pub(super) fn able(&mut self, model: &str) -> Able {
+        let registered = || self.by_id.iter().filter(|(_, s)| s.registered);
+        let serving = registered().filter(|(_, s)| s.serves(model));
+        let able: Vec<u64> = serving.map(|(id, _)| *id).collect();
+        if able.is_empty() {
+            let models = registered().flat_map(|(_, s)| &s.models);
+            let mut served: Vec<String> = models.map(|m| m.name.clone()).collect();
+            served.sort();
+            served.dedup();
+            return match served.is_empty() {
+                true => Able::NoWorker,
+                false => Able::NoModel(served),
+            };
+        }
+        let id = able[self.turn % able.len()];
+        self.turn = self.turn.wrapping_add(1);
+        Able::Session(id)
+    }
+
+    /// The session looks at the job's prompt from now on.
+    pub(super) fn looks(&mut self, job_id: &str, session: u64, now_ms: u64) {
+        let until_ms = now_ms + LOOK_MS;
+        self.looks
+            .insert(job_id.to_owned(), Look { session, until_ms });
+    }
+
+    /// A worker answered; or it could not look, and another may at `again_ms`.
+    pub(super) fn looked(&mut self, job_id: &str, again_ms: Option<u64>) {
+        match (again_ms, self.looks.get_mut(job_id)) {
+            (Some(at), Some(look)) => look.until_ms = at,
+            _ => drop(self.looks.remove(job_id)),
+        }
+    }
+
+    /// Forgets prompts of jobs that need no look any more.
+    pub(super) fn retain_looks(&mut self, needed: impl Fn(&str) -> bool) {
+        self.looks.retain(|job_id, _| needed(job_id));
+    }
+}

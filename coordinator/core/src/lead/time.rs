@@ -1,0 +1,94 @@
+//! What a leader does because time passes: replicated time, leases, deadlines, expiry.
+
+use conclave_proto::v1::{ExpireJobs, RenewLeases, Tick, WorkerLease, command::Command as Body};
+
+use super::{Act, Leader, Moment, Purpose, retention};
+use crate::commands::tick::MAX_TICK_MS;
+
+/// Period of replicated time while there is work, ms.
+const TIME_MS: u64 = 500;
+/// Period of looking for jobs that are too old, ms.
+const EXPIRE_MS: u64 = 10_000;
+/// Jobs forgotten with one command.
+pub(super) const EXPIRE_BATCH: usize = 256;
+
+impl Leader {
+    /// The leader's share of a tick of the node's clock.
+    pub fn tick(&mut self, moment: &Moment<'_>) {
+        self.look_at_clock(moment.now_ms);
+        if !self.speaks() {
+            return;
+        }
+        self.pay_debts(moment);
+        self.decisions.tick(moment.now_ms);
+        self.placements.tick();
+        let deadline = moment.state.next_deadline();
+        if deadline.is_some_and(|at| at <= moment.unix_ms) {
+            let due = moment.state.needs_decision().map(str::to_owned);
+            self.decisions.ask(due);
+        }
+        self.prepare_all(moment);
+        self.move_time(moment);
+        self.expire(moment);
+    }
+
+    /// Replicated time moves while something depends on it (law 3).
+    fn move_time(&mut self, moment: &Moment<'_>) {
+        // A worker that is gone is forgotten, even if nothing else happens.
+        let here = |id: &str, incarnation: &str| self.roster.find(id, Some(incarnation)).is_some();
+        let mut leased = moment.state.workers();
+        let gone = leased.any(|w| !here(&w.worker_id, &w.incarnation));
+        if !gone && !moment.state.needs_ticks() {
+            self.moving = false;
+            return;
+        }
+        let since = moment.now_ms.saturating_sub(self.moved_ms);
+        if self.moving && since < TIME_MS {
+            return;
+        }
+        // After a rest time begins anew; and a tick is worth so much at most.
+        let elapsed_ms = if self.moving {
+            since.min(MAX_TICK_MS)
+        } else {
+            0
+        };
+        self.moving = true;
+        self.moved_ms = moment.now_ms;
+        self.drain_workers(moment);
+        self.renew_leases();
+        let tick = Tick {
+            elapsed_ms,
+            unix_ms: moment.unix_ms,
+            new_term: false,
+        };
+        self.propose(Body::Tick(tick), Purpose::Nothing);
+    }
+
+    /// One command for all leases that signs of life came for. It goes before the tick: what was
+    /// heard in time counts.
+    fn renew_leases(&mut self) {
+        let renew = std::mem::take(&mut self.renew).into_iter();
+        let lease = |(worker_id, incarnation)| WorkerLease {
+            worker_id,
+            incarnation,
+        };
+        let leases: Vec<_> = renew.map(lease).collect();
+        if !leases.is_empty() {
+            self.propose(Body::RenewLeases(RenewLeases { leases }), Purpose::Nothing);
+        }
+    }
+
+    /// Forgets ended jobs that are too old, or too many bytes for one tenant; and has members
+    /// written down that listen elsewhere now.
+    fn expire(&mut self, moment: &Moment<'_>) {
+        if moment.now_ms.saturating_sub(self.expired_ms) < EXPIRE_MS {
+            return;
+        }
+        self.expired_ms = moment.now_ms;
+        let job_ids = retention::due(moment.state, &self.settings, moment.wall_ms(), EXPIRE_BATCH);
+        if !job_ids.is_empty() {
+            self.propose(Body::ExpireJobs(ExpireJobs { job_ids }), Purpose::Nothing);
+        }
+        self.acts.push(Act::NoteMembers);
+    }
+}
