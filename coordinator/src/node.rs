@@ -5,7 +5,6 @@ pub mod carry;
 mod describe;
 pub mod lead;
 mod membership;
-pub mod reads;
 pub mod storage;
 pub mod task;
 mod upkeep;

@@ -20,12 +20,14 @@ pub mod lead;
 pub mod node;
 pub mod payload;
 pub mod placement;
+pub mod reads;
 pub mod snapshot;
 pub mod spec;
 pub mod state;
 #[cfg(test)]
 mod testkit;
 pub mod view;
+pub mod waiters;
 pub mod waiting;
 pub mod watch;
 pub mod worker;

@@ -11,7 +11,12 @@ use conclave_proto::v1::command::Command as Body;
 use protobuf::Message as _;
 use raft::eraftpb::{Message as RaftMessage, MessageType};
 
-use super::{NodeError, reads::Wanted, storage::Fatal, task::Task, waiters::Waiter};
+use super::{
+    NodeError,
+    storage::Fatal,
+    task::Task,
+    waiters::{Waiter, Wanted},
+};
 use crate::metrics;
 
 impl Task {
@@ -131,7 +136,7 @@ impl Task {
                 if let Err(error) = &result {
                     tracing::warn!(%error, "a change of members was refused");
                 }
-                if let Some(Waiter::Change(done)) = self.waiters.take(&context, Instant::now()) {
+                if let Some(Waiter::Change(done)) = self.waiter_of(&context) {
                     let _ = done.send(
                         result
                             .map(|_| ())
@@ -168,7 +173,7 @@ impl Task {
             _ => None,
         });
         self.fetch(hashes.collect());
-        let waiter = self.waiters.take(context, Instant::now());
+        let waiter = self.waiter_of(context);
         if let Some(leader) = &mut self.leader {
             leader.effects(effects);
         }
@@ -189,6 +194,13 @@ impl Task {
             }
             Some(Waiter::Nobody) | None => {}
         }
+    }
+
+    /// Who waits for this entry, now that it is applied.
+    fn waiter_of(&mut self, context: &[u8]) -> Option<Waiter> {
+        let (waiter, since) = self.waiters.take(context)?;
+        metrics::proposal_done(since.elapsed());
+        Some(waiter)
     }
 
     fn leadership_changed(&mut self) {

@@ -16,7 +16,7 @@ use conclave_proto::v1::{
 use super::{
     Input,
     task::{Task, unix_ms},
-    waiters::Waiter,
+    waiters::{Waiter, Wanted},
 };
 use crate::{config::Config, metrics};
 
@@ -155,7 +155,7 @@ impl Task {
             Act::JobChanged { job_id } => self.feeds.changed(&job_id),
             Act::JobEnded { job_id } => self.job_ended(&job_id),
             Act::NoteMembers => self.note_members(),
-            Act::Confirm { pause } => self.reads.confirm(term, pause),
+            Act::Confirm { pause } => self.reads.insist(Wanted::Leader { term, pause }),
         }
     }
 

@@ -70,14 +70,16 @@ impl Task {
             Change::Promote => ConfChangeType::AddNode,
             Change::Remove => ConfChangeType::RemoveNode,
         };
-        let context = self
-            .waiters
-            .add(Waiter::Change(done), Instant::now(), deadline);
+        let waiter = Waiter::Change(done);
+        let context = match self.waiters.add(waiter, Instant::now(), deadline) {
+            Ok(context) => context,
+            Err(waiter) => return self.fail(waiter, NodeError::Busy),
+        };
         let result = self
             .node
             .propose_conf_change(context.clone(), kind, node_id);
         if let Err(error) = result
-            && let Some(Waiter::Change(done)) = self.waiters.take(&context, Instant::now())
+            && let Some((Waiter::Change(done), _)) = self.waiters.take(&context)
         {
             let _ = done.send(Err(match error {
                 _ if self.leadership.role != Role::Leader => NodeError::NotLeader,

@@ -17,9 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Handle, Input, NodeError, NodeStatus, Read,
-    reads::Reads,
     storage::{Fatal, Storage},
-    waiters::{Waiter, Waiters},
+    waiters::{MOST_READS, MOST_WAITERS, Reads, Waiter, Waiters, Wanted},
 };
 use crate::{
     config::Config,
@@ -134,8 +133,8 @@ impl Task {
             raft_config: parts.raft_config,
             node,
             state,
-            waiters: Waiters::new(parts.boot),
-            reads: Reads::new(parts.boot),
+            waiters: Waiters::new(parts.boot, MOST_WAITERS),
+            reads: Reads::new(parts.boot, MOST_READS),
             sessions: Sessions::default(),
             feeds: parts.feeds,
             blobs: parts.blobs,
@@ -311,8 +310,9 @@ impl Task {
         if self.identity.cluster_id().is_none() {
             (read.run)(Err(NodeError::Blank));
         } else if read.linear {
-            if let Err(refused) = self.reads.add(read) {
-                (refused.run)(Err(NodeError::Busy));
+            let deadline = read.deadline;
+            if let Err(refused) = self.reads.add(Wanted::Caller(read), deadline) {
+                refuse(refused, NodeError::Busy);
             }
         } else {
             (read.run)(Ok(&self.state));
@@ -320,8 +320,9 @@ impl Task {
     }
 
     fn ask_reads(&mut self) {
-        let retry = self.config.tick() * 5;
-        if let Some(context) = self.reads.ask(Instant::now(), retry) {
+        let now = Instant::now();
+        let lost_at = now + self.config.tick() * 5;
+        if let Some(context) = self.reads.ask(now, lost_at) {
             self.node.read_index(context);
         }
     }
@@ -334,13 +335,19 @@ impl Task {
         deadline: Instant,
     ) {
         let command = codec::command(body);
-        let context = self.waiters.add(waiter, Instant::now(), deadline);
+        let context = match self.waiters.add(waiter, Instant::now(), deadline) {
+            Ok(context) => context,
+            Err(waiter) => {
+                metrics::proposals_failed(1);
+                return self.fail(waiter, NodeError::Busy);
+            }
+        };
         let taken = command.log_version <= self.state.log_version()
             && self
                 .node
                 .propose(context.clone(), codec::encode(&command))
                 .is_ok();
-        if !taken && let Some(waiter) = self.waiters.take(&context, Instant::now()) {
+        if !taken && let Some((waiter, _)) = self.waiters.take(&context) {
             metrics::proposals_failed(1);
             let error = if self.identity.cluster_id().is_none() {
                 NodeError::Blank
@@ -355,7 +362,7 @@ impl Task {
     }
 
     /// Tells a waiter that its entry was not applied (yet).
-    fn fail(&mut self, waiter: Waiter, error: NodeError) {
+    pub(super) fn fail(&mut self, waiter: Waiter, error: NodeError) {
         match waiter {
             Waiter::Call(reply) => {
                 let _ = reply.send(Err(error));
@@ -397,11 +404,19 @@ impl Task {
         for waiter in lost {
             self.fail(waiter, NodeError::Unknown);
         }
-        for read in self.reads.expired(now) {
-            (read.run)(Err(NodeError::NoQuorum(self.missing())));
+        for wanted in self.reads.expired(now) {
+            refuse(wanted, NodeError::NoQuorum(self.missing()));
         }
         self.lead_tick(now);
         self.gauges();
+    }
+}
+
+/// Tells a caller that there is no read point for it; the leader's own question
+/// stands.
+fn refuse(wanted: Wanted, error: NodeError) {
+    if let Wanted::Caller(read) = wanted {
+        (read.run)(Err(error));
     }
 }
 

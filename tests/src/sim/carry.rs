@@ -139,7 +139,7 @@ impl Coordinator {
     }
 
     pub(super) fn applied(&mut self, context: &[u8], applied: Applied, cx: &mut Cx) {
-        let waiter = self.waiters.take(context);
+        let waiter = self.waiters.take(context).map(|(waiter, _)| waiter);
         if let Some(leader) = &mut self.leader {
             leader.effects(applied.effects);
         }

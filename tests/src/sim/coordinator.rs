@@ -20,7 +20,7 @@ use super::{
     disk::{Disk, Full, Unreadable},
     invariants::Held,
     sessions::Sessions,
-    waiters::{Reads, Waiter, Waiters, Wanted},
+    waiters::{MOST_READS, MOST_WAITERS, READ_MS, RETRY_MS, Reads, Waiter, Waiters, Wanted},
 };
 
 /// Period of a node's timer, ms.
@@ -146,8 +146,8 @@ impl Coordinator {
             state,
             leader: None,
             sessions: Sessions::new(),
-            waiters: Waiters::new(boot),
-            reads: Reads::new(boot),
+            waiters: Waiters::new(boot, MOST_WAITERS),
+            reads: Reads::new(boot, MOST_READS),
             skew_ms: 0,
             paused: false,
             speaks,
@@ -224,7 +224,17 @@ impl Coordinator {
             .with("raft messages waiting", self.queued_messages as u64, queue)
             // Ends of writes and of sessions, the timer and the operator come in besides.
             .with("inputs waiting", others as u64, queue + 32)
-            .with("proposals waiting", self.waiters.len() as u64, 512)
+            .with(
+                "proposals waiting",
+                self.waiters.len() as u64,
+                MOST_WAITERS as u64,
+            )
+            // The leader's own questions come in besides.
+            .with(
+                "reads waiting",
+                self.reads.len() as u64,
+                MOST_READS as u64 + 8,
+            )
     }
 
     /// Goes through what waited, as far as it can.
@@ -320,7 +330,12 @@ impl Coordinator {
                 let body = self.stamped(body, cx);
                 self.propose(body, waiter, 5_000, cx);
             }
-            Ask::Get(job_id) => self.reads.add(Wanted::Job(from, number, job_id)),
+            Ask::Get(job_id) => {
+                let wanted = Wanted::Job(from, number, job_id);
+                if let Err(refused) = self.reads.add(wanted, cx.now + READ_MS) {
+                    self.refuse(refused, cx);
+                }
+            }
         }
     }
 
@@ -349,20 +364,26 @@ impl Coordinator {
         for waiter in self.waiters.expired(cx.now) {
             self.fail(waiter, Told::Unknown, cx);
         }
+        for wanted in self.reads.expired(cx.now) {
+            self.refuse(wanted, cx);
+        }
         self.lead_tick(cx);
     }
 
     /// Proposes a command; whoever waits is told at once if it is not taken.
     pub(super) fn propose(&mut self, body: Body, waiter: Waiter, wait_ms: u64, cx: &mut Cx) {
         let command = self.spoken(body);
-        let context = self.waiters.add(waiter, cx.now + wait_ms);
+        let context = match self.waiters.add(waiter, cx.now, cx.now + wait_ms) {
+            Ok(context) => context,
+            Err(waiter) => return self.fail(waiter, Told::Busy, cx),
+        };
         let taken = command.log_version <= self.state.log_version()
             && codec::needs(&command) <= self.speaks
             && self
                 .node
                 .propose(context.clone(), codec::encode(&command))
                 .is_ok();
-        if !taken && let Some(waiter) = self.waiters.take(&context) {
+        if !taken && let Some((waiter, _)) = self.waiters.take(&context) {
             self.fail(waiter, Told::Busy, cx);
         }
     }
@@ -394,13 +415,20 @@ impl Coordinator {
         }
     }
 
+    /// Tells a client that its read came to nothing.
+    fn refuse(&self, wanted: Wanted, cx: &mut Cx) {
+        if let Wanted::Job(from, number, _) = wanted {
+            cx.send(self.addr(), from, Wire::Told(number, Box::new(Told::Busy)));
+        }
+    }
+
     /// Carries out everything that follows from what was taken in.
     pub(super) fn settle(&mut self, cx: &mut Cx) -> Result<(), Stop> {
         if self.writing.is_some() {
             return Ok(());
         }
         loop {
-            if let Some(context) = self.reads.ask(cx.now) {
+            if let Some(context) = self.reads.ask(cx.now, cx.now + RETRY_MS) {
                 self.node.read_index(context);
             }
             let mut moved = false;

@@ -115,7 +115,7 @@ impl Coordinator {
                 self.send_in(session, ToWorker::Welcome(Welcome::default()), cx);
             }
             Act::Close { session } => self.close_session(session, cx),
-            Act::Confirm { pause } => self.reads.add(Wanted::Leader(term, pause)),
+            Act::Confirm { pause } => self.reads.insist(Wanted::Leader(term, pause)),
             // Payloads are inline here, watchers read the state, members have no addresses.
             Act::Fetch { .. }
             | Act::Broken { .. }
