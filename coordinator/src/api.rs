@@ -22,6 +22,7 @@ use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::C
 use crate::{
     auth::Tokens,
     config::Config,
+    disk::reserve::Reserve,
     feed::Feeds,
     metrics,
     node::{Handle, NodeError},
@@ -57,6 +58,8 @@ pub struct Api {
     pub address: String,
     /// Set when this node goes: streams end.
     pub closing: CancellationToken,
+    /// Room on the disk that submissions leave alone.
+    pub reserve: Reserve,
 }
 
 /// Who carries a call out.

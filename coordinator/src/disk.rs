@@ -4,6 +4,7 @@
 //! data_dir/
 //!   LOCK            held while a process runs on the folder
 //!   identity.json   node id, cluster id, format version
+//!   REPLACE         why this folder must not be used any more (see `condemn`)
 //!   raft/           log, hard state, snapshot metadata (raft-engine)
 //!   snapshots/      replicated state, one file a snapshot
 //!   blobs/ab/...    payloads above the inline limit, by blake3
@@ -11,7 +12,10 @@
 
 pub mod blobs;
 pub mod identity;
+pub mod log_files;
+mod log_scan;
 pub mod log_store;
+pub mod reserve;
 pub mod snapshots;
 
 use std::{
@@ -20,11 +24,16 @@ use std::{
     path::Path,
 };
 
+/// What to do about a folder that cannot be used: the end of every such message.
+pub const REPLACE: &str = "the other members hold what was here: move the data folder away, start \
+     this node on an empty one, and replace the member (`conclave cluster remove`, then `conclave \
+     cluster add`); docs/OPERATIONS.md, \"Damaged or full disks\", says more";
+
 /// Writes a file so that after a crash it is either whole or absent: a
 /// temporary beside it, fsync, rename, fsync of the folder.
 ///
 /// # Errors
-/// What the file system says; the temporary may stay behind.
+/// What the file system says; the temporary is gone then, too.
 pub fn write_atomically(path: &Path, data: &[u8]) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
@@ -34,11 +43,43 @@ pub fn write_atomically(path: &Path, data: &[u8]) -> io::Result<()> {
     let mut temporary = name.to_owned();
     temporary.push(format!(".{}-{turn}.tmp", std::process::id()));
     let temporary = folder.join(temporary);
-    let mut file = File::create(&temporary)?;
-    file.write_all(data)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(data)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    });
+    if let Err(error) = written {
+        // On a full disk, half a file is room that others need.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
     sync_folder(folder)
+}
+
+/// Marks a folder as one that must not be used any more, whatever restarts the
+/// process: it would vote and forget what it voted before.
+///
+/// # Errors
+/// What the file system says.
+pub fn condemn(folder: &Path, why: &str) -> io::Result<()> {
+    write_atomically(&folder.join(CONDEMNED), why.as_bytes())
+}
+
+/// The file that [`condemn`] leaves.
+const CONDEMNED: &str = "REPLACE";
+
+/// Removes what a crash left of [`write_atomically`] in `folder`.
+///
+/// # Errors
+/// What the file system says.
+fn remove_temporaries(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "tmp") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes the entries of a folder durable.

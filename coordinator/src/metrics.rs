@@ -65,6 +65,16 @@ fn describe_raft() {
     for (name, help) in gauges {
         describe_gauge!(name, Unit::Count, help);
     }
+    describe_gauge!(
+        "conclave_disk_free_bytes",
+        Unit::Bytes,
+        "Bytes free on the disk of the data folder"
+    );
+    describe_gauge!(
+        "conclave_disk_reserve_bytes",
+        Unit::Bytes,
+        "Free bytes below which submissions are refused"
+    );
     let counters = [
         (
             "conclave_raft_leader_changes_total",
@@ -216,6 +226,13 @@ pub fn raft(node: &Label, gauges: RaftGauges) {
     let entries = gauges.applied.saturating_sub(gauges.snapshot);
     set("conclave_raft_log_entries", entries as f64);
     set("conclave_raft_proposals_pending", gauges.pending as f64);
+}
+
+/// Room on the disk of the data folder, bytes.
+#[allow(clippy::cast_precision_loss, reason = "gauges are f64")]
+pub fn disk(node: &Label, free: u64, reserve: u64) {
+    gauge!("conclave_disk_free_bytes", "node" => node.clone()).set(free as f64);
+    gauge!("conclave_disk_reserve_bytes", "node" => node.clone()).set(reserve as f64);
 }
 
 /// A change of leader was seen.

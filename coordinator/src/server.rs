@@ -34,6 +34,8 @@ use crate::{
     disk::{
         blobs::Blobs,
         identity::{Identity, IdentityError},
+        log_files::LogFiles,
+        reserve::Reserve,
         snapshots::Snapshots,
     },
     feed::Feeds,
@@ -112,6 +114,18 @@ impl Coordinator {
     /// # Errors
     /// [`StartError`] names the setting, file or socket.
     pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Self, StartError> {
+        Self::start_on(config, metrics, LogFiles::default()).await
+    }
+
+    /// [`Coordinator::start`] with the log on `files`: tests let them fail.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_on(
+        config: Config,
+        metrics: PrometheusHandle,
+        files: LogFiles,
+    ) -> Result<Self, StartError> {
         config.check()?;
         metrics::describe();
         let tokens = match &config.tokens_file {
@@ -136,7 +150,7 @@ impl Coordinator {
         let stop = CancellationToken::new();
         let serve = CancellationToken::new();
         let network = Network::new(tokens.peer(), config.max_message_bytes + ENVELOPE);
-        let opened = Opened::open(&config, address.clone(), &network, &stop)?;
+        let opened = Opened::open(&config, address.clone(), &network, &stop, files)?;
         let node = opened.handle.clone();
         let thread = opened.thread;
         let api = Arc::new(Api {
@@ -148,6 +162,7 @@ impl Coordinator {
             config: config.clone(),
             address: address.clone(),
             closing: serve.clone(),
+            reserve: Reserve::new(config.data_dir.clone(), config.disk_reserve_bytes),
         });
         let peers = PeerService {
             tokens,
@@ -269,11 +284,12 @@ impl Opened {
         address: String,
         network: &Network,
         stop: &CancellationToken,
+        files: LogFiles,
     ) -> Result<Self, StartError> {
         let identity = Identity::open(&config.data_dir)?;
         let snapshots = Snapshots::open(&config.data_dir)?;
         let bound = identity.cluster_id().is_some();
-        let (storage, restored, state) = Storage::open(&config.data_dir, snapshots.clone(), bound)?;
+        let (storage, restored, state) = Storage::open_with(&config.data_dir, snapshots.clone(), bound, files)?;
         let raft_config = raft_config(config, identity.node_id());
         let node = Node::new(&raft_config, restored).map_err(Fatal::from)?;
         let status = watch::Sender::new(NodeStatus {

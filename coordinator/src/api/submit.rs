@@ -11,7 +11,7 @@ use tonic::{Status, metadata::MetadataMap};
 use uuid::Uuid;
 
 use super::{Api, contemplation::USERS, convert};
-use crate::{disk, metrics, node::task::unix_ms};
+use crate::{metrics, node::task::unix_ms};
 
 /// Longest idempotency key, bytes.
 const MAX_KEY: usize = 128;
@@ -137,18 +137,17 @@ impl Api {
                 LATER,
             ));
         }
-        let free = disk::free_bytes(&self.config.data_dir);
-        if free.is_some_and(|free| free < self.config.disk_reserve_bytes) {
+        self.reserve.check().map_err(|short| {
             metrics::refused("disk_reserve");
-            return Err(convert::exhausted(
+            convert::exhausted(
                 format!(
-                    "less than {} bytes of disk are free: they are kept for running jobs",
-                    self.config.disk_reserve_bytes
+                    "the leader's disk is nearly full: {} bytes are free, {} must be \
+                     (disk_reserve_bytes): they are kept for running jobs",
+                    short.free, short.wanted
                 ),
                 LATER * 10,
-            ));
-        }
-        Ok(())
+            )
+        })
     }
 }
 

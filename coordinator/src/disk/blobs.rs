@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{sync_folder, write_atomically};
+use super::{remove_temporaries, sync_folder, write_atomically};
 
 /// A blake3 hash.
 pub type Hash = [u8; 32];
@@ -43,13 +43,20 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// Opens `data_dir/blobs`, making it if absent.
+    /// Opens `data_dir/blobs`, making it if absent, and removes what a crash left
+    /// half-written.
     ///
     /// # Errors
     /// What the file system says.
     pub fn open(data_dir: &Path) -> io::Result<Self> {
         let folder = data_dir.join("blobs");
         fs::create_dir_all(&folder)?;
+        for shard in fs::read_dir(&folder)? {
+            let shard = shard?.path();
+            if shard.is_dir() {
+                remove_temporaries(&shard)?;
+            }
+        }
         Ok(Self {
             folder,
             gate: Arc::default(),

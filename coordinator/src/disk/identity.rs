@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::write_atomically;
+use super::{CONDEMNED, REPLACE, write_atomically};
 
 /// The layout of the data folder that this build writes and reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -44,13 +44,20 @@ pub enum IdentityError {
         wanted: String,
     },
     /// `identity.json` is not what was written.
-    #[error("{0} is damaged: {1}")]
+    #[error("{0} is damaged ({1}): restore that file from a backup; or {REPLACE}")]
     Damaged(PathBuf, String),
+    /// It was found to have forgotten what it once held.
+    #[error("the data folder {folder} must not be used any more: {why}")]
+    Condemned {
+        /// The folder.
+        folder: PathBuf,
+        /// What was found, and what to do.
+        why: String,
+    },
     /// There is a log and nothing that says whose.
     #[error(
         "the data folder {0} holds a raft log and no identity.json: restore that file from a \
-         backup, or move the folder away, start on an empty one, and remove the old member and \
-         add the new one (`conclave cluster remove`, `conclave cluster add`)"
+         backup; or {REPLACE}"
     )]
     Lost(PathBuf),
     /// The file system refuses.
@@ -67,6 +74,27 @@ struct Stored {
     node_id: u64,
     /// Empty until the node joins or creates a cluster.
     cluster_id: String,
+    /// blake3 over the rest: a digit that flips would make this another node.
+    /// Files of the first builds have none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    check: String,
+}
+
+impl Stored {
+    fn checked(self) -> Self {
+        Self {
+            check: self.digest(),
+            ..self
+        }
+    }
+
+    fn digest(&self) -> String {
+        let text = format!(
+            "{} {} {}",
+            self.format_version, self.node_id, self.cluster_id
+        );
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
 }
 
 /// The identity of an opened folder. Holds the folder's lock until dropped.
@@ -93,6 +121,12 @@ impl Identity {
             Err(TryLockError::WouldBlock) => return Err(IdentityError::InUse(folder.to_owned())),
             Err(TryLockError::Error(e)) => return Err(io(e)),
         }
+        if let Ok(why) = fs::read(folder.join(CONDEMNED)) {
+            return Err(IdentityError::Condemned {
+                folder: folder.to_owned(),
+                why: String::from_utf8_lossy(&why).into_owned(),
+            });
+        }
         let path = folder.join("identity.json");
         let stored = match fs::read(&path) {
             Ok(bytes) => parse(folder, &path, &bytes)?,
@@ -105,7 +139,9 @@ impl Identity {
                     format_version: FORMAT_VERSION,
                     node_id: mint()?,
                     cluster_id: String::new(),
-                };
+                    check: String::new(),
+                }
+                .checked();
                 store(&path, &stored).map_err(io)?;
                 stored
             }
@@ -147,7 +183,8 @@ impl Identity {
         let stored = Stored {
             cluster_id: cluster_id.to_owned(),
             ..self.stored.clone()
-        };
+        }
+        .checked();
         store(&self.folder.join("identity.json"), &stored)
             .map_err(|e| IdentityError::Io(self.folder.clone(), e))?;
         self.stored = stored;
@@ -170,7 +207,24 @@ fn parse(folder: &Path, path: &Path, bytes: &[u8]) -> Result<Stored, IdentityErr
             found,
         });
     }
+    let known = ["format_version", "node_id", "cluster_id", "check"];
+    let strange = value
+        .as_object()
+        .and_then(|fields| fields.keys().find(|key| !known.contains(&key.as_str())))
+        .cloned();
     let stored: Stored = serde_json::from_value(value).map_err(damaged)?;
+    let unchecked = stored.check.is_empty();
+    let why = match strange {
+        // The key of the checksum itself may be what is damaged.
+        Some(key) if unchecked => Some(format!("the field {key:?} is unknown")),
+        _ if !unchecked && stored.check != stored.digest() => {
+            Some("its checksum does not fit".to_owned())
+        }
+        _ => None,
+    };
+    if let Some(why) = why {
+        return Err(IdentityError::Damaged(path.to_owned(), why));
+    }
     if stored.node_id == 0 {
         return Err(IdentityError::Damaged(
             path.to_owned(),

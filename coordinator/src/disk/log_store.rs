@@ -4,11 +4,20 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
 use raft::eraftpb::{Entry, HardState, Snapshot};
-use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize};
+use raft_engine::{
+    Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode,
+};
+
+use super::{
+    REPLACE,
+    log_files::LogFiles,
+    log_scan::{self, Damage, MARK, Mark, ScanError},
+};
 
 /// The only raft group of a folder.
 const GROUP: u64 = 1;
@@ -19,27 +28,47 @@ const SNAPSHOT: &[u8] = b"snapshot";
 /// what reached the disk is unknown, and only a restart reads it anew.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// raft-engine refuses.
+    /// A batch does not encode.
     #[error("raft log: {0}")]
-    Engine(#[from] raft_engine::Error),
-    /// The folder's log cannot be opened.
+    Encode(raft_engine::Error),
+    /// What was synced is damaged.
     #[error(
-        "raft log {folder}: {source}; if it is damaged, move the data folder away, start on an \
-         empty one, and replace the member (`conclave cluster remove`, then `cluster add`)"
+        "raft log {}: the record at byte {} is damaged, and whole records behind it say that it \
+         was on the disk: entries behind {}, and perhaps votes, are lost here. Nothing was \
+         changed; {REPLACE}",
+        .0.file.display(), .0.offset, .0.entry
     )]
+    Damaged(Damage),
+    /// The folder's log cannot be opened.
+    #[error("raft log {folder}: {why}; if it is damaged: {REPLACE}")]
     Open {
         /// The folder of the log.
         folder: PathBuf,
-        /// What raft-engine says.
-        source: raft_engine::Error,
+        /// What raft-engine or the file system says.
+        why: String,
     },
     /// Entries are missing between the snapshot and the end of the log.
-    #[error("raft log: entry {wanted} is missing behind the snapshot at {snapshot}")]
+    #[error(
+        "raft log {folder}: entry {wanted} is missing (the snapshot ends at {snapshot}); {REPLACE}"
+    )]
     Gap {
+        /// The folder of the log.
+        folder: PathBuf,
         /// First entry that is not there.
         wanted: u64,
         /// Index of the snapshot.
         snapshot: u64,
+    },
+    /// The log was not made durable.
+    #[error(
+        "raft log {folder}: not written ({why}). Nothing that was acknowledged is lost. Mend the \
+         disk, or make room on it, and start this node again"
+    )]
+    Write {
+        /// The folder of the log.
+        folder: PathBuf,
+        /// What the file system says.
+        why: String,
     },
 }
 
@@ -96,7 +125,12 @@ impl Batch {
 
 /// The log of one node.
 pub struct LogStore {
-    engine: Engine,
+    engine: Engine<LogFiles>,
+    files: LogFiles,
+    folder: PathBuf,
+    /// Number of the last batch, and of the last one that is on the disk.
+    last: AtomicU64,
+    synced: AtomicU64,
 }
 
 impl LogStore {
@@ -106,8 +140,34 @@ impl LogStore {
     /// # Errors
     /// [`LogError`]: damaged, or entries missing.
     pub fn open(data_dir: &Path) -> Result<(Self, Recovered), LogError> {
+        Self::open_with(data_dir, LogFiles::default())
+    }
+
+    /// Opens it on `files`.
+    ///
+    /// # Errors
+    /// As [`LogStore::open`].
+    pub fn open_with(data_dir: &Path, files: LogFiles) -> Result<(Self, Recovered), LogError> {
+        let folder = data_dir.join("raft");
+        let failed = |why: String| LogError::Open {
+            folder: folder.clone(),
+            why,
+        };
+        let scanned = log_scan::scan(&folder).map_err(|error| match error {
+            ScanError::Io(error) => failed(error.to_string()),
+            ScanError::Damaged(damage) => LogError::Damaged(damage),
+        })?;
+        if scanned.torn > 0 {
+            tracing::info!(
+                folder = %folder.display(),
+                bytes = scanned.torn,
+                "the last write was cut short, as a crash does, and is dropped; it was not acknowledged"
+            );
+        }
         let config = Config {
-            dir: data_dir.join("raft").to_string_lossy().into_owned(),
+            dir: folder.to_string_lossy().into_owned(),
+            // What a crash leaves is gone by now.
+            recovery_mode: RecoveryMode::AbsoluteConsistency,
             target_file_size: ReadableSize::mb(16),
             purge_threshold: ReadableSize::mb(128),
             recovery_threads: 2,
@@ -115,87 +175,191 @@ impl LogStore {
             batch_compression_threshold: ReadableSize::kb(64),
             ..Config::default()
         };
-        let engine = Engine::open(config).map_err(|source| LogError::Open {
-            folder: data_dir.join("raft"),
-            source,
-        })?;
-        let hard_state = engine.get_message(GROUP, HARD_STATE)?.unwrap_or_default();
-        let snapshot: Option<Snapshot> = engine.get_message(GROUP, SNAPSHOT)?;
+        let engine = Engine::open_with_file_system(config, files.clone().into())
+            .map_err(|error| failed(error.to_string()))?;
+        let store = Self {
+            engine,
+            files,
+            folder: folder.clone(),
+            last: AtomicU64::new(scanned.last.number),
+            synced: AtomicU64::new(0),
+        };
+        let recovered = store.read()?;
+        // What a killed process had written may be in memory only. The node takes
+        // all that it reads for durable, so now it is.
+        store.write(LogBatch::with_capacity(2), true, None)?;
+        Ok((store, recovered))
+    }
+
+    fn read(&self) -> Result<Recovered, LogError> {
+        let unreadable = |error: raft_engine::Error| LogError::Open {
+            folder: self.folder.clone(),
+            why: error.to_string(),
+        };
+        let hard_state = self.hard_state().map_err(unreadable)?.unwrap_or_default();
+        let snapshot: Option<Snapshot> = self
+            .engine
+            .get_message(GROUP, SNAPSHOT)
+            .map_err(unreadable)?;
         let behind = snapshot.as_ref().map_or(0, |s| s.get_metadata().index);
-        let mut entries = Vec::new();
-        if let (Some(first), Some(last)) = (engine.first_index(GROUP), engine.last_index(GROUP)) {
-            if first > behind + 1 {
-                return Err(LogError::Gap {
-                    wanted: behind + 1,
-                    snapshot: behind,
-                });
-            }
-            let begin = first.max(behind + 1);
-            engine.fetch_entries_to::<EntryExt>(GROUP, begin, last + 1, None, &mut entries)?;
+        let (first, last) = (
+            self.engine.first_index(GROUP).unwrap_or(behind + 1),
+            self.engine.last_index(GROUP).unwrap_or(behind),
+        );
+        let end = last.max(behind);
+        if first > behind + 1 || hard_state.commit > end {
+            return Err(LogError::Gap {
+                folder: self.folder.clone(),
+                wanted: if first > behind + 1 { behind + 1 } else { end + 1 },
+                snapshot: behind,
+            });
         }
-        Ok((
-            Self { engine },
-            Recovered {
-                hard_state,
-                snapshot,
-                entries,
-            },
-        ))
+        let mut entries = Vec::new();
+        let begin = first.max(behind + 1);
+        if last >= begin {
+            self.engine
+                .fetch_entries_to::<EntryExt>(GROUP, begin, last + 1, None, &mut entries)
+                .map_err(unreadable)?;
+        }
+        Ok(Recovered {
+            hard_state,
+            snapshot,
+            entries,
+        })
     }
 
     /// Writes a batch and waits until it is on the disk; returns how long that
     /// took.
     ///
     /// # Errors
-    /// [`LogError`] from the write.
-    ///
-    /// # Panics
-    /// raft-engine panics when fsync fails; the node's thread ends with it.
+    /// [`LogError::Write`]: what reached the disk is unknown, and nothing is
+    /// written any more.
     pub fn append(&self, batch: &Batch) -> Result<Duration, LogError> {
         let started = Instant::now();
-        let mut writes = LogBatch::with_capacity(batch.entries.len() + 4);
+        let mut writes = LogBatch::with_capacity(batch.entries.len() + 5);
         if let Some(snapshot) = &batch.snapshot {
             // Clean also forgets the keys, so the hard state goes in again.
-            let kept: Option<HardState> = self.engine.get_message(GROUP, HARD_STATE)?;
             writes.add_command(GROUP, Command::Clean);
-            writes.put_message(GROUP, SNAPSHOT.to_vec(), snapshot)?;
-            if let (Some(kept), None) = (kept, &batch.hard_state) {
-                writes.put_message(GROUP, HARD_STATE.to_vec(), &kept)?;
-            }
+            writes
+                .put_message(GROUP, SNAPSHOT.to_vec(), snapshot)
+                .map_err(LogError::Encode)?;
         }
         if !batch.entries.is_empty() {
-            writes.add_entries::<EntryExt>(GROUP, &batch.entries)?;
+            writes
+                .add_entries::<EntryExt>(GROUP, &batch.entries)
+                .map_err(LogError::Encode)?;
         }
-        if let Some(hard_state) = &batch.hard_state {
-            writes.put_message(GROUP, HARD_STATE.to_vec(), hard_state)?;
-        }
-        self.engine.write(&mut writes, !batch.lazy)?;
+        self.write(writes, !batch.lazy, batch.hard_state.as_ref())?;
         Ok(started.elapsed())
+    }
+
+    /// Writes a mark, unsynced, if the last batch has none behind it: while
+    /// nothing else is written, it is what proves that the batch was synced.
+    ///
+    /// # Errors
+    /// [`LogError::Write`].
+    pub fn settle(&self) -> Result<(), LogError> {
+        if self.synced.load(Ordering::Relaxed) != self.last.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.write(LogBatch::with_capacity(2), false, None)
     }
 
     /// Removes everything, durably.
     ///
     /// # Errors
-    /// [`LogError`] from the write.
+    /// [`LogError::Write`].
     pub fn clear(&self) -> Result<(), LogError> {
-        let mut writes = LogBatch::with_capacity(1);
+        let mut writes = LogBatch::with_capacity(3);
         writes.add_command(GROUP, Command::Clean);
-        self.engine.write(&mut writes, true)?;
-        Ok(())
+        self.write(writes, true, Some(&HardState::default()))
     }
 
     /// Records the node's own `snapshot` and drops entries up to and including
     /// `keep_from - 1`. Later entries stay.
     ///
     /// # Errors
-    /// [`LogError`] from the write.
+    /// [`LogError::Write`].
     pub fn compact(&self, snapshot: &Snapshot, keep_from: u64) -> Result<(), LogError> {
-        let mut writes = LogBatch::with_capacity(2);
-        writes.put_message(GROUP, SNAPSHOT.to_vec(), snapshot)?;
-        self.engine.write(&mut writes, true)?;
-        self.engine.compact_to(GROUP, keep_from);
-        self.engine.purge_expired_files()?;
+        let mut writes = LogBatch::with_capacity(3);
+        writes
+            .put_message(GROUP, SNAPSHOT.to_vec(), snapshot)
+            .map_err(LogError::Encode)?;
+        self.write(writes, true, None)?;
+        let mut writes = LogBatch::with_capacity(3);
+        writes.add_command(GROUP, Command::Compact { index: keep_from });
+        self.write(writes, false, None)?;
+        if let Err(error) = self.engine.purge_expired_files() {
+            // Their time comes again with the next snapshot.
+            tracing::warn!(%error, "old files of the log were not removed");
+        }
+        self.whole()
+    }
+
+    /// Writes a batch with its mark. The hard state goes into every batch, so
+    /// that it is never left in an old file.
+    fn write(
+        &self,
+        mut writes: LogBatch,
+        sync: bool,
+        hard_state: Option<&HardState>,
+    ) -> Result<(), LogError> {
+        self.whole()?;
+        let kept = match hard_state {
+            Some(hard_state) => Some(hard_state.clone()),
+            None => self.hard_state().map_err(LogError::Encode)?,
+        };
+        if let Some(hard_state) = kept {
+            writes
+                .put_message(GROUP, HARD_STATE.to_vec(), &hard_state)
+                .map_err(LogError::Encode)?;
+        }
+        let mark = Mark {
+            number: self.last.load(Ordering::Relaxed) + 1,
+            synced: self.synced.load(Ordering::Relaxed),
+        };
+        writes
+            .put(GROUP, MARK.to_vec(), mark.encode())
+            .map_err(LogError::Encode)?;
+        if let Err(error) = self.engine.write(&mut writes, sync) {
+            self.files.fail(describe(&error));
+        }
+        self.whole()?;
+        self.last.store(mark.number, Ordering::Relaxed);
+        if sync {
+            self.synced.store(mark.number, Ordering::Relaxed);
+        }
         Ok(())
+    }
+
+    fn hard_state(&self) -> Result<Option<HardState>, raft_engine::Error> {
+        self.engine.get_message(GROUP, HARD_STATE)
+    }
+
+    /// Nothing has failed so far.
+    fn whole(&self) -> Result<(), LogError> {
+        match self.files.failed() {
+            None => Ok(()),
+            Some(why) => Err(LogError::Write {
+                folder: self.folder.clone(),
+                why: why.to_owned(),
+            }),
+        }
+    }
+}
+
+impl Drop for LogStore {
+    /// A log that is closed proves all that it holds.
+    fn drop(&mut self) {
+        let _ = self.settle();
+    }
+}
+
+fn describe(error: &raft_engine::Error) -> String {
+    match error {
+        raft_engine::Error::Io(error) => format!("{error}: {}", error.kind()),
+        raft_engine::Error::TryAgain(why) if why.contains("nospace") => "no space left".to_owned(),
+        other => other.to_string(),
     }
 }
 

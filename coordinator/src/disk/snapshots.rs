@@ -7,16 +7,16 @@ use std::{
 
 use conclave_proto::v1::SnapshotManifest;
 
-use super::write_atomically;
+use super::{remove_temporaries, write_atomically};
 
 /// Why a snapshot's state cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The state behind a manifest is not here.
-    #[error("the state of the snapshot at {0} is not here")]
+    #[error("the state of the snapshot at entry {0} is not here")]
     Missing(u64),
     /// The bytes differ from what the manifest says.
-    #[error("the state of the snapshot at {index} is damaged ({length} bytes)")]
+    #[error("the state of the snapshot at entry {index} is damaged ({length} bytes)")]
     Damaged {
         /// Index of the manifest.
         index: u64,
@@ -43,12 +43,7 @@ impl Snapshots {
     pub fn open(data_dir: &Path) -> io::Result<Self> {
         let folder = data_dir.join("snapshots");
         fs::create_dir_all(&folder)?;
-        for entry in fs::read_dir(&folder)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|e| e == "tmp") {
-                fs::remove_file(path)?;
-            }
-        }
+        remove_temporaries(&folder)?;
         Ok(Self { folder })
     }
 

@@ -107,6 +107,9 @@ impl Task {
                 pending: self.waiters.len(),
             },
         );
+        if let Some(free) = crate::disk::free_bytes(&self.config.data_dir) {
+            metrics::disk(&self.label, free, self.config.disk_reserve_bytes);
+        }
     }
 
     fn name_members(&self, ids: &[u64]) -> String {

@@ -11,6 +11,8 @@ use conclave_proto::v1::SnapshotManifest;
 use raft::eraftpb::ConfState;
 
 use crate::disk::{
+    REPLACE,
+    log_files::LogFiles,
     log_store::{Batch, LogError, LogStore, Recovered},
     snapshots::{SnapshotError, Snapshots},
 };
@@ -23,16 +25,16 @@ pub enum Fatal {
     #[error(transparent)]
     Log(#[from] LogError),
     /// A snapshot file.
-    #[error(transparent)]
+    #[error("{0}; {REPLACE}")]
     Snapshot(#[from] SnapshotError),
     /// A snapshot's content.
-    #[error(transparent)]
+    #[error("the newest snapshot: {0}; {REPLACE}")]
     State(#[from] snapshot::SnapshotError),
     /// raft-rs.
-    #[error(transparent)]
+    #[error("{0}; {REPLACE}")]
     Raft(#[from] CoreError),
     /// An entry of the log.
-    #[error(transparent)]
+    #[error("an entry of the log: {0}")]
     Entry(#[from] conclave_coordinator_core::codec::CodecError),
     /// The identity file.
     #[error(transparent)]
@@ -60,6 +62,18 @@ pub struct Storage {
 }
 
 impl Storage {
+    /// [`Storage::open_with`] on real files.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(
+        data_dir: &std::path::Path,
+        snapshots: Snapshots,
+        bound: bool,
+    ) -> Result<(Self, Restored, State), Fatal> {
+        Self::open_with(data_dir, snapshots, bound, LogFiles::default())
+    }
+
     /// Reads the folder: state from the newest snapshot, entries behind it. In
     /// one that is not `bound` to a cluster, a log was left by a cluster's
     /// creation that did not come to its end: it goes, or a cluster that the
@@ -67,12 +81,13 @@ impl Storage {
     ///
     /// # Errors
     /// [`Fatal`]: damaged, of a newer version, or IO.
-    pub fn open(
+    pub fn open_with(
         data_dir: &std::path::Path,
         snapshots: Snapshots,
         bound: bool,
+        files: LogFiles,
     ) -> Result<(Self, Restored, State), Fatal> {
-        let (log, mut recovered) = LogStore::open(data_dir)?;
+        let (log, mut recovered) = LogStore::open_with(data_dir, files)?;
         if !bound && !recovered.is_blank() {
             tracing::warn!("the log of a cluster that was never created is removed");
             log.clear()?;
@@ -147,6 +162,14 @@ impl Storage {
         })?;
         crate::metrics::fsync(took);
         Ok(state)
+    }
+
+    /// Lets an idle log say that what it holds is on the disk; call it now and then.
+    ///
+    /// # Errors
+    /// [`Fatal`] from the disk.
+    pub fn settle(&self) -> Result<(), Fatal> {
+        Ok(self.log.settle()?)
     }
 
     /// Takes an own snapshot as the log's beginning, for disk and raft alike.

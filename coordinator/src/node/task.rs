@@ -22,7 +22,10 @@ use super::{
 };
 use crate::{
     config::Config,
-    disk::identity::Identity,
+    disk::{
+        self,
+        identity::{Identity, IdentityError},
+    },
     dispatch::Sessions,
     feed::Feeds,
     metrics,
@@ -209,7 +212,7 @@ impl Task {
             match woken {
                 Woken::Message(message) => self.step(message)?,
                 Woken::Input(input) => self.take(input)?,
-                Woken::Clock => self.tick(),
+                Woken::Clock => self.tick()?,
             }
             for _ in 0..TURN {
                 if let Ok(message) = messages.try_recv() {
@@ -245,12 +248,18 @@ impl Task {
         }
         let from = message.from;
         match self.node.step(message) {
-            Err(lost @ CoreError::LogLost { .. }) => return Err(lost.into()),
+            Ok(()) => {}
+            Err(error @ (CoreError::LogLost { .. } | CoreError::Diverged { .. })) => {
+                // Its votes may be forgotten, too: not even a restart may use them.
+                let fatal = Fatal::Raft(error);
+                disk::condemn(&self.config.data_dir, &fatal.to_string())
+                    .map_err(|e| IdentityError::Io(self.config.data_dir.clone(), e))?;
+                return Err(fatal);
+            }
             // A peer's mistake is no reason to go.
             Err(error) => {
                 tracing::warn!(from = format!("{from:x}"), %error, "a raft message was refused");
             }
-            Ok(()) => {}
         }
         Ok(())
     }
@@ -392,7 +401,7 @@ impl Task {
         }
     }
 
-    fn tick(&mut self) {
+    fn tick(&mut self) -> Result<(), Fatal> {
         let now = Instant::now();
         if self.identity.cluster_id().is_some() {
             self.node.tick();
@@ -409,6 +418,7 @@ impl Task {
         }
         self.lead_tick(now);
         self.gauges();
+        self.storage.settle()
     }
 }
 

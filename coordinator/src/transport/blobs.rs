@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -20,12 +21,15 @@ use tonic::Status;
 
 use super::Network;
 use crate::{
+    api::convert,
     disk::blobs::{BlobError, Blobs, Hash},
     node::NodeStatus,
 };
 
 /// Payloads that are fetched at a time because the log names them.
 const FETCHES: usize = 8;
+/// When a submission that met a full disk may come again.
+const FULL: Duration = Duration::from_secs(10);
 
 /// This node's blobs and the way to those of its peers.
 #[derive(Clone)]
@@ -127,7 +131,7 @@ impl BlobNet {
         let hash = spawn_blocking(move || local.put(&data))
             .await
             .map_err(|e| Status::internal(e.to_string()))?
-            .map_err(|e| Status::internal(format!("cannot store the payload: {e}")))?;
+            .map_err(|e| not_stored(&e))?;
         let mut have = usize::from(voters.iter().any(|(id, _)| *id == me));
         let need = voters.len() / 2 + 1;
         let mut calls: FuturesUnordered<_> = voters
@@ -214,12 +218,23 @@ impl BlobNet {
                 .await
                 .map_err(|e| Status::internal(e.to_string()))?
                 .map(|_| ())
-                .map_err(|e| Status::internal(format!("cannot store the payload: {e}")));
+                .map_err(|e| not_stored(&e));
         }
         Err(Status::unavailable(format!(
             "no member gave blob {}",
             hex::encode(hash)
         )))
+    }
+}
+
+/// What a payload that the disk does not take is called on the wire.
+pub fn not_stored(error: &io::Error) -> Status {
+    let text = format!("cannot store the payload: {error}");
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            convert::exhausted(format!("the disk is full: {text}"), FULL)
+        }
+        _ => Status::internal(text),
     }
 }
 

@@ -251,7 +251,7 @@ impl Raft for PeerService {
         let hash = spawn_blocking(move || blobs.put(&put.data))
             .await
             .map_err(|e| Status::internal(e.to_string()))?
-            .map_err(|e| Status::internal(format!("cannot store the payload: {e}")))?;
+            .map_err(|e| blobs::not_stored(&e))?;
         Ok(Response::new(PutBlobResponse {
             hash: hash.to_vec(),
         }))

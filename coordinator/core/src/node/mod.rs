@@ -57,6 +57,19 @@ pub enum NodeError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// A leader has another entry where this node holds a committed one.
+    #[error(
+        "entry {index} was committed here in term {mine}, and the leader has another one of term \
+         {theirs}: a disk lost what was written, or an old copy of one was started"
+    )]
+    Diverged {
+        /// Where.
+        index: u64,
+        /// Term of this node's entry.
+        mine: u64,
+        /// Term of the leader's.
+        theirs: u64,
+    },
     /// raft-rs refused.
     #[error("raft: {0}")]
     Raft(#[from] raft::Error),
@@ -116,8 +129,8 @@ impl Node {
     /// A message of another member. Messages of strangers and stale ones are ignored.
     ///
     /// # Errors
-    /// A local message came over the network, or [`NodeError::Garbled`]. [`NodeError::LogLost`] must end
-    /// the node.
+    /// A local message came over the network, or [`NodeError::Garbled`]. [`NodeError::LogLost`] and
+    /// [`NodeError::Diverged`] must end the node, and it may never start on this disk again.
     pub fn step(&mut self, message: Message) -> Result<(), NodeError> {
         guard::check(&message, &self.raw.raft)?;
         self.check_log(&message)?;
@@ -357,18 +370,36 @@ impl Node {
             .unwrap_or_default()
     }
 
-    /// A heartbeat carries no more than what this node has acknowledged to its sender. raft-rs panics
-    /// where the log has less.
+    /// Does what a leader says fit what this node remembers? raft-rs panics where it does not: a
+    /// heartbeat carries no more than what this node has acknowledged to its sender, and no leader
+    /// has another entry where one is committed.
     fn check_log(&self, message: &Message) -> Result<(), NodeError> {
-        let last = self.last_index();
-        let beat = message.get_msg_type() == MessageType::MsgHeartbeat;
-        if beat && message.term >= self.raw.raft.term && message.commit > last {
-            return Err(NodeError::LogLost {
-                last,
-                acknowledged: message.commit,
-            });
+        let log = &self.raw.raft.raft_log;
+        if message.term < self.raw.raft.term {
+            return Ok(());
         }
-        Ok(())
+        match message.get_msg_type() {
+            MessageType::MsgHeartbeat if message.commit > log.last_index() => {
+                Err(NodeError::LogLost {
+                    last: log.last_index(),
+                    acknowledged: message.commit,
+                })
+            }
+            MessageType::MsgAppend => {
+                // What is compacted cannot be compared: its term is 0.
+                let mine = |index| log.term(index).unwrap_or(0);
+                let committed = message.entries.iter().filter(|e| e.index <= log.committed);
+                let mut other = committed.filter(|e| ![0, e.term].contains(&mine(e.index)));
+                other.next().map_or(Ok(()), |theirs| {
+                    Err(NodeError::Diverged {
+                        index: theirs.index,
+                        mine: mine(theirs.index),
+                        theirs: theirs.term,
+                    })
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn leadership_change(&mut self) -> Option<Leadership> {
