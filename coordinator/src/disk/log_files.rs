@@ -185,7 +185,6 @@ impl Seek for LogWriter {
     }
 }
 
-
 impl WriteExt for LogWriter {
     fn truncate(&mut self, offset: usize) -> io::Result<()> {
         if self.shared.failed.get().is_some() {

@@ -9,9 +9,7 @@ use std::{
 };
 
 use raft::eraftpb::{Entry, HardState, Snapshot};
-use raft_engine::{
-    Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode,
-};
+use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
 use super::{
     REPLACE,
@@ -210,7 +208,11 @@ impl LogStore {
         if first > behind + 1 || hard_state.commit > end {
             return Err(LogError::Gap {
                 folder: self.folder.clone(),
-                wanted: if first > behind + 1 { behind + 1 } else { end + 1 },
+                wanted: if first > behind + 1 {
+                    behind + 1
+                } else {
+                    end + 1
+                },
                 snapshot: behind,
             });
         }

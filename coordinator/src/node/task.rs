@@ -22,10 +22,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    disk::{
-        self,
-        identity::{Identity, IdentityError},
-    },
+    disk::{self, identity::Identity},
     dispatch::Sessions,
     feed::Feeds,
     metrics,
@@ -252,8 +249,9 @@ impl Task {
             Err(error @ (CoreError::LogLost { .. } | CoreError::Diverged { .. })) => {
                 // Its votes may be forgotten, too: not even a restart may use them.
                 let fatal = Fatal::Raft(error);
-                disk::condemn(&self.config.data_dir, &fatal.to_string())
-                    .map_err(|e| IdentityError::Io(self.config.data_dir.clone(), e))?;
+                if let Err(error) = disk::condemn(&self.config.data_dir, &fatal.to_string()) {
+                    tracing::error!(%error, "the folder could not be marked: do not start it again");
+                }
                 return Err(fatal);
             }
             // A peer's mistake is no reason to go.

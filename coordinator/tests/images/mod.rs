@@ -30,5 +30,8 @@ pub fn file_names(folder: &Path) -> Vec<String> {
 
 /// Bytes before the zeros that a file ends with (space that is only reserved).
 pub fn used(bytes: &[u8]) -> usize {
-    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |i| i + 1)
+    bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |i| i + 1)
 }
