@@ -26,6 +26,7 @@ pub fn describe() {
     );
     gauge!("conclave_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     describe_raft();
+    describe_disk();
     describe_jobs();
     describe_histogram!(
         "conclave_grpc_handling_seconds",
@@ -65,16 +66,6 @@ fn describe_raft() {
     for (name, help) in gauges {
         describe_gauge!(name, Unit::Count, help);
     }
-    describe_gauge!(
-        "conclave_disk_free_bytes",
-        Unit::Bytes,
-        "Bytes free on the disk of the data folder"
-    );
-    describe_gauge!(
-        "conclave_disk_reserve_bytes",
-        Unit::Bytes,
-        "Free bytes below which submissions are refused"
-    );
     let counters = [
         (
             "conclave_raft_leader_changes_total",
@@ -118,6 +109,19 @@ fn describe_raft() {
     for (name, help) in seconds {
         describe_histogram!(name, Unit::Seconds, help);
     }
+}
+
+fn describe_disk() {
+    describe_gauge!(
+        "conclave_disk_free_bytes",
+        Unit::Bytes,
+        "Bytes free on the disk of the data folder"
+    );
+    describe_gauge!(
+        "conclave_disk_reserve_bytes",
+        Unit::Bytes,
+        "Free bytes below which submissions are refused"
+    );
 }
 
 fn describe_jobs() {

@@ -128,11 +128,10 @@ impl Coordinator {
     ) -> Result<Self, StartError> {
         config.check()?;
         metrics::describe();
-        let tokens = match &config.tokens_file {
+        let tokens = Arc::new(match &config.tokens_file {
             Some(path) => Tokens::read(path)?,
             None => Tokens::open(),
-        };
-        let tokens = Arc::new(tokens);
+        });
         let listener = listen(config.listen_addr()?).await?;
         let http_listener = match config.http_addr()? {
             Some(address) => Some(http::bind(address).await.map_err(StartError::Listen)?),
@@ -151,8 +150,7 @@ impl Coordinator {
         let serve = CancellationToken::new();
         let network = Network::new(tokens.peer(), config.max_message_bytes + ENVELOPE);
         let opened = Opened::open(&config, address.clone(), &network, &stop, files)?;
-        let node = opened.handle.clone();
-        let thread = opened.thread;
+        let (node, thread) = (opened.handle.clone(), opened.thread);
         let api = Arc::new(Api {
             tokens: tokens.clone(),
             node: node.clone(),

@@ -89,7 +89,7 @@ async fn a_failed_fsync_ends_the_node_and_acknowledges_nothing() {
     let status = cluster.members[0].running.as_ref().unwrap().status();
     assert!(!status.borrow().serving && status.borrow().unready().is_some());
     client.submit_job(asked.clone()).await.unwrap_err();
-    cluster.crash(0).await;
+    cluster.stop(0).await;
     cluster.start(0).await;
     cluster.leader().await;
     let mut client = cluster.client(0).await;
@@ -118,12 +118,16 @@ async fn a_leader_whose_disk_is_full_ends_and_the_others_go_on() {
         (running.status().borrow().node_id, cluster.leader().await)
     };
     let transfer = conclave_proto::v1::TransferRequest { node_id: id };
-    cluster
-        .admin(leader)
+    let handed = async {
+        // Refused until the leader has heard from it.
+        let mut admin = cluster.admin(leader).await;
+        while admin.transfer(transfer).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, handed)
         .await
-        .transfer(transfer)
-        .await
-        .unwrap();
+        .expect("not handed over");
     let mut status = cluster.members[first].running.as_ref().unwrap().status();
     tokio::time::timeout(PATIENCE, status.wait_for(|s| s.serving))
         .await
@@ -152,7 +156,7 @@ async fn a_leader_whose_disk_is_full_ends_and_the_others_go_on() {
     assert_done(&done(&mut client, &before).await);
     assert_done(&done(&mut client, &after).await);
     // With room again it comes back, and lacks nothing.
-    cluster.crash(first).await;
+    cluster.stop(first).await;
     cluster.start(first).await;
     let mut status = cluster.members[first].running.as_ref().unwrap().status();
     tokio::time::timeout(PATIENCE, status.wait_for(|s| s.unready().is_none()))
@@ -192,7 +196,7 @@ async fn an_old_copy_of_a_folder_is_found_out_and_never_starts_again() {
         why.contains("old copy") && why.contains("cluster remove"),
         "{why}"
     );
-    cluster.crash(follower).await;
+    cluster.stop(follower).await;
     let member = &cluster.members[follower];
     let again = start(config(&member.folder, &member.address)).await;
     let again = again

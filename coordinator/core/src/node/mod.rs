@@ -41,7 +41,7 @@ pub enum NodeError {
     /// an fsync had covered. It must end, and come back as a new member.
     #[error(
         "the log ends at {last}, but this node had acknowledged {acknowledged}: its disk lost \
-         entries; remove this member and add it again with an empty data folder"
+         entries, or an old copy of it was started"
     )]
     LogLost {
         /// The log's last index.

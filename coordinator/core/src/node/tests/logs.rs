@@ -283,3 +283,29 @@ fn a_log_that_lost_what_it_acknowledged_is_found_out() {
     let lost = net.node(3).step(beat[0].clone());
     assert!(matches!(lost, Err(NodeError::LogLost { .. })), "{lost:?}");
 }
+
+#[test]
+fn another_entry_where_one_is_committed_is_found_out() {
+    let mut net = Net::voters(&[1, 2, 3]);
+    (0..4).for_each(|i| net.propose(&format!("c{i}")));
+    let committed = net.peer(3).disk.entries.last().expect("some").clone();
+    let mut append = Message {
+        from: 1,
+        to: 3,
+        term: committed.term + 5,
+        index: committed.index - 1,
+        log_term: committed.term,
+        ..Message::default()
+    };
+    append.set_msg_type(MessageType::MsgAppend);
+    append.entries.push(committed.clone());
+    net.node(3)
+        .step(append.clone())
+        .expect("the same entry again");
+    append.entries[0].term += 5;
+    let other = net.node(3).step(append);
+    assert!(
+        matches!(other, Err(NodeError::Diverged { .. })),
+        "{other:?}"
+    );
+}
