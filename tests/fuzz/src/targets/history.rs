@@ -57,7 +57,7 @@ pub(super) fn lead(state: &mut State) {
 pub(super) fn examine(state: &State) {
     let _ = state.outstanding();
     let _ = state.live_blobs();
-    let _ = state.expirable(0, 100);
+    let _ = state.expirable(0, 0, 100);
     let _ = view::workers(state);
     for job in state.all_jobs() {
         let _ = view::job(job, &InlineOnly, true);
