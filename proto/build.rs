@@ -3,13 +3,14 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: [&str; 6] = [
+const PROTOS: [&str; 7] = [
     "conclave/v1/contemplation.proto",
     "conclave/v1/worker.proto",
     "conclave/v1/cluster.proto",
     "conclave/v1/audit.proto",
     "conclave/v1/raft.proto",
     "conclave/v1/log.proto",
+    "conclave/v1/snapshot.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

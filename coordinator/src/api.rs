@@ -5,17 +5,20 @@ pub mod cluster;
 pub mod contemplation;
 pub mod convert;
 pub mod members;
+pub mod save;
 pub mod submit;
+pub mod upgrade;
 pub mod watch;
 pub mod workers;
 
 use std::{
     future::Future,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use conclave_coordinator_core::State;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
 
@@ -60,6 +63,19 @@ pub struct Api {
     pub closing: CancellationToken,
     /// Room on the disk that submissions leave alone.
     pub reserve: Reserve,
+    /// Snapshots that may be saved at a time.
+    pub saves: Arc<Semaphore>,
+    /// The change of members or versions that is under way here, if one is.
+    pub changing: Arc<Mutex<Option<String>>>,
+}
+
+/// A change's turn; the next one's when it is dropped.
+pub struct Turn(Arc<Mutex<Option<String>>>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 /// Who carries a call out.
@@ -75,6 +91,22 @@ impl Api {
     /// takes, and at most what is configured.
     pub fn patience(&self, metadata: &MetadataMap) -> Duration {
         patience(metadata, self.config.request_timeout())
+    }
+
+    /// Takes the turn of `change`: what it checked must still hold when it is
+    /// made, so there is one at a time.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION, naming the change that is under way.
+    pub fn turn(&self, change: String) -> Result<Turn, Status> {
+        let mut under_way = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = under_way.as_ref() {
+            return Err(Status::failed_precondition(format!(
+                "{other} is under way: wait for its end, then try again"
+            )));
+        }
+        *under_way = Some(change);
+        Ok(Turn(self.changing.clone()))
     }
 
     /// Finds who leads, waiting for an election if there is one.

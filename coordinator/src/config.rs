@@ -8,10 +8,11 @@ use std::{
 };
 
 use conclave_coordinator_core::worker::LEASE_TTL_MS;
+use conclave_proto::LOG_VERSION;
 use serde::Deserialize;
 
 /// Every key that a file may hold, in the order of [`Config`]'s fields.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "data_dir",
     "listen",
     "advertise",
@@ -30,6 +31,7 @@ const KEYS: [&str; 18] = [
     "retention_bytes",
     "disk_reserve_bytes",
     "snapshot_every",
+    "max_log_version",
 ];
 
 /// Settings of one coordinator process.
@@ -72,6 +74,10 @@ pub struct Config {
     pub disk_reserve_bytes: u64,
     /// Entries applied between two snapshots.
     pub snapshot_every: u64,
+    /// The newest log version that this node speaks: lower than the program's,
+    /// it is a member of the older program for all that others can tell, and
+    /// `cluster upgrade` waits.
+    pub max_log_version: u32,
 }
 
 impl Default for Config {
@@ -96,6 +102,7 @@ impl Default for Config {
             retention_bytes: 1 << 30,
             disk_reserve_bytes: 256 << 20,
             snapshot_every: 10_000,
+            max_log_version: LOG_VERSION,
         }
     }
 }
@@ -228,6 +235,12 @@ impl Config {
         }
         if self.max_live_jobs == 0 || self.max_watchers == 0 {
             return refuse("max_live_jobs", "limits must be at least 1");
+        }
+        if !(1..=LOG_VERSION).contains(&self.max_log_version) {
+            return refuse(
+                "max_log_version",
+                &format!("this program speaks 1 to {LOG_VERSION}"),
+            );
         }
         if self.snapshot_every < 16 {
             return refuse("snapshot_every", "must be at least 16");

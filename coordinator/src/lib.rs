@@ -7,6 +7,7 @@
 //! - [`disk`]: log, snapshots, payloads, identity;
 //! - [`transport`]: lanes between coordinators;
 //! - [`api`]: the gRPC services; [`feed`]: text on its way to watchers;
+//! - [`snapshot_file`] and [`offline`]: backups, and what is done to a stopped member's folder;
 //! - [`http`] and [`metrics`]: what operators watch.
 
 pub mod api;
@@ -18,7 +19,9 @@ pub mod feed;
 pub mod http;
 pub mod metrics;
 pub mod node;
+pub mod offline;
 mod server;
+pub mod snapshot_file;
 pub mod transport;
 
 pub use conclave_coordinator_core::audit;

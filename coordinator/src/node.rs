@@ -17,7 +17,7 @@ use std::{
 };
 
 use conclave_coordinator_core::{Reply, State};
-use conclave_proto::v1::{Decide, command::Command as Body};
+use conclave_proto::v1::{Decide, LineageRecord, command::Command as Body};
 use raft::eraftpb::Message as RaftMessage;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -65,7 +65,7 @@ impl NodeRole {
 }
 
 /// What the node says of itself after each turn of its loop.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeStatus {
     /// Raft id, never 0.
     pub node_id: u64,
@@ -89,6 +89,10 @@ pub struct NodeStatus {
     pub silent: Vec<u64>,
     /// The cluster's audit key; empty before there is one.
     pub public_key: Vec<u8>,
+    /// The log version that the cluster uses.
+    pub log_version: u32,
+    /// The clusters that this one came out of, oldest first.
+    pub lineage: Vec<LineageRecord>,
     /// Jobs that have not ended.
     pub live_jobs: usize,
     /// It is being shut down.
@@ -219,6 +223,8 @@ pub enum Input {
     Transfer {
         /// The member, or 0.
         node_id: u64,
+        /// Even to one that lags behind.
+        force: bool,
         /// Told once the transfer began.
         done: Done,
     },

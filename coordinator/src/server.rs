@@ -17,7 +17,7 @@ use conclave_proto::v1::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::JoinHandle,
 };
 use tokio_stream::wrappers::TcpListenerStream;
@@ -42,7 +42,7 @@ use crate::{
     http, metrics,
     node::{
         Handle, Input, NodeStatus,
-        storage::{Fatal, Storage},
+        storage::{Fatal, Storage, fit},
         task::{Parts, Task},
     },
     transport::{Network, blobs::BlobNet, service::PeerService},
@@ -161,6 +161,8 @@ impl Coordinator {
             address: address.clone(),
             closing: serve.clone(),
             reserve: Reserve::new(config.data_dir.clone(), config.disk_reserve_bytes),
+            saves: Arc::new(Semaphore::new(1)),
+            changing: Arc::default(),
         });
         let peers = PeerService {
             tokens,
@@ -171,6 +173,7 @@ impl Coordinator {
             address,
             closing: serve.clone(),
             fetching: Arc::default(),
+            max_log_version: config.max_log_version,
         };
         let seeds = find_seeds(config.clone(), network, node.status(), stop.clone());
         let mut tasks = vec![
@@ -247,7 +250,11 @@ impl Coordinator {
         let wait = until.saturating_duration_since(Instant::now());
         let asked = self
             .node
-            .ask(wait, |_, done| Input::Transfer { node_id: 0, done })
+            .ask(wait, |_, done| Input::Transfer {
+                node_id: 0,
+                force: true,
+                done,
+            })
             .await;
         if let Err(error) = asked {
             tracing::warn!(%error, "leadership was not handed over");
@@ -289,6 +296,8 @@ impl Opened {
         let bound = identity.cluster_id().is_some();
         let (storage, restored, state) =
             Storage::open_with(&config.data_dir, snapshots.clone(), bound, files)?;
+        let cluster_id = identity.cluster_id();
+        fit(&restored, &state, cluster_id, config.max_log_version)?;
         let raft_config = raft_config(config, identity.node_id());
         let node = Node::new(&raft_config, restored).map_err(Fatal::from)?;
         let status = watch::Sender::new(NodeStatus {

@@ -270,6 +270,7 @@ async fn leadership_moves_and_members_leave_as_told() {
     let other = cluster.follower().await;
     let to = TransferRequest {
         node_id: status(other).node_id,
+        force: false,
     };
     cluster.admin(leader).await.transfer(to).await.unwrap();
     assert_eq!(cluster.leader().await, other);
@@ -379,7 +380,7 @@ async fn calls_to_a_leader_that_hands_over_reach_the_next() {
             let mut client = cluster.client(leader).await;
             client.submit_job(request("what colour?")).await.map(drop)
         });
-        let moved = admin.transfer(TransferRequest { node_id: 0 });
+        let moved = admin.transfer(TransferRequest::default());
         let (moved, answered) = tokio::join!(moved, futures::future::join_all(calls));
         moved.unwrap();
         answered.into_iter().for_each(|answer| answer.unwrap());

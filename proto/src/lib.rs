@@ -13,7 +13,9 @@ pub mod v1 {
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// The newest log version that this build writes and reads.
-pub const LOG_VERSION: u32 = 1;
+///
+/// 1: the first. 2: the state holds its lineage (restored and recovered clusters).
+pub const LOG_VERSION: u32 = 2;
 
 /// Longest payload that travels inside the log, bytes; longer ones are blobs.
 pub const INLINE_LIMIT: usize = 16 * 1024;

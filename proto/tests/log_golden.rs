@@ -10,11 +10,11 @@ use conclave_proto::v1::{
     self as proto, AgentRecord, AgentSpec, AgentState, AnswerKind, Assign, AttemptError,
     AttemptFinished, AttemptKey, AuditRecord, BlobRef, CancelJobCommand, Command, ConfidencePolicy,
     CreateCluster, Decide, DrainWorker, EndJob, ErrorKind, ExpireJobs, JobEvent, JobRecord,
-    JobState, KeyRecord, MemberRecord, ModelInfo, Payload, PrepareDone, Prepared, RegisterWorker,
-    RenewLeases, Replay, ReviewJobCommand, Role, RoundRecord, Sampling, SetLogVersion,
-    SetMemberAddress, SnapshotManifest, SnapshotState, StartRound, SubmitJobCommand, Tick, Verdict,
-    Vote, WorkerLease, WorkerRecord, answer_kind, attempt_finished, command::Command as Body,
-    decide, job_event, payload,
+    JobState, KeyRecord, LineageKind, LineageRecord, MemberRecord, ModelInfo, Payload, PrepareDone,
+    Prepared, RegisterWorker, RenewLeases, Replay, ReviewJobCommand, Role, RoundRecord, Sampling,
+    SetLogVersion, SetMemberAddress, SnapshotManifest, SnapshotState, StartRound, SubmitJobCommand,
+    Tick, Verdict, Vote, WorkerLease, WorkerRecord, answer_kind, attempt_finished,
+    audit_event::Event, command::Command as Body, decide, job_event, payload, snapshot_item::Item,
 };
 use prost::Message;
 
@@ -397,6 +397,158 @@ fn snapshot() -> SnapshotState {
             node_id: u64::MAX,
             address: "db1:7400".into(),
         }],
+        lineage: Vec::new(),
+    }
+}
+
+/// With what came later than its line.
+fn snapshot_with_lineage() -> SnapshotState {
+    SnapshotState {
+        log_version: 2,
+        lineage: vec![LineageRecord {
+            kind: LineageKind::Recovered as i32,
+            from_cluster_id: "c0".into(),
+            cluster_id: "c1".into(),
+            index: 69_999,
+            term: 3,
+            unix_ms: 1_700_000_000_000,
+            node_id: 7,
+            unconfirmed: 4,
+            left_behind: vec![MemberRecord {
+                node_id: 8,
+                address: "db2:7400".into(),
+            }],
+        }],
+        ..snapshot()
+    }
+}
+
+/// What a record's digest is of: a change here would break every chain.
+fn audit_events() -> Vec<(&'static str, Event)> {
+    let submitted = proto::AuditSubmitted {
+        tenant: "t".into(),
+        spec: None,
+        unix_ms: 1_700_000_000_000,
+        request_digest: vec![3; 32],
+        spec_digest: vec![4; 32],
+    };
+    let prepared = proto::AuditPrepared {
+        model: "m".into(),
+        model_digest: vec![0xd1; 32],
+        numeric_class: "q4/avx2".into(),
+        prompt_tokens: 40,
+        error: "too long".into(),
+    };
+    let round = proto::AuditRound {
+        round: 1,
+        state: JobState::Refining as i32,
+        context: String::new(),
+        agents: vec![agent_spec()],
+        context_digest: vec![5; 32],
+    };
+    let assigned = proto::AuditAssigned {
+        agent: 2,
+        attempt: 3,
+        worker: "w1".into(),
+        incarnation: "i1".into(),
+        numeric_class: "q4/avx2".into(),
+    };
+    let draft = proto::AuditDraft {
+        agent: 2,
+        attempt: 3,
+        draft: None,
+        draft_digest: vec![6; 32],
+    };
+    let ended = proto::AuditAttemptEnded {
+        agent: 2,
+        attempt: 3,
+        reason: "cut".into(),
+        cut: None,
+        cut_digest: vec![7; 32],
+    };
+    let decided = proto::AuditDecided {
+        cancelled: vec![4, 5],
+        votes: vec![vote()],
+        reason: "quorum".into(),
+    };
+    let job_ended = proto::AuditEnded {
+        state: JobState::Degraded as i32,
+        answer: Some(answer()),
+        message: "late".into(),
+    };
+    vec![
+        ("audit_submitted", Event::Submitted(submitted)),
+        ("audit_prepared", Event::Prepared(prepared)),
+        ("audit_round", Event::Round(round)),
+        ("audit_assigned", Event::Assigned(assigned)),
+        ("audit_draft", Event::Draft(draft)),
+        ("audit_attempt_ended", Event::AttemptEnded(ended)),
+        ("audit_decided", Event::Decided(decided)),
+        ("audit_reviewed", reviewed()),
+        ("audit_ended", Event::Ended(job_ended)),
+        ("audit_sealed", Event::Sealed(proto::AuditSealed {})),
+    ]
+}
+
+fn reviewed() -> Event {
+    Event::Reviewed(proto::AuditReviewed {
+        reviewer: "ann".into(),
+        verdict: Verdict::Edit as i32,
+        text: "No.".into(),
+        note: "wrong".into(),
+    })
+}
+
+fn check_audit(missing: &mut Vec<String>) {
+    for (name, event) in audit_events() {
+        let event = proto::AuditEvent { event: Some(event) };
+        check(name, &event, missing);
+    }
+}
+
+/// The frames of a saved snapshot; a whole file stands in the coordinator's tests.
+fn check_saved(missing: &mut Vec<String>) {
+    let header = proto::SnapshotHeader {
+        format_version: 1,
+        manifest: Some(manifest()),
+        jobs: 3,
+        live_jobs: 1,
+        payloads: 2,
+        payload_bytes: 40_000,
+        unix_ms: 1_700_000_000_500,
+        node_id: u64::MAX,
+        version: "0.1.0".into(),
+        public_key: vec![3; 32],
+    };
+    let payload = proto::SnapshotPayload {
+        hash: vec![0xb1; 32],
+        data: vec![1, 2, 3],
+        last: true,
+    };
+    let items = [
+        ("saved_header", Item::Header(header)),
+        ("saved_state", Item::State(vec![9; 3])),
+        ("saved_payload", Item::Payload(payload)),
+        ("saved_end", Item::End(proto::SnapshotEnd { frames: 4 })),
+    ];
+    for (name, item) in items {
+        check(name, &proto::SnapshotItem { item: Some(item) }, missing);
+    }
+    let frame = proto::SnapshotFrame {
+        item: vec![1, 2],
+        digest: vec![8; 32],
+    };
+    check("saved_frame", &frame, missing);
+}
+
+fn manifest() -> SnapshotManifest {
+    SnapshotManifest {
+        log_version: 1,
+        cluster_id: "c1".into(),
+        index: 70_000,
+        term: 3,
+        digest: vec![9; 32],
+        length: 1 << 33,
     }
 }
 
@@ -411,15 +563,11 @@ fn the_log_and_snapshots_are_read_and_written_as_they_always_were() {
         check(name, &command, &mut missing);
     }
     check("snapshot_state", &snapshot(), &mut missing);
-    let manifest = SnapshotManifest {
-        log_version: 1,
-        cluster_id: "c1".into(),
-        index: 70_000,
-        term: 3,
-        digest: vec![9; 32],
-        length: 1 << 33,
-    };
-    check("snapshot_manifest", &manifest, &mut missing);
+    let lineage = snapshot_with_lineage();
+    check("snapshot_state_lineage", &lineage, &mut missing);
+    check_audit(&mut missing);
+    check_saved(&mut missing);
+    check("snapshot_manifest", &manifest(), &mut missing);
     assert!(
         missing.is_empty(),
         "the fixture lacks these lines:\n{}",

@@ -4,7 +4,7 @@ mod session_support;
 
 use conclave_proto::v1::attempt_result::Result as Outcome;
 use conclave_proto::v1::coordinator_message::Message as FromLeader;
-use conclave_proto::v1::{Ack, NotLeader, StopReason};
+use conclave_proto::v1::{Ack, NotLeader, StopReason, Welcome};
 use session_support::*;
 
 #[tokio::test]
@@ -120,5 +120,53 @@ async fn decoding_goes_on_without_a_session_and_results_are_repeated_until_ackno
             .any(|result| result.key == Some(key(1)))
     );
     assert_eq!(*backend.sampled.borrow(), 7, "the doubled start ran once");
+    drop(worker);
+}
+
+#[tokio::test]
+async fn a_cluster_that_took_anothers_place_gets_a_worker_that_forgot_its_attempts() {
+    let mut coordinator = MockCoordinator::listen().await;
+    let backend = MockBackend::new(4);
+    let worker = worker(&backend, &[&coordinator.address]).await;
+    let of = |cluster: &str| {
+        FromLeader::Welcome(Welcome {
+            cluster_id: cluster.into(),
+            ..welcome()
+        })
+    };
+    let mut session = coordinator.accept().await;
+    let hello = session.hello().await;
+    assert_eq!(hello.cluster_id, "");
+    session.send(1, of("old")).await;
+    session.send(1, start(1, 5, &hello)).await;
+    session.result(&mut Vec::new()).await;
+    backend.gate.close();
+    session.send(1, start(2, 50, &hello)).await;
+    drop(session);
+    // The same cluster is told of both; another one has names for other work.
+    let mut session = coordinator.accept().await;
+    let again = session.hello().await;
+    assert_eq!(
+        (again.cluster_id.as_str(), again.finished.len()),
+        ("old", 1)
+    );
+    session.send(1_000_002, of("new")).await;
+    assert!(session.closed().await);
+    let mut session = coordinator.accept().await;
+    let fresh = session.hello().await;
+    assert_eq!(fresh.cluster_id, "new");
+    assert!(
+        fresh.running.is_empty() && fresh.finished.is_empty(),
+        "{fresh:?}"
+    );
+    assert_ne!(fresh.incarnation, hello.incarnation);
+    backend.gate.open();
+    session.send(1_000_002, of("new")).await;
+    session.send(1_000_002, start(1, 3, &fresh)).await;
+    let result = session.result(&mut Vec::new()).await;
+    assert_eq!(
+        (result.key, result.incarnation),
+        (Some(key(1)), fresh.incarnation)
+    );
     drop(worker);
 }

@@ -21,6 +21,7 @@ pub mod node;
 pub mod payload;
 pub mod placement;
 pub mod reads;
+pub mod refound;
 pub mod snapshot;
 pub mod spec;
 pub mod state;

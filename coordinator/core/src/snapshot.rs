@@ -124,6 +124,7 @@ fn to_proto(state: &State) -> SnapshotState {
         workers: state.workers.values().map(Worker::to_record).collect(),
         keys: state.keys.values().cloned().collect(),
         members: state.members.iter().map(member).collect(),
+        lineage: state.lineage.clone(),
     }
 }
 
@@ -137,6 +138,7 @@ fn from_proto(snapshot: SnapshotState, term: u64) -> Result<State, SnapshotError
         applied_term: term,
         lease_clock_ms: snapshot.lease_clock_ms,
         unix_ms: snapshot.unix_ms,
+        lineage: snapshot.lineage,
         ..State::default()
     };
     for record in snapshot.jobs {

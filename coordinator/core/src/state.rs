@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use conclave_proto::v1::{AgentState, AttemptKey, Command, KeyRecord, command::Command as Body};
+use conclave_proto::v1::{
+    AgentState, AttemptKey, Command, KeyRecord, LineageRecord, command::Command as Body,
+};
 
 use crate::{
     agent::Agent,
@@ -29,6 +31,7 @@ pub struct State {
     /// By (tenant, key).
     pub(crate) keys: BTreeMap<(String, String), KeyRecord>,
     pub(crate) members: BTreeMap<u64, String>,
+    pub(crate) lineage: Vec<LineageRecord>,
     /// Derived: jobs that something may still happen to.
     pub(crate) active: BTreeSet<String>,
     /// Derived: job ids by tenant.
@@ -190,6 +193,11 @@ impl State {
     /// Node ids and addresses.
     pub fn members(&self) -> &BTreeMap<u64, String> {
         &self.members
+    }
+
+    /// The clusters that this one came out of, oldest first.
+    pub fn lineage(&self) -> &[LineageRecord] {
+        &self.lineage
     }
 
     /// Empty before `CreateCluster`.

@@ -6,18 +6,16 @@ use std::{
 };
 
 use conclave_coordinator_core::view;
-use conclave_proto::{
-    LOG_VERSION,
-    v1::{
-        AddRequest, InitRequest, ListWorkersRequest, ListWorkersResponse, Member, MembersRequest,
-        MembersResponse, RemoveRequest, StatusRequest, StatusResponse, TransferRequest,
-        cluster_client::ClusterClient, cluster_server::Cluster,
-    },
+use conclave_proto::v1::{
+    AddRequest, InitRequest, ListWorkersRequest, ListWorkersResponse, Member, MembersRequest,
+    MembersResponse, RemoveRequest, SaveSnapshotRequest, StatusRequest, StatusResponse,
+    TransferRequest, UpgradeRequest, UpgradeResponse, cluster_client::ClusterClient,
+    cluster_server::Cluster,
 };
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
-use super::{Api, Route, convert, look_again, members::CATCH_UP, patience, timed};
+use super::{Api, Route, convert, look_again, members::CATCH_UP, patience, save::Frames, timed};
 use crate::{
     auth::Role,
     node::{Input, NodeError},
@@ -95,13 +93,18 @@ impl Api {
         request: TransferRequest,
     ) -> Result<MembersResponse, Status> {
         let wait = self.config.request_timeout();
-        let node_id = request.node_id;
+        let TransferRequest { node_id, force } = request;
+        let _turn = self.turn(format!("a transfer of leadership to {node_id:x}"))?;
         let before = self.node.now();
         if node_id == before.node_id {
             return self.members().await;
         }
         self.node
-            .ask(wait, |_, done| Input::Transfer { node_id, done })
+            .ask(wait, |_, done| Input::Transfer {
+                node_id,
+                force,
+                done,
+            })
             .await
             .map_err(convert::node_error)?;
         let mut status = self.node.status();
@@ -158,10 +161,12 @@ impl Api {
             leader_address: self.network.address(status.leader_id).unwrap_or_default(),
             commit_index: status.commit,
             applied_index: status.applied,
-            log_version: LOG_VERSION,
+            log_version: self.config.max_log_version,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             role: status.role.name().to_owned(),
             public_key: status.public_key,
+            cluster_log_version: status.log_version,
+            lineage: status.lineage,
         }
     }
 
@@ -239,6 +244,30 @@ impl Cluster for ClusterService {
     ) -> Result<Response<StatusResponse>, Status> {
         self.0.observer(request.metadata())?;
         Ok(Response::new(self.0.describe()))
+    }
+
+    async fn upgrade(
+        &self,
+        request: Request<UpgradeRequest>,
+    ) -> Result<Response<UpgradeResponse>, Status> {
+        self.0.operator(request.metadata())?;
+        let there =
+            |channel, request| async move { ClusterClient::new(channel).upgrade(request).await };
+        let here = |_, message| self.0.upgrade(message);
+        timed("Upgrade", self.0.on_leader(request, true, here, there)).await
+    }
+
+    type SaveSnapshotStream = Frames;
+
+    async fn save_snapshot(
+        &self,
+        request: Request<SaveSnapshotRequest>,
+    ) -> Result<Response<Frames>, Status> {
+        self.0.operator(request.metadata())?;
+        let wait = self.0.patience(request.metadata());
+        timed("SaveSnapshot", self.0.save(wait))
+            .await
+            .map(Response::new)
     }
 
     async fn list_workers(

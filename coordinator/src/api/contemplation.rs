@@ -70,7 +70,16 @@ impl Api {
             })
         };
         let found = self.read(wait, read).await?;
-        found.ok_or_else(|| convert::no_job(job_id))
+        found.ok_or_else(|| self.no_job(job_id))
+    }
+
+    /// No such job (any more), or another tenant's: the caller cannot tell.
+    pub fn no_job(&self, job_id: &str) -> Status {
+        Status::not_found(format!(
+            "there is no job `{job_id}`, or it ended and its retention is over: ended jobs are kept \
+             {} hours, and of each tenant's the newest {} bytes",
+            self.config.retention_hours, self.config.retention_bytes
+        ))
     }
 
     /// A job as the API shows it, its head signed.

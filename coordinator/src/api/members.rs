@@ -3,12 +3,9 @@
 use std::time::{Duration, Instant};
 
 use conclave_coordinator_core::State;
-use conclave_proto::{
-    LOG_VERSION,
-    v1::{
-        AddRequest, MembersResponse, PutBlobRequest, RemoveRequest, SetMemberAddress,
-        command::Command as Body,
-    },
+use conclave_proto::v1::{
+    AddRequest, MembersResponse, PutBlobRequest, RemoveRequest, SetMemberAddress,
+    command::Command as Body,
 };
 use tonic::Status;
 
@@ -34,6 +31,7 @@ impl Api {
         let until = Instant::now() + patience;
         let wait = self.config.request_timeout();
         let address = request.address;
+        let _turn = self.turn(format!("the addition of {address}"))?;
         let found = self.network.identify(&address, wait).await.map_err(|e| {
             Status::unavailable(format!(
                 "{address} does not say what it is: {}",
@@ -54,8 +52,8 @@ impl Api {
             .map_err(convert::node_error)?;
         if found.max_log_version < needed {
             return Err(Status::failed_precondition(format!(
-                "{address} knows log versions up to {}, the cluster uses {needed} \
-                 (this node: {LOG_VERSION})",
+                "{address} speaks log versions up to {}, the cluster uses {needed}: start it with \
+                 the program of the other members",
                 found.max_log_version
             )));
         }
@@ -105,6 +103,11 @@ impl Api {
             };
             match self.node.ask(wait, ask).await {
                 Err(NodeError::Busy) if Instant::now() < until => {}
+                Err(NodeError::Busy) => {
+                    return Err(Status::failed_precondition(
+                        "another change of members is not committed yet: try again",
+                    ));
+                }
                 result => return result.map_err(convert::node_error),
             }
         }
@@ -173,18 +176,18 @@ impl Api {
     }
 
     pub(super) async fn remove(&self, request: RemoveRequest) -> Result<MembersResponse, Status> {
-        let status = self.node.now();
         let node_id = request.node_id;
+        let _turn = self.turn(format!("the removal of {node_id:x}"))?;
+        let status = self.node.now();
         let Some(member) = status.members.get(&node_id) else {
             return self.forget(node_id).await;
         };
         if node_id == status.node_id {
-            return Err(Status::failed_precondition(
-                "this is the leader: transfer leadership first, then remove it",
-            ));
+            return Err(Status::failed_precondition(leader_stays(&status)));
         }
         if !member.learner && !request.force {
             self.quorum_without(node_id, &status).await?;
+            self.payloads_without(node_id).await?;
         }
         self.change(node_id, Change::Remove).await?;
         self.forget(node_id).await
@@ -209,19 +212,67 @@ impl Api {
                 .progress(self.config.request_timeout())
                 .await
                 .map_err(convert::node_error)?;
-            let active = |id: &&u64| progress.get(id).is_some_and(|p| p.active);
-            let active = voters.iter().filter(active).count();
-            if active > voters.len() / 2 {
+            // Raft calls a member active for an election's time after it died.
+            let asked = voters.iter().map(|id| async {
+                let heard = progress.get(id).is_some_and(|p| p.active);
+                (*id, heard && self.answers(*id, status.node_id).await)
+            });
+            let silent: Vec<String> = futures::future::join_all(asked)
+                .await
+                .into_iter()
+                .filter(|(_, answers)| !answers)
+                .map(|(id, _)| format!("{id:x} at {}", status.members[&id].address))
+                .collect();
+            if voters.len() - silent.len() > voters.len() / 2 {
                 return Ok(());
             }
             if Instant::now() > until {
                 return Err(Status::failed_precondition(format!(
-                    "{active} of the {} voters that would stay answer: the quorum would be lost; \
-                     `force` removes it all the same",
-                    voters.len()
+                    "the quorum would be lost: of the {} voters that would stay, {} do not answer \
+                     ({}); start them, or remove one of them first. With --force it goes all the \
+                     same, and the cluster stands still until they answer",
+                    voters.len(),
+                    silent.len(),
+                    silent.join(", ")
                 )));
             }
         }
+    }
+
+    async fn answers(&self, node_id: u64, me: u64) -> bool {
+        let Some(address) = self.network.address(node_id).filter(|_| node_id != me) else {
+            return node_id == me;
+        };
+        let found = self
+            .network
+            .identify(&address, self.config.election())
+            .await;
+        found.is_ok_and(|found| found.node_id == node_id)
+    }
+
+    /// Checks that no payload goes with the member: what this leader lacks is
+    /// fetched first.
+    async fn payloads_without(&self, node_id: u64) -> Result<(), Status> {
+        let wait = self.config.request_timeout();
+        let live = self
+            .node
+            .read(false, wait, State::live_blobs)
+            .await
+            .map_err(convert::node_error)?;
+        let until = Instant::now() + wait / 2;
+        let mut lost = 0;
+        for hash in live.into_keys().filter(|hash| !self.blobs.local.has(hash)) {
+            let left = until.saturating_duration_since(Instant::now());
+            lost += u32::from(self.blobs.fetch(hash, left).await.is_err());
+        }
+        if lost > 0 {
+            return Err(Status::failed_precondition(format!(
+                "{lost} payloads of jobs (prompts, drafts) are on no member that answered, and may \
+                 lie on {node_id:x} only: start it and let the others fetch them. With --force it \
+                 goes all the same, and those payloads may be lost"
+            )));
+        }
+        Ok(())
     }
 
     /// The second step of removing a member, also where an earlier removal did
@@ -244,4 +295,21 @@ impl Api {
         self.command(Body::SetMemberAddress(set)).await?;
         self.members().await
     }
+}
+
+/// Why the leader is not removed.
+fn leader_stays(status: &NodeStatus) -> String {
+    let voters = status.members.values().filter(|m| !m.learner).count();
+    if voters > 1 {
+        return format!(
+            "{:x} leads: `conclave cluster transfer` first, then remove it",
+            status.node_id
+        );
+    }
+    format!(
+        "{:x} is the only voter: without it the cluster and its {} live jobs are gone. Add another \
+         member and transfer leadership to it first; to end the cluster, stop this node and delete \
+         its folder",
+        status.node_id, status.live_jobs
+    )
 }

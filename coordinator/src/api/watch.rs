@@ -99,7 +99,7 @@ impl Api {
         let (job_id, caller) = (id.to_owned(), caller.clone());
         let read = move |s: &State| s.job(&job_id).is_some_and(|job| caller.sees(&job.tenant));
         let seen = self.read(wait, read).await?;
-        seen.then_some(()).ok_or_else(|| convert::no_job(id))
+        seen.then_some(()).ok_or_else(|| self.no_job(id))
     }
 }
 
@@ -238,7 +238,8 @@ impl Watch {
                     .take(PAGE)
                     .map(|event| view::event(job, event, &local));
                 let events: Result<Vec<_>, MissingBlob> = page.collect();
-                Some((events, behind.len() > PAGE, job.is_final()))
+                let known = job.events.len() as u64;
+                Some((events, behind.len() > PAGE, job.is_final(), known))
             };
             // Local state suffices: it only ever grows, and the bell rings for it.
             let found = self
@@ -247,7 +248,15 @@ impl Watch {
                 .read(false, wait, read)
                 .await
                 .map_err(convert::node_error)?;
-            let (events, more, ended) = found.ok_or_else(|| convert::no_job(&self.job_id))?;
+            let found = found.ok_or_else(|| self.api.no_job(&self.job_id))?;
+            let (events, more, ended, known) = found;
+            if from > known {
+                // Silence until then would leave a gap that nobody sees.
+                return Err(Status::out_of_range(format!(
+                    "the cursor stands behind event {from}, the job has {known}: the cluster was \
+                     begun anew at an earlier moment; watch without a cursor"
+                )));
+            }
             match events {
                 Ok(events) => return Ok((events, more, ended)),
                 Err(missing) => fetches.fetch(&self.api, &missing).await?,

@@ -190,6 +190,15 @@ impl Identity {
         self.stored = stored;
         Ok(())
     }
+
+    /// Binds a folder whose member begins a new cluster to that one, durably.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`].
+    pub fn rebind(&mut self, cluster_id: &str) -> Result<(), IdentityError> {
+        self.stored.cluster_id.clear();
+        self.bind(cluster_id)
+    }
 }
 
 fn parse(folder: &Path, path: &Path, bytes: &[u8]) -> Result<Stored, IdentityError> {

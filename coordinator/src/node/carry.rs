@@ -13,7 +13,7 @@ use raft::eraftpb::{Message as RaftMessage, MessageType};
 
 use super::{
     NodeError,
-    storage::Fatal,
+    storage::{Fatal, speakable},
     task::Task,
     waiters::{Waiter, Wanted},
 };
@@ -47,6 +47,7 @@ impl Task {
         let received = self.storage.persist(output.persist)?;
         let replaced = received.is_some();
         if let Some(state) = received {
+            speakable(state.log_version(), self.config.max_log_version)?;
             self.replace_state(state);
         }
         self.send(output.after_persist);
@@ -126,6 +127,7 @@ impl Task {
             Payload::Empty => self.state.skip(index, term),
             Payload::Command { context, data } => {
                 let command = codec::decode(&data)?;
+                speakable(codec::needs(&command), self.config.max_log_version)?;
                 let applied = self.state.apply(index, term, &command);
                 self.note_member(command.command.as_ref());
                 self.applied(&context, applied);

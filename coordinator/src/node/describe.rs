@@ -60,6 +60,8 @@ impl Task {
                 .map(|p| p.id)
                 .collect(),
             public_key: self.public_key.clone(),
+            log_version: self.state.log_version(),
+            lineage: self.state.lineage().to_vec(),
             live_jobs: self.counted.1,
             leaving: self.leaving,
             stopped: None,
@@ -112,7 +114,7 @@ impl Task {
         }
     }
 
-    fn name_members(&self, ids: &[u64]) -> String {
+    pub(super) fn name_members(&self, ids: &[u64]) -> String {
         let name = |id: &u64| {
             let address = self
                 .network

@@ -9,7 +9,7 @@ use conclave_coordinator_core::{
     view,
 };
 use conclave_proto::v1::{
-    CreateCluster, Decide, SetMemberAddress, command::Command as Body,
+    CreateCluster, Decide, SetLogVersion, SetMemberAddress, command::Command as Body,
     coordinator_message::Message as ToWorker, decide,
 };
 
@@ -86,6 +86,10 @@ impl Task {
         };
         if let Some(outstanding) = leader.begin_serving(&moment) {
             tracing::info!(term = leader.term(), outstanding, "leading");
+            if !self.state.cluster_id().is_empty() {
+                // A cluster that was begun anew knows no addresses yet.
+                self.note_members();
+            }
         }
     }
 
@@ -134,8 +138,12 @@ impl Task {
                 if let Body::RenewLeases(renew) = &body {
                     metrics::leases_renewed(renew.leases.len());
                 }
+                let founds = matches!(body, Body::CreateCluster(_));
                 let waiter = Waiter::Leader { term, purpose };
                 self.propose(body, waiter, Instant::now() + OWN);
+                if founds {
+                    self.begin_with_newest_version();
+                }
             }
             Act::Send { session, message } => self.send_in(session, message),
             Act::Welcome { session } => self.welcome(session),
@@ -156,6 +164,16 @@ impl Task {
             Act::JobEnded { job_id } => self.job_ended(&job_id),
             Act::NoteMembers => self.note_members(),
             Act::Confirm { pause } => self.reads.insist(Wanted::Leader { term, pause }),
+        }
+    }
+
+    /// All of a new cluster is of this program: nobody needs to go back behind
+    /// it. Should it be lost, `cluster upgrade` does the same.
+    fn begin_with_newest_version(&mut self) {
+        let log_version = self.config.max_log_version;
+        if log_version > self.state.log_version() {
+            let body = Body::SetLogVersion(SetLogVersion { log_version });
+            self.propose(body, Waiter::Nobody, Instant::now() + OWN);
         }
     }
 

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use conclave_coordinator_core::{
-    State,
+    State, codec,
     node::{Node, NodeConfig, NodeError as CoreError, Persist, Restored, snapshot_of},
     snapshot,
 };
-use conclave_proto::v1::SnapshotManifest;
-use raft::eraftpb::ConfState;
+use conclave_proto::{LOG_VERSION, v1::SnapshotManifest};
+use raft::eraftpb::{ConfState, EntryType};
 
 use crate::disk::{
     REPLACE,
@@ -35,7 +35,30 @@ pub enum Fatal {
     Raft(#[from] CoreError),
     /// An entry of the log.
     #[error("an entry of the log: {0}")]
-    Entry(#[from] conclave_coordinator_core::codec::CodecError),
+    Entry(#[from] codec::CodecError),
+    /// The cluster uses a log version that this node does not speak.
+    #[error(
+        "the cluster uses log version {needs}, this node speaks up to {speaks} (the program up to \
+         {LOG_VERSION}): {}",
+        if *needs > LOG_VERSION { "run the newer program again" } else { "take `max_log_version` out of its settings" }
+    )]
+    TooOld {
+        /// What the cluster uses.
+        needs: u32,
+        /// What this node speaks.
+        speaks: u32,
+    },
+    /// A recovery did not come to its end.
+    #[error(
+        "the folder is cluster {identity}'s and its state cluster {state}'s: a recovery did not \
+         come to its end; run `conclave recover --force-single` on it again"
+    )]
+    HalfRecovered {
+        /// The folder's cluster.
+        identity: String,
+        /// The state's.
+        state: String,
+    },
     /// The identity file.
     #[error(transparent)]
     Identity(#[from] crate::disk::identity::IdentityError),
@@ -189,6 +212,49 @@ impl Storage {
         crate::metrics::snapshot_saved(saved.took);
         Ok(())
     }
+}
+
+/// Refuses, before anything is served, what this node could not follow: a log
+/// version that it does not speak, the folder of an unfinished recovery.
+///
+/// # Errors
+/// [`Fatal::TooOld`], [`Fatal::HalfRecovered`], [`Fatal::Entry`].
+pub fn fit(
+    restored: &Restored,
+    state: &State,
+    cluster_id: Option<&str>,
+    speaks: u32,
+) -> Result<(), Fatal> {
+    let mut needs = state.log_version();
+    let committed = restored.hard_state.commit;
+    for entry in restored.entries.iter().filter(|e| e.index <= committed) {
+        let normal = entry.get_entry_type() == EntryType::EntryNormal;
+        if normal && !entry.data.is_empty() && entry.index > state.applied_index() {
+            let command = codec::decode(&entry.data)?;
+            needs = needs.max(codec::needs(&command));
+        }
+    }
+    speakable(needs, speaks)?;
+    match cluster_id {
+        Some(identity) if !state.cluster_id().is_empty() && state.cluster_id() != identity => {
+            Err(Fatal::HalfRecovered {
+                identity: identity.to_owned(),
+                state: state.cluster_id().to_owned(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a log version that this node does not speak.
+///
+/// # Errors
+/// [`Fatal::TooOld`].
+pub fn speakable(needs: u32, speaks: u32) -> Result<(), Fatal> {
+    if needs > speaks {
+        return Err(Fatal::TooOld { needs, speaks });
+    }
+    Ok(())
 }
 
 /// Encodes `state` and stores it: the part of a snapshot that runs off the loop.

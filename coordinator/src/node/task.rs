@@ -286,8 +286,12 @@ impl Task {
             } => {
                 self.change(node_id, change, deadline, done);
             }
-            Input::Transfer { node_id, done } => {
-                let _ = done.send(self.transfer(node_id));
+            Input::Transfer {
+                node_id,
+                force,
+                done,
+            } => {
+                let _ = done.send(self.transfer(node_id, force));
             }
             Input::Progress(reply) => {
                 let _ = reply.send(self.progress());
@@ -354,6 +358,18 @@ impl Task {
                 .node
                 .propose(context.clone(), codec::encode(&command))
                 .is_ok();
+        if command.log_version > self.state.log_version()
+            && let Some((waiter, _)) = self.waiters.take(&context)
+        {
+            metrics::proposals_failed(1);
+            let why = format!(
+                "this needs log version {}, the cluster uses {}: `conclave cluster upgrade` once \
+                 every member runs the newer program",
+                command.log_version,
+                self.state.log_version()
+            );
+            return self.fail(waiter, NodeError::Refused(why));
+        }
         if !taken && let Some((waiter, _)) = self.waiters.take(&context) {
             metrics::proposals_failed(1);
             let error = if self.identity.cluster_id().is_none() {

@@ -16,6 +16,10 @@ impl Task {
     /// Something of a worker's session. Without a leader there are none.
     pub(super) fn session(&mut self, input: SessionInput) {
         let moment = moment!(self);
+        let foreign = match &input {
+            SessionInput::Opened { hello, .. } => self.is_foreign(&hello.cluster_id),
+            _ => false,
+        };
         let leader = self.leader.as_mut().filter(|leader| leader.serving());
         match (input, leader) {
             (
@@ -29,6 +33,7 @@ impl Task {
             ) => {
                 self.sessions.open(session, &hello.worker_id, outbox, guard);
                 match leader {
+                    Some(_) if foreign => self.send_anew(session),
                     Some(leader) => leader.hello(session, *hello),
                     None => self.dismiss_workers(),
                 }
@@ -59,6 +64,20 @@ impl Task {
         }
     }
 
+    /// A worker that belonged to another cluster may run and hold what that one
+    /// asked for: names of attempts are the same where one cluster came out of
+    /// the other, what they stand for is not.
+    fn is_foreign(&self, cluster_id: &str) -> bool {
+        !cluster_id.is_empty() && self.identity.cluster_id() != Some(cluster_id)
+    }
+
+    /// Tells a worker whose cluster this is, and no more: it forgets the other
+    /// one's attempts and says hello again.
+    fn send_anew(&mut self, session: u64) {
+        self.welcome(session);
+        self.sessions.close(session);
+    }
+
     /// The worker is in the state: it is told what to keep to.
     pub(super) fn welcome(&mut self, session: u64) {
         let welcome = Welcome {
@@ -66,6 +85,7 @@ impl Task {
             lease_ttl_ms: LEASE_TTL_MS,
             leader: self.address.clone(),
             members: self.network.addresses().into_values().collect(),
+            cluster_id: self.identity.cluster_id().unwrap_or_default().to_owned(),
         };
         self.send_in(session, ToWorker::Welcome(welcome));
     }

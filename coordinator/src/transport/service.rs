@@ -2,13 +2,10 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use conclave_proto::{
-    LOG_VERSION,
-    v1::{
-        FetchSnapshotRequest, GetBlobRequest, GetBlobResponse, IdentifyRequest, IdentifyResponse,
-        PutBlobRequest, PutBlobResponse, RaftBatch, RaftLaneClosed, SnapshotChunk,
-        SnapshotManifest, raft_server::Raft,
-    },
+use conclave_proto::v1::{
+    FetchSnapshotRequest, GetBlobRequest, GetBlobResponse, IdentifyRequest, IdentifyResponse,
+    PutBlobRequest, PutBlobResponse, RaftBatch, RaftLaneClosed, SnapshotChunk, SnapshotManifest,
+    raft_server::Raft,
 };
 use dashmap::DashSet;
 use futures::Stream;
@@ -52,6 +49,8 @@ pub struct PeerService {
     pub closing: CancellationToken,
     /// Snapshots that are being fetched, by index.
     pub fetching: Arc<DashSet<u64>>,
+    /// The newest log version that this node speaks.
+    pub max_log_version: u32,
 }
 
 impl PeerService {
@@ -287,7 +286,7 @@ impl Raft for PeerService {
             node_id: status.node_id,
             cluster_id: status.cluster_id.unwrap_or_default(),
             address: self.address.clone(),
-            max_log_version: LOG_VERSION,
+            max_log_version: self.max_log_version,
         }))
     }
 }

@@ -11,16 +11,17 @@ use std::{
     time::Duration,
 };
 
-use conclave_coordinator::{Config, Coordinator, StartError};
+use conclave_coordinator::{Config, Coordinator, StartError, node::NodeStatus};
 use conclave_proto::v1::{
-    AnswerKind, Budget, ContemplationPolicy, GetJobRequest, InitRequest, Job, JobSpec, JobState,
-    Message, Mode, SubmitJobRequest, SubmitJobResponse, WatchJobRequest,
-    cluster_client::ClusterClient, contemplation_client::ContemplationClient,
+    AnswerKind, Budget, ContemplationPolicy, ExportJobRequest, GetJobRequest, InitRequest, Job,
+    JobSpec, JobState, Message, Mode, SubmitJobRequest, SubmitJobResponse, WatchJobRequest,
+    audit_client::AuditClient, cluster_client::ClusterClient,
+    contemplation_client::ContemplationClient, export_job_response::Item,
     watch_job_response::Update,
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tempfile::TempDir;
-use tonic::transport::Channel;
+use tonic::{Code, Status, transport::Channel};
 
 /// No wait of a test is longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -297,4 +298,33 @@ pub fn assert_done(job: &Job) {
         "{:?}",
         job.answer
     );
+}
+
+/// What member `i`, which runs, says of itself.
+pub fn status(cluster: &Cluster, i: usize) -> NodeStatus {
+    let running = cluster.members[i].running.as_ref().unwrap();
+    running.status().borrow().clone()
+}
+
+/// Checks that this was refused for good, in these words.
+pub fn refused<T: std::fmt::Debug>(result: Result<T, Status>, words: &[&str]) {
+    let status = result.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+    for word in words {
+        assert!(status.message().contains(word), "{word}: {status:?}");
+    }
+}
+
+/// What replays and audits rest on: records and head, the attempts' ends aside.
+pub async fn export(cluster: &Cluster, i: usize, job_id: &str) -> Vec<Item> {
+    let request = ExportJobRequest {
+        job_id: job_id.to_owned(),
+    };
+    let mut client = AuditClient::new(cluster.channel(i).await);
+    let mut items = client.export_job(request).await.unwrap().into_inner();
+    let mut all = Vec::new();
+    while let Some(item) = items.message().await.unwrap() {
+        all.extend(item.item);
+    }
+    all
 }

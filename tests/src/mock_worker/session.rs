@@ -260,6 +260,7 @@ impl Session {
             finished,
             term: self.term,
             draining: self.desk.draining,
+            cluster_id: String::new(),
         }
     }
 

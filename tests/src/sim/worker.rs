@@ -156,6 +156,7 @@ impl Worker {
             finished: self.results.values().cloned().collect(),
             term: self.term,
             draining: self.draining,
+            cluster_id: String::new(),
         };
         cx.send(
             self.addr(),

@@ -331,6 +331,20 @@ impl Desk {
         }
     }
 
+    /// The worker belongs to another cluster now: what the old one asked for is forgotten, and what
+    /// it left running is to be cancelled.
+    pub fn begin_anew(&mut self, incarnation: &str) -> Vec<Action> {
+        let running = self.live.values_mut().filter_map(Live::cancel).collect();
+        self.live.clear();
+        self.by_seq.clear();
+        self.tails.clear();
+        self.loose.clear();
+        self.turn = None;
+        self.results = Results::new(incarnation);
+        incarnation.clone_into(&mut self.incarnation);
+        running
+    }
+
     /// `Resend`.
     pub fn resend(&mut self, resend: Resend) {
         let Some(attempt) = resend.key.map(Attempt::from) else {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use conclave_proto::v1::{CoordinatorMessage, Prepared, Welcome, coordinator_message};
 use conclave_worker_core::SeqId;
+use uuid::Uuid;
 
 use super::desk::{Action, Planned};
 use super::{LinkState, Session, Worked};
@@ -56,6 +57,10 @@ impl<B: Backend> Session<B> {
     }
 
     fn welcomed(&mut self, welcome: &Welcome) {
+        if self.is_foreign(&welcome.cluster_id) {
+            return self.begin_anew(&welcome.cluster_id);
+        }
+        self.cluster_id.clone_from(&welcome.cluster_id);
         let (least, most) = HEARTBEAT_BOUNDS;
         if welcome.heartbeat_ms > 0 {
             self.heartbeat_every = Duration::from_millis(welcome.heartbeat_ms).clamp(least, most);
@@ -73,6 +78,26 @@ impl<B: Backend> Session<B> {
             }
             other @ (LinkState::Waiting(_) | LinkState::Dialing(_)) => other,
         };
+    }
+
+    fn is_foreign(&self, cluster_id: &str) -> bool {
+        !self.cluster_id.is_empty() && !cluster_id.is_empty() && self.cluster_id != cluster_id
+    }
+
+    /// The cluster was restored or recovered: another one, which knows the same jobs. What this
+    /// worker runs and holds for the old one may go by names that the new one gives to other work.
+    fn begin_anew(&mut self, cluster_id: &str) {
+        tracing::warn!(
+            before = self.cluster_id,
+            cluster_id,
+            "another cluster took the place of the one before: its attempts are forgotten"
+        );
+        cluster_id.clone_into(&mut self.cluster_id);
+        self.parts.incarnation = Uuid::now_v7().to_string();
+        for action in self.desk.begin_anew(&self.parts.incarnation) {
+            self.act(action);
+        }
+        self.lose("another_cluster");
     }
 
     pub(super) fn act(&mut self, action: Action) {

@@ -142,6 +142,8 @@ pub struct Session<B: Backend> {
     link: LinkState,
     /// Highest term seen: lower ones are refused.
     term: u64,
+    /// The cluster that welcomed it last.
+    cluster_id: String,
     heartbeat_every: Duration,
     heartbeat_at: Instant,
     progress_at: Instant,
@@ -169,6 +171,7 @@ impl<B: Backend> Session<B> {
             blocking: Blocking::new(BLOCKING_AT_A_TIME, PREPARE_QUEUE + parts.capacity),
             link: LinkState::Waiting(now),
             term: 0,
+            cluster_id: String::new(),
             heartbeat_every: HEARTBEAT_EVERY,
             heartbeat_at: now,
             progress_at: now,

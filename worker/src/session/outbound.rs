@@ -34,6 +34,7 @@ impl<B: Backend> Session<B> {
             finished,
             term: self.term,
             draining: self.desk.draining() || self.engine_gone,
+            cluster_id: self.cluster_id.clone(),
         }
     }
 

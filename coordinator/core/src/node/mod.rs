@@ -24,7 +24,7 @@ use raft::{
 
 pub use config::{NodeConfig, Restored, snapshot_of};
 pub use output::{
-    Committed, Leadership, MemberProgress, Output, Payload, Persist, ReadState, Role,
+    Committed, Leadership, MemberProgress, Output, Payload, Persist, ReadState, Role, committed,
 };
 use storage::Log;
 
@@ -244,7 +244,7 @@ impl Node {
             committed: ready
                 .take_committed_entries()
                 .into_iter()
-                .filter_map(output::committed)
+                .filter_map(committed)
                 .collect(),
             reads: ready
                 .take_read_states()

@@ -126,7 +126,7 @@ pub struct MemberProgress {
 
 /// The entry by what it holds; `None` for a change of configuration that does not decode, which
 /// raft-rs never writes.
-pub(super) fn committed(mut entry: Entry) -> Option<Committed> {
+pub fn committed(mut entry: Entry) -> Option<Committed> {
     let context = entry.take_context().to_vec();
     let data = entry.take_data().to_vec();
     let payload = match entry.get_entry_type() {

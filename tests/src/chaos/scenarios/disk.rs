@@ -73,7 +73,11 @@ async fn lead_with(arena: &mut Arena, index: usize) {
         let address = format!("http://{}", arena.cluster.endpoints()[leader]);
         if let Ok(mut client) = ClusterClient::connect(address).await {
             // Refused while it lags; asked again.
-            let _ = client.transfer(TransferRequest { node_id }).await;
+            let to = TransferRequest {
+                node_id,
+                force: false,
+            };
+            let _ = client.transfer(to).await;
         }
         arena.run_for(Duration::from_millis(200)).await;
     }
