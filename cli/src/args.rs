@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     client::{Client, DEFAULT_ENDPOINTS},
     commands::{
-        ask, audit, cancel, cluster, coordinator, jobs, model, review, submit, up, watch, worker,
+        ask, audit, cancel, cluster, coordinator, jobs, model, recover, review, snapshot, submit,
+        up, watch, worker,
     },
     duration,
     error::CliError,
@@ -58,6 +59,12 @@ Examples:
   conclave cluster status
   conclave cluster add 127.0.0.1:7403
   conclave cluster transfer 00c0ffee00000017";
+
+const SNAPSHOT_EXAMPLES: &str = "\
+Examples:
+  conclave snapshot save nightly.snapshot
+  conclave snapshot status nightly.snapshot
+  conclave snapshot restore nightly.snapshot --data-dir /var/lib/conclave";
 
 /// Flags that every command takes.
 #[derive(Debug, Clone, Args)]
@@ -127,6 +134,11 @@ pub enum Command {
     /// Create a cluster, change its members, see its health
     #[command(subcommand, after_help = CLUSTER_EXAMPLES)]
     Cluster(cluster::ClusterCommand),
+    /// Save the state of a cluster to a file, begin a new one on it
+    #[command(subcommand, after_help = SNAPSHOT_EXAMPLES)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Go on with the one member that is left of a cluster
+    Recover(recover::RecoverArgs),
 }
 
 impl Global {

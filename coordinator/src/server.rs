@@ -128,10 +128,7 @@ impl Coordinator {
     ) -> Result<Self, StartError> {
         config.check()?;
         metrics::describe();
-        let tokens = Arc::new(match &config.tokens_file {
-            Some(path) => Tokens::read(path)?,
-            None => Tokens::open(),
-        });
+        let tokens = Arc::new(tokens(&config)?);
         let listener = listen(config.listen_addr()?).await?;
         let http_listener = match config.http_addr()? {
             Some(address) => Some(http::bind(address).await.map_err(StartError::Listen)?),
@@ -262,6 +259,13 @@ impl Coordinator {
         }
         let other = |s: &NodeStatus| s.leader_id != 0 && s.leader_id != me;
         let _ = tokio::time::timeout_at(until.into(), status.wait_for(other)).await;
+    }
+}
+
+fn tokens(config: &Config) -> Result<Tokens, TokensError> {
+    match &config.tokens_file {
+        Some(path) => Tokens::read(path),
+        None => Ok(Tokens::open()),
     }
 }
 

@@ -117,7 +117,10 @@ async fn a_leader_whose_disk_is_full_ends_and_the_others_go_on() {
             .unwrap();
         (running.status().borrow().node_id, cluster.leader().await)
     };
-    let transfer = conclave_proto::v1::TransferRequest { node_id: id };
+    let transfer = conclave_proto::v1::TransferRequest {
+        node_id: id,
+        force: false,
+    };
     let handed = async {
         // Refused until the leader has heard from it.
         let mut admin = cluster.admin(leader).await;

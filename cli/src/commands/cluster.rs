@@ -1,10 +1,14 @@
 //! `conclave cluster`: create a cluster, change its members, see its health.
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use clap::{Args, Subcommand};
 use conclave_proto::v1::{
-    AddRequest, InitRequest, ListWorkersRequest, MembersRequest, MembersResponse, RemoveRequest,
-    StatusRequest, StatusResponse, TransferRequest, WorkerStatus,
+    AddRequest, InitRequest, LineageKind, LineageRecord, ListWorkersRequest, MembersRequest,
+    MembersResponse, RemoveRequest, StatusRequest, StatusResponse, TransferRequest, UpgradeRequest,
+    UpgradeResponse, WorkerStatus,
 };
 use serde_json::{Value, json};
 use tonic::{Request, Response, Status};
@@ -14,7 +18,7 @@ use crate::{
     client::{Client, Link, may_retry, reason},
     error::CliError,
     out,
-    view::json,
+    view::{json, time::utc},
 };
 
 /// What to do with the cluster.
@@ -64,10 +68,21 @@ Example, with three coordinators started by `conclave coordinator`:
         /// Its id [default: the one that is most caught up]
         #[arg(value_parser = node_id, default_value = "0", hide_default_value = true)]
         node_id: u64,
+        /// Even to one that lags far behind: nothing is accepted until it has caught up
+        #[arg(long)]
+        force: bool,
         /// How to print.
         #[command(flatten)]
         print: Print,
     },
+    /// Raise the log version to what every member speaks; there is no way back
+    #[command(after_help = "\
+After every member runs the newer program, and will stay with it: behind this, an
+older one does not start any more. Refused while a member does not speak it.
+
+Example:
+  conclave cluster status && conclave cluster upgrade")]
+    Upgrade(Print),
     /// Ask every endpoint what it is; needs no quorum
     Status(Print),
     /// List the workers
@@ -139,15 +154,20 @@ pub async fn run(global: &Global, command: ClusterCommand) -> Result<(), CliErro
                 print,
             )
         }
-        ClusterCommand::Transfer { node_id, print } => {
+        ClusterCommand::Transfer {
+            node_id,
+            force,
+            print,
+        } => {
             let call = async |link: Link, request| link.cluster().transfer(request).await;
             print_members(
                 &client
-                    .once("Transfer", TransferRequest { node_id }, LOOK, call)
+                    .once("Transfer", TransferRequest { node_id, force }, LOOK, call)
                     .await?,
                 print,
             )
         }
+        ClusterCommand::Upgrade(print) => upgrade(&client, print).await,
         ClusterCommand::Status(print) => status(&client, print).await,
         ClusterCommand::Workers(print) => {
             let workers = workers(&client).await?;
@@ -217,6 +237,21 @@ async fn on_this_node<M>(
     )))
 }
 
+async fn upgrade(client: &Client, print: Print) -> Result<(), CliError> {
+    let call = async |link: Link, request| link.cluster().upgrade(request).await;
+    let raised: UpgradeResponse = client
+        .unary("Upgrade", UpgradeRequest::default(), call)
+        .await?;
+    if print.json {
+        return out::document(&json!({ "before": raised.before, "after": raised.after }));
+    }
+    out::line(if raised.before == raised.after {
+        format!("log v{}: as before", raised.after)
+    } else {
+        format!("log v{}, before v{}", raised.after, raised.before)
+    })
+}
+
 /// The registered workers.
 pub async fn workers(client: &Client) -> Result<Vec<WorkerStatus>, CliError> {
     let call = async |link: Link, request| link.cluster().list_workers(request).await;
@@ -272,6 +307,7 @@ async fn status(client: &Client, print: Print) -> Result<(), CliError> {
     let mut any = false;
     let mut clusters = BTreeSet::new();
     let mut documents = Vec::new();
+    let mut lineage = BTreeMap::new();
     for (address, reply) in answers {
         let reply = reply.and_then(|reply| reply.map_err(|status| reason(&status)));
         any |= reply.is_ok();
@@ -279,6 +315,8 @@ async fn status(client: &Client, print: Print) -> Result<(), CliError> {
             && !reply.get_ref().cluster_id.is_empty()
         {
             clusters.insert(reply.get_ref().cluster_id.clone());
+            let rows = reply.get_ref().lineage.iter();
+            lineage.extend(rows.map(|from| (from.cluster_id.clone(), lineage_row(from))));
         }
         match (reply, print.json) {
             (Ok(reply), true) => documents.push(json::status(&reply.into_inner())),
@@ -290,12 +328,20 @@ async fn status(client: &Client, print: Print) -> Result<(), CliError> {
     if print.json {
         out::document(&json!({ "nodes": documents }))?;
     }
+    if !print.json {
+        lineage.values().try_for_each(out::line)?;
+    }
     if clusters.len() > 1 {
         let clusters: Vec<String> = clusters.into_iter().collect();
         return Err(CliError::Differs(format!(
-            "these endpoints belong to {} clusters: {}\n  A coordinator with another cluster's data folder leads its own: stop it and give it its own folder.",
+            "these endpoints belong to {} clusters: {}\n  {}",
             clusters.len(),
-            clusters.join(", ")
+            clusters.join(", "),
+            if lineage.is_empty() {
+                "A coordinator with another cluster's data folder leads its own: stop it and give it its own folder."
+            } else {
+                "Of one cluster and the one that it came out of, only the newer may go on: stop the older one's coordinators and add them on empty folders."
+            }
         )));
     }
     if any {
@@ -312,18 +358,43 @@ fn status_row(address: &str, status: &StatusResponse) -> String {
         &status.leader_address
     };
     format!(
-        "{address}  {:<9}  term {}  leader {leader}  applied {}/{}  log v{}  {}  cluster {}",
+        "{address}  {:<9}  term {}  leader {leader}  applied {}/{}  {}  {}  cluster {}",
         status.role,
         status.term,
         status.applied_index,
         status.commit_index,
-        status.log_version,
+        log_version(status),
         status.version,
         if status.cluster_id.is_empty() {
             "-"
         } else {
             &status.cluster_id
         },
+    )
+}
+
+/// What the cluster uses, and what this node speaks if that is another.
+fn log_version(status: &StatusResponse) -> String {
+    match (status.cluster_log_version, status.log_version) {
+        (0, speaks) => format!("log v{speaks}"),
+        (uses, speaks) if uses == speaks => format!("log v{uses}"),
+        (uses, speaks) => format!("log v{uses} (speaks v{speaks})"),
+    }
+}
+
+/// What every operator of a cluster that was begun anew should see.
+fn lineage_row(from: &LineageRecord) -> String {
+    let how = match from.kind() {
+        LineageKind::Restored => "was restored from a snapshot of",
+        LineageKind::Recovered => "was recovered by one member of",
+        LineageKind::Unspecified => "came out of",
+    };
+    format!(
+        "cluster {} {how} {} at entry {}, {}",
+        from.cluster_id,
+        from.from_cluster_id,
+        from.index,
+        utc(from.unix_ms)
     )
 }
 

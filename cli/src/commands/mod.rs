@@ -15,8 +15,10 @@ pub mod cluster;
 pub mod coordinator;
 pub mod jobs;
 pub mod model;
+pub mod recover;
 pub mod replay;
 pub mod review;
+pub mod snapshot;
 pub mod submit;
 pub mod up;
 pub mod watch;
@@ -48,6 +50,8 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Audit(command) => audit::run(global, command).await,
         Command::Model(command) => model::run(command).await,
         Command::Cluster(command) => cluster::run(global, command).await,
+        Command::Snapshot(command) => snapshot::run(global, command).await,
+        Command::Recover(args) => recover::run(global, args).await,
     }
 }
 

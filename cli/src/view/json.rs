@@ -1,8 +1,9 @@
 //! Jobs as JSON. Field names are the wire's; enums are their short upper-case
 //! names; digests are hex; confidences are nats.
 use conclave_proto::v1::{
-    AgentStatus, Answer, AuditHead, Draft, Job, JobSpec, Member, MembersResponse, StatusResponse,
-    Usage, Vote, WorkerStatus, job_event::Event, watch_job_response::Update,
+    AgentStatus, Answer, AuditHead, Draft, Job, JobSpec, LineageKind, LineageRecord, Member,
+    MembersResponse, StatusResponse, Usage, Vote, WorkerStatus, job_event::Event,
+    watch_job_response::Update,
 };
 use serde_json::{Map, Value, json};
 
@@ -218,8 +219,28 @@ pub fn status(status: &StatusResponse) -> Value {
         "commit_index": status.commit_index,
         "applied_index": status.applied_index,
         "log_version": status.log_version,
+        "cluster_log_version": status.cluster_log_version,
         "version": status.version,
         "public_key": hex::encode(&status.public_key),
+        "lineage": status.lineage.iter().map(lineage).collect::<Vec<_>>(),
+    })
+}
+
+/// How a cluster came out of another one.
+fn lineage(from: &LineageRecord) -> Value {
+    json!({
+        "kind": match from.kind() {
+            LineageKind::Restored => "restored",
+            LineageKind::Recovered => "recovered",
+            LineageKind::Unspecified => "unknown",
+        },
+        "from_cluster_id": from.from_cluster_id,
+        "cluster_id": from.cluster_id,
+        "index": from.index,
+        "term": from.term,
+        "unix_ms": from.unix_ms,
+        "node_id": from.node_id.to_string(),
+        "unconfirmed": from.unconfirmed,
     })
 }
 

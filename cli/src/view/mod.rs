@@ -9,3 +9,4 @@ pub mod names;
 pub mod plain;
 pub mod progress;
 pub mod summary;
+pub mod time;

@@ -1,0 +1,239 @@
+//! `conclave recover`: the member that is left of a cluster without a quorum goes on alone.
+use std::{
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::Args;
+use conclave_coordinator::offline::recover::{Loss, RecoverError, Recovered, Survivor};
+use conclave_proto::v1::StatusRequest;
+use serde_json::json;
+use tonic::{Code, Request};
+
+use crate::{args::Global, client::Client, error::CliError, out, view::time::utc};
+
+/// How long another member is given to say that it is there.
+const PROBE: Duration = Duration::from_secs(3);
+/// Entries that are listed one by one.
+const LISTED: usize = 10;
+
+/// Flags of `recover`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+For a cluster whose quorum is lost for good: most of its data folders are gone.
+While a majority can still be started, start it: nothing is lost then.
+
+Stop the member, and choose the one with the longest log if several are left:
+without --yes and off a terminal, this only says what the member has and what
+may be lost. Then it begins a NEW cluster with this member as the only voter.
+Whatever is left of the old cluster is refused by it; those machines come back
+with empty folders, by `conclave cluster add`.
+
+Examples:
+  conclave recover --force-single --data-dir /var/lib/conclave < /dev/null
+  conclave recover --force-single --data-dir /var/lib/conclave --yes")]
+pub struct RecoverArgs {
+    /// Make this member the only voter
+    #[arg(long, required = true)]
+    pub force_single: bool,
+    /// Its data folder; no coordinator may run on it
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Even though other members answer
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What was found at another member's address.
+struct Answer {
+    id: u64,
+    address: String,
+    votes: bool,
+    /// What it says, if it belongs to the cluster or does not tell.
+    found: Option<String>,
+}
+
+/// Does it.
+pub async fn run(global: &Global, args: RecoverArgs) -> Result<(), CliError> {
+    let survivor = Survivor::open(&args.data_dir).map_err(refused)?;
+    let answers = ask_others(global, &survivor.loss).await?;
+    if !args.json {
+        out::note(story(&survivor.loss, &answers));
+    }
+    let up: Vec<_> = answers.iter().filter(|a| a.found.is_some()).collect();
+    if !up.is_empty() && !args.force {
+        return Err(CliError::usage(format!(
+            "{} of the {} other members answer: what they have and this one lacks would be lost, \
+             and they would go on as the old cluster. If they are a majority, nothing needs to be \
+             recovered; if not, stop them, or say --force",
+            up.len(),
+            answers.len()
+        )));
+    }
+    if !args.yes && !confirmed()? {
+        return Err(CliError::usage(
+            "nothing was changed: say --yes to go on with this",
+        ));
+    }
+    let done = survivor.go_on_alone().map_err(refused)?;
+    told(&args, &done)
+}
+
+async fn ask_others(global: &Global, loss: &Loss) -> Result<Vec<Answer>, CliError> {
+    let mut answers = Vec::new();
+    for (id, address, votes) in &loss.others {
+        answers.push(Answer {
+            id: *id,
+            address: address.clone(),
+            votes: *votes,
+            found: ask(global, loss, *id, address).await?,
+        });
+    }
+    Ok(answers)
+}
+
+/// What answers at the address, unless that is surely no member of this cluster.
+async fn ask(
+    global: &Global,
+    loss: &Loss,
+    id: u64,
+    address: &str,
+) -> Result<Option<String>, CliError> {
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let client: Client = global.client_of(&[address.to_owned()])?;
+    let mut request = Request::new(StatusRequest {});
+    request.set_timeout(PROBE);
+    let mut service = client.preferred().cluster();
+    let Ok(answer) = tokio::time::timeout(PROBE, service.status(request)).await else {
+        return Ok(None);
+    };
+    Ok(match answer {
+        Ok(status) => {
+            let status = status.into_inner();
+            let same = status.cluster_id == loss.cluster_id && status.node_id == id;
+            same.then(|| {
+                format!(
+                    "answers: {}, term {}, committed up to {}",
+                    status.role, status.term, status.commit_index
+                )
+            })
+        }
+        Err(status) => match status.code() {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => None,
+            code => Some(format!("answers and does not say what it is ({code:?})")),
+        },
+    })
+}
+
+/// What this member has, what may be lost, what follows.
+fn story(loss: &Loss, answers: &[Answer]) -> String {
+    let mut lines = vec![format!(
+        "Member {:016x}{} of cluster {} would go on alone. It gives up:",
+        loss.node_id,
+        if loss.learner { ", a learner," } else { "" },
+        loss.cluster_id
+    )];
+    for answer in answers {
+        let place = if answer.address.is_empty() {
+            "address unknown"
+        } else {
+            &answer.address
+        };
+        let votes = if answer.votes { "voter" } else { "learner" };
+        let found = answer.found.as_deref().unwrap_or("does not answer");
+        lines.push(format!(
+            "  {:016x}  {votes:<7}  {place}  {found}",
+            answer.id
+        ));
+    }
+    lines.push(format!(
+        "It has: {} jobs ({} live), log up to entry {}, term {}; its last news is of {}.",
+        loss.jobs,
+        loss.live_jobs,
+        loss.last,
+        loss.term,
+        utc(loss.unix_ms)
+    ));
+    lines.push(format!(
+        "Lost: whatever the others committed behind entry {}, if they did: jobs accepted, results \
+         and reviews of which clients may have been told. This member cannot know of them.",
+        loss.last
+    ));
+    if !loss.unconfirmed.is_empty() {
+        lines.push(format!(
+            "Kept: {} entries behind {}, the last one that it knows to be committed; a client may \
+             have been told of them:",
+            loss.unconfirmed.len(),
+            loss.committed
+        ));
+        let listed = loss.unconfirmed.iter().take(LISTED);
+        lines.extend(listed.map(|(index, name)| format!("  {index}  {name}")));
+        if loss.unconfirmed.len() > LISTED {
+            lines.push(format!("  and {} more", loss.unconfirmed.len() - LISTED));
+        }
+    }
+    if loss.missing_payloads > 0 {
+        lines.push(format!(
+            "Lost: {} payloads (long prompts and drafts) that are not in this folder; their jobs \
+             stay and cannot be read.",
+            loss.missing_payloads
+        ));
+    }
+    lines.join("\n")
+}
+
+fn confirmed() -> Result<bool, CliError> {
+    if !io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    let mut error = io::stderr().lock();
+    let _ = write!(
+        error,
+        "Begin a new cluster with this member alone? Type yes: "
+    );
+    let _ = error.flush();
+    let mut line = String::new();
+    let read = io::stdin().lock().read_line(&mut line);
+    read.map_err(|e| CliError::file("standard input", e))?;
+    Ok(line.trim() == "yes")
+}
+
+fn told(args: &RecoverArgs, done: &Recovered) -> Result<(), CliError> {
+    if args.json {
+        return out::document(&json!({
+            "cluster_id": done.cluster_id,
+            "node_id": done.node_id.to_string(),
+            "index": done.index,
+            "term": done.term,
+        }));
+    }
+    out::line(format!(
+        "recovered: new cluster {}  voter {:016x}  index {}  term {}",
+        done.cluster_id, done.node_id, done.index, done.term
+    ))?;
+    out::note(format!(
+        "Next: `conclave coordinator --data-dir {}` with this machine's settings; on each other \
+         machine move the old folder away, start an empty one, and `conclave cluster add \
+         HOST:PORT`.",
+        args.data_dir.display()
+    ));
+    Ok(())
+}
+
+fn refused(error: RecoverError) -> CliError {
+    match error {
+        RecoverError::Blank(_) | RecoverError::Alone { .. } | RecoverError::Identity(_) => {
+            CliError::usage(error.to_string())
+        }
+        other => CliError::Start(other.to_string()),
+    }
+}
