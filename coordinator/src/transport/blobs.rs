@@ -2,7 +2,7 @@
 //! proposed, fetched by hash where missing.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -112,19 +112,14 @@ impl BlobNet {
         })
     }
 
+    /// Stores a payload here and on peers until a majority of the voters has it: of those that vote
+    /// by then, for members may come and go meanwhile.
     async fn spread(&self, bytes: Vec<u8>, wait: Duration) -> Result<Hash, Status> {
-        let (cluster_id, me, voters) = {
+        let (me, cluster_id) = {
             let status = self.status.borrow();
-            let voters: Vec<_> = status
-                .members
-                .iter()
-                .filter(|(_, m)| !m.learner)
-                .map(|(id, m)| (*id, m.address.clone()))
-                .collect();
             (
-                status.cluster_id.clone().unwrap_or_default(),
                 status.node_id,
-                voters,
+                status.cluster_id.clone().unwrap_or_default(),
             )
         };
         let (local, data) = (self.local.clone(), bytes.clone());
@@ -132,28 +127,44 @@ impl BlobNet {
             .await
             .map_err(|e| Status::internal(e.to_string()))?
             .map_err(|e| not_stored(&e))?;
-        let mut have = usize::from(voters.iter().any(|(id, _)| *id == me));
-        let need = voters.len() / 2 + 1;
-        let mut calls: FuturesUnordered<_> = voters
-            .iter()
-            .filter(|(id, _)| *id != me)
-            .map(|(id, address)| {
-                let address = self.network.address(*id).unwrap_or_else(|| address.clone());
-                self.put(address, cluster_id.clone(), bytes.clone(), wait)
-            })
-            .collect();
-        while have < need {
+        let (mut have, mut asked) = (BTreeSet::from([me]), BTreeSet::from([me]));
+        let mut calls = FuturesUnordered::new();
+        loop {
+            let voters = self.voters();
+            let held = voters.keys().filter(|id| have.contains(id)).count();
+            let need = voters.len() / 2 + 1;
+            if held >= need {
+                return Ok(hash);
+            }
+            for (id, address) in voters.into_iter().filter(|(id, _)| asked.insert(*id)) {
+                let call = self.put(address, cluster_id.clone(), bytes.clone(), wait);
+                calls.push(async move { (id, call.await) });
+            }
             match calls.next().await {
-                Some(Ok(())) => have += 1,
-                Some(Err(status)) => tracing::debug!(%status, "a peer did not take a payload"),
+                Some((id, Ok(()))) => {
+                    have.insert(id);
+                }
+                Some((_, Err(status))) => tracing::debug!(%status, "a peer did not take a payload"),
                 None => {
                     return Err(Status::unavailable(format!(
-                        "the payload is on {have} of {need} members that must hold it"
+                        "the payload is on {held} of {need} members that must hold it"
                     )));
                 }
             }
         }
-        Ok(hash)
+    }
+
+    /// Who votes now, and where they listen.
+    fn voters(&self) -> BTreeMap<u64, String> {
+        let status = self.status.borrow();
+        let voters = status.members.iter().filter(|(_, m)| !m.learner);
+        let address = |id: u64, known: &str| {
+            let learned = self.network.address(id);
+            learned.unwrap_or_else(|| known.to_owned())
+        };
+        voters
+            .map(|(id, m)| (*id, address(*id, &m.address)))
+            .collect()
     }
 
     async fn put(
