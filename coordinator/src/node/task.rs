@@ -156,6 +156,7 @@ impl Task {
         };
         task.learn_members();
         task.open_lanes();
+        task.fetch_missing();
         task
     }
 

@@ -41,6 +41,14 @@ impl Task {
         }
     }
 
+    /// Fetches what the state names and a crash left unfetched: the entries that
+    /// named it may lie behind the snapshot, and are not applied again.
+    pub(super) fn fetch_missing(&self) {
+        let named = self.state.live_blobs().into_keys();
+        let local = &self.blobs.local;
+        self.fetch(named.filter(|hash| !local.has(hash)).collect());
+    }
+
     /// Starts a snapshot off the loop once enough was applied since the last.
     pub(super) fn save_when_due(&mut self) {
         let behind = self
