@@ -46,6 +46,7 @@ fn settings(config: &Config) -> Settings {
         election_ms: config.election_ms,
         retention_ms: hours.saturating_mul(3_600_000),
         retention_bytes: config.retention_bytes,
+        inline_limit: conclave_proto::INLINE_LIMIT,
     }
 }
 

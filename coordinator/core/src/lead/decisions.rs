@@ -5,10 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use conclave_proto::{
-    INLINE_LIMIT,
-    v1::{Decide, command::Command as Body, decide},
-};
+use conclave_proto::v1::{Decide, command::Command as Body, decide};
 
 use super::{Act, Leader, Moment, Purpose};
 use crate::{
@@ -107,7 +104,7 @@ impl Leader {
     }
 
     pub(super) fn propose_decision(&mut self, job_id: String, decide: Decide) {
-        match large_context(&decide) {
+        match large_context(&decide, self.settings.inline_limit) {
             None => self.propose(Body::Decide(decide), Purpose::Decide { job_id }),
             Some(bytes) => self.acts.push(Act::StoreContext {
                 job_id,
@@ -146,12 +143,12 @@ impl Leader {
 }
 
 /// The bytes of a round's context if they are too long to travel in the log.
-fn large_context(decide: &Decide) -> Option<Vec<u8>> {
+fn large_context(decide: &Decide, limit: usize) -> Option<Vec<u8>> {
     let Some(decide::Next::StartRound(round)) = &decide.next else {
         return None;
     };
     let context = round.context.as_ref()?;
-    if payload::blob_ref(context).is_some() || payload::length(context) <= INLINE_LIMIT as u64 {
+    if payload::blob_ref(context).is_some() || payload::length(context) <= limit as u64 {
         return None;
     }
     payload::read(context, &InlineOnly)

@@ -53,6 +53,8 @@ pub struct Settings {
     pub retention_ms: i64,
     /// Bytes of ended jobs kept for one tenant; the oldest go first.
     pub retention_bytes: u64,
+    /// Longest context of a round that travels inside the log, bytes.
+    pub inline_limit: usize,
 }
 
 /// What a leader looks at while it thinks.

@@ -27,6 +27,7 @@ fn settings() -> Settings {
         election_ms: 1_000,
         retention_ms: 60_000,
         retention_bytes: u64::MAX,
+        inline_limit: conclave_proto::INLINE_LIMIT,
     }
 }
 
