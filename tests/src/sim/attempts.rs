@@ -2,8 +2,8 @@
 //! acknowledged.
 
 use conclave_proto::v1::{
-    AttemptError, AttemptKey, AttemptResult, Draft, ErrorKind, Prepare, Prepared, Start,
-    WorkerMessage, attempt_result, worker_message::Message as FromWorker,
+    AttemptError, AttemptKey, AttemptResult, Draft, ErrorKind, Prepare, Prepared, Progress, Resend,
+    Start, TokenDelta, WorkerMessage, attempt_result, worker_message::Message as FromWorker,
 };
 use conclave_worker_core::{EngineError, Request, SeqId, StopReason};
 
@@ -28,6 +28,8 @@ pub(super) struct Live {
     pub start: Start,
     pub prompt: usize,
     pub ids: Vec<u32>,
+    /// Tokens whose text was sent.
+    pub sent: usize,
 }
 
 pub(super) fn key_of(key: &AttemptKey) -> Key {
@@ -132,6 +134,7 @@ impl Worker {
             start,
             prompt,
             ids: Vec::new(),
+            sent: 0,
         };
         self.live.insert(key, live);
         self.wake(cx);
@@ -154,6 +157,7 @@ impl Worker {
         let Some(key) = self.by_seq.remove(&seq) else {
             return;
         };
+        self.say_text(&key, usize::MAX, cx);
         let Some(live) = self.live.remove(&key) else {
             return;
         };
@@ -164,6 +168,7 @@ impl Worker {
             let draft: Draft = mind::draft(&live.start, live.prompt, &live.ids, cached, cut);
             attempt_result::Result::Draft(draft)
         };
+        self.tails.insert(key.clone(), live);
         self.keep(key, result, cx);
     }
 
@@ -186,4 +191,60 @@ impl Worker {
             self.say(session, message, cx);
         }
     }
+
+    /// Sends the text that the leader has not got: so many pieces at most, each of one phase.
+    pub(super) fn say_text(&mut self, key: &Key, pieces: usize, cx: &mut Cx) {
+        let Some((session, _)) = self.session else {
+            return;
+        };
+        for _ in 0..pieces {
+            let live = self.live.get_mut(key).or_else(|| self.tails.get_mut(key));
+            let Some(delta) = live.and_then(|live| next_piece(live, key)) else {
+                return;
+            };
+            let progress = Progress {
+                key: Some(attempt_key(key)),
+                delta: Some(delta),
+            };
+            let message = WorkerMessage {
+                message: Some(FromWorker::Progress(progress)),
+            };
+            self.say(session, message, cx);
+        }
+    }
+
+    /// The text is sent again from this token on.
+    pub(super) fn resend(&mut self, resend: Resend, cx: &mut Cx) {
+        let Some(key) = resend.key.as_ref().map(key_of) else {
+            return;
+        };
+        if let Some(live) = self.live.get_mut(&key).or_else(|| self.tails.get_mut(&key)) {
+            live.sent = live.sent.min(resend.offset as usize);
+            self.say_text(&key, usize::MAX, cx);
+        }
+    }
+}
+
+/// Tokens of one piece of text, at most.
+const PIECE: usize = 6;
+
+/// The next piece of an attempt's text.
+fn next_piece(live: &mut Live, key: &Key) -> Option<TokenDelta> {
+    let thought = live.start.spec.as_ref().map_or(0, |s| s.thought_tokens) as usize;
+    let first = live.sent;
+    let phase = if first < thought { thought } else { usize::MAX };
+    let end = live.ids.len().min(first + PIECE).min(phase);
+    let ids = live.ids.get(first..end).filter(|ids| !ids.is_empty())?;
+    let text: String = ids.iter().map(|id| format!("{id:x} ")).collect();
+    live.sent = end;
+    Some(TokenDelta {
+        agent: key.1,
+        attempt: key.2,
+        offset: first as u32,
+        tokens: (end - first) as u32,
+        text,
+        thought: first < thought,
+        prompt_tokens: live.prompt as u32,
+        ..TokenDelta::default()
+    })
 }

@@ -2,7 +2,7 @@
 //! answer; and a coordinator's own snapshots.
 
 use conclave_coordinator_core::{
-    Applied,
+    Applied, Effect,
     codec::{self, CodecError},
     node::{Committed, Output, Payload, Role, snapshot_of},
     snapshot,
@@ -59,6 +59,7 @@ impl Coordinator {
             let (id, at) = (self.id, self.snapshot_index);
             cx.tell(|| format!("node {id}: installs a snapshot of {at}"));
             cx.ledger.installed(self.id, &self.state);
+            self.fetch(self.state.live_blobs().into_keys(), cx);
         }
         self.send_all(output.after_persist, cx);
         self.node.persisted(output.number);
@@ -112,7 +113,7 @@ impl Coordinator {
         match payload {
             Payload::Empty => self.state.skip(index, term),
             Payload::Command { context, data } => {
-                let command = self.read(&data)?;
+                let command = self.command(&data)?;
                 cx.ledger.meets(self.id, self.speaks, &self.state, &command);
                 let applied = self.state.apply(index, term, &command);
                 cx.applied(self.id, &self.state, &command, &applied);
@@ -131,7 +132,7 @@ impl Coordinator {
     }
 
     /// The command in an entry, as this program reads it.
-    fn read(&self, data: &[u8]) -> Result<Command, Stop> {
+    fn command(&self, data: &[u8]) -> Result<Command, Stop> {
         codec::decode_up_to(data, self.speaks).map_err(|error| match error {
             CodecError::TooNew { .. } => Stop::TooNew(error.to_string()),
             other => Stop::Broken(other.to_string()),
@@ -140,8 +141,17 @@ impl Coordinator {
 
     pub(super) fn applied(&mut self, context: &[u8], applied: Applied, cx: &mut Cx) {
         let waiter = self.waiters.take(context).map(|(waiter, _)| waiter);
+        let (blobs, effects): (Vec<_>, Vec<_>) = applied
+            .effects
+            .into_iter()
+            .partition(|effect| matches!(effect, Effect::FetchBlob { .. }));
+        let hashes = blobs.into_iter().filter_map(|effect| match effect {
+            Effect::FetchBlob { hash, .. } => Some(hash),
+            _ => None,
+        });
+        self.fetch(hashes.collect::<Vec<_>>(), cx);
         if let Some(leader) = &mut self.leader {
-            leader.effects(applied.effects);
+            leader.effects(effects);
         }
         match waiter {
             Some(Waiter::Call(from, number)) => {
@@ -166,6 +176,7 @@ impl Coordinator {
         }
         if self.leader.take().is_some() {
             self.dismiss_workers(cx);
+            self.close_feeds(cx);
         }
         if leads {
             cx.ledger.leads(self.id, new.term);
@@ -213,6 +224,7 @@ impl Coordinator {
         self.disk.compact(snapshot.clone(), keep_from)?;
         self.reach(Moment::Compacted)?;
         self.disk.forget_before(index);
+        self.drop_dead_blobs(cx)?;
         self.node.compact(snapshot, keep_from);
         Ok(())
     }

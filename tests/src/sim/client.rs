@@ -44,6 +44,8 @@ pub(super) struct Client {
     call: Option<(u64, u64, usize)>,
     /// A submission was sent, and what became of it was not told.
     unknown: bool,
+    /// It, or somebody with it, will watch the job.
+    watches: bool,
 }
 
 /// A question; numbers choose its policy.
@@ -133,11 +135,19 @@ impl Client {
             leader: 0,
             call: None,
             unknown: false,
+            watches: rng.below(2) == 0,
         }
     }
 
     pub(super) fn is_over(&self) -> bool {
         self.phase == Phase::Over
+    }
+
+    /// The job that somebody begins to watch now, once.
+    pub(super) fn begins_to_watch(&mut self) -> Option<String> {
+        let begins = self.watches && !self.job_id.is_empty();
+        self.watches &= !begins;
+        begins.then(|| self.job_id.clone())
     }
 
     /// How it stands, for people.

@@ -16,11 +16,13 @@ use conclave_proto::{
 use raft::eraftpb::{ConfState, MessageType};
 
 use super::{
-    cx::{Addr, Ask, Cx, Event, Input, Told, Wire},
+    blobs::BlobNet,
+    cx::{Addr, Cx, Event, Input, Told, Wire},
     disk::{Disk, Full, Unreadable},
     invariants::Held,
     sessions::Sessions,
-    waiters::{MOST_READS, MOST_WAITERS, READ_MS, RETRY_MS, Reads, Waiter, Waiters, Wanted},
+    waiters::{MOST_READS, MOST_WAITERS, RETRY_MS, Reads, Waiter, Waiters},
+    watching::Watches,
 };
 
 /// Period of a node's timer, ms.
@@ -38,6 +40,8 @@ pub(super) struct Coordinator {
     pub leader: Option<Leader>,
     pub leadership: Leadership,
     pub sessions: Sessions,
+    pub(super) blobs: BlobNet,
+    pub(super) watches: Watches,
     pub(super) waiters: Waiters,
     pub(super) reads: Reads,
     /// This clock minus an honest one, ms.
@@ -146,6 +150,8 @@ impl Coordinator {
             state,
             leader: None,
             sessions: Sessions::new(),
+            blobs: BlobNet::default(),
+            watches: Watches::default(),
             waiters: Waiters::new(boot, MOST_WAITERS),
             reads: Reads::new(boot, MOST_READS),
             skew_ms: 0,
@@ -235,6 +241,9 @@ impl Coordinator {
                 self.reads.len() as u64,
                 MOST_READS as u64 + 8,
             )
+            .with("payloads under way", self.blobs.under_way() as u64, 512)
+            .with("streams of watchers", self.watches.held().0 as u64, 256)
+            .with("jobs whose text is kept", self.watches.held().1 as u64, 64)
     }
 
     /// Goes through what waited, as far as it can.
@@ -261,7 +270,11 @@ impl Coordinator {
         match input {
             Input::Tick => self.tick(cx),
             Input::Wire(from, wire) => self.receive(from, wire, cx)?,
-            Input::Lost(session) => self.lost_session(session),
+            Input::Lost(session) => {
+                self.lost_session(session);
+                self.end_watch(session, cx);
+            }
+            Input::Stored(id) => self.blob_stored(id, cx),
             Input::Synced => {
                 if std::mem::take(&mut self.disk.fails) {
                     return Err(Stop::Fsync);
@@ -311,52 +324,24 @@ impl Coordinator {
             }
             Wire::Hello(id, hello) => self.hello(id, from, *hello, cx),
             Wire::Up(id, message) => self.hear(id, *message, cx),
-            Wire::Close(id) => self.lost_session(id),
+            Wire::Close(id) => {
+                self.lost_session(id);
+                self.end_watch(id, cx);
+            }
+            Wire::Watch(stream, job_id, cursor) => self.watch(stream, from, job_id, &cursor, cx),
+            Wire::Read(stream) => self.watch_read(stream, cx),
+            wire @ (Wire::Update(stream, _) | Wire::NoJob(stream)) => {
+                self.passed_on(stream, wire, cx);
+            }
+            Wire::PutBlob(..) | Wire::HasBlob(_) | Wire::GetBlob(_) | Wire::Blob(..) => {
+                if let Addr::Node(peer) = from {
+                    self.hear_of_blob(peer, wire, cx);
+                }
+            }
             Wire::Call(number, ask) => self.asked(from, number, *ask, cx),
             Wire::Down(..) | Wire::Told(..) => {}
         }
         Ok(())
-    }
-
-    fn asked(&mut self, from: Addr, number: u64, ask: Ask, cx: &mut Cx) {
-        let serving = self.leader.as_ref().is_some_and(Leader::serving);
-        if !serving {
-            let hint = Told::NotLeader(self.leadership.leader_id);
-            return cx.send(self.addr(), from, Wire::Told(number, Box::new(hint)));
-        }
-        let waiter = Waiter::Call(from, number);
-        match ask {
-            Ask::Propose(body) => {
-                let body = self.stamped(body, cx);
-                self.propose(body, waiter, 5_000, cx);
-            }
-            Ask::Get(job_id) => {
-                let wanted = Wanted::Job(from, number, job_id);
-                if let Err(refused) = self.reads.add(wanted, cx.now + READ_MS) {
-                    self.refuse(refused, cx);
-                }
-            }
-        }
-    }
-
-    /// What the API adds to a caller's words: ids and times.
-    fn stamped(&mut self, body: Body, cx: &Cx) -> Body {
-        let now = self.unix_ms(cx);
-        match body {
-            Body::SubmitJob(mut c) => {
-                self.minted += 1;
-                c.job_id = format!("{:08x}-{}-{}", cx.now, self.id, self.minted);
-                c.unix_ms = now;
-                if c.deadline_unix_ms > 0 {
-                    c.deadline_unix_ms += now;
-                }
-                Body::SubmitJob(c)
-            }
-            Body::CancelJob(c) => {
-                Body::CancelJob(conclave_proto::v1::CancelJobCommand { unix_ms: now, ..c })
-            }
-            other => other,
-        }
     }
 
     fn tick(&mut self, cx: &mut Cx) {
@@ -368,11 +353,14 @@ impl Coordinator {
             self.refuse(wanted, cx);
         }
         self.lead_tick(cx);
+        self.tick_blobs(cx);
     }
 
     /// Proposes a command; whoever waits is told at once if it is not taken.
     pub(super) fn propose(&mut self, body: Body, waiter: Waiter, wait_ms: u64, cx: &mut Cx) {
         let command = self.spoken(body);
+        let voters = || self.node.conf_state().voters;
+        cx.ledger.proposes(self.id, voters, &command);
         let context = match self.waiters.add(waiter, cx.now, cx.now + wait_ms) {
             Ok(context) => context,
             Err(waiter) => return self.fail(waiter, Told::Busy, cx),
@@ -406,19 +394,12 @@ impl Coordinator {
                 }
                 cx.send(self.addr(), from, Wire::Told(number, Box::new(told)));
             }
+            Waiter::Nobody => {}
             Waiter::Leader(term, purpose) => {
                 if let Some(leader) = self.leader_of(term) {
                     leader.failed(purpose);
                 }
             }
-            Waiter::Nobody => {}
-        }
-    }
-
-    /// Tells a client that its read came to nothing.
-    fn refuse(&self, wanted: Wanted, cx: &mut Cx) {
-        if let Wanted::Job(from, number, _) = wanted {
-            cx.send(self.addr(), from, Wire::Told(number, Box::new(Told::Busy)));
         }
     }
 
@@ -447,29 +428,6 @@ impl Coordinator {
         Ok(())
     }
 
-    fn serve_reads(&mut self, cx: &mut Cx) -> bool {
-        let mut moved = false;
-        for wanted in self.reads.ready(self.state.applied_index()) {
-            match wanted {
-                Wanted::Job(from, number, job_id) => {
-                    let job = self.state.job(&job_id).map(|j| (j.state, j.events.len()));
-                    cx.send(
-                        self.addr(),
-                        from,
-                        Wire::Told(number, Box::new(Told::Job(job))),
-                    );
-                }
-                Wanted::Leader(term, pause) => {
-                    if let Some(leader) = self.leader_of(term) {
-                        leader.confirmed(pause);
-                        moved = true;
-                    }
-                }
-            }
-        }
-        moved
-    }
-
     /// The process is gone.
     pub(super) fn die(mut self, cx: &mut Cx) -> Disk {
         let waiting = self.inbox.iter().filter_map(|input| match input {
@@ -479,6 +437,13 @@ impl Coordinator {
         for (session, peer) in self.sessions.iter().map(|(s, p)| (*s, *p)).chain(waiting) {
             cx.cut(session, Addr::Node(self.id), peer);
         }
+        for (stream, peer) in self.watches.streams().collect::<Vec<_>>() {
+            cx.cut(stream, Addr::Node(self.id), peer);
+        }
+        for (stream, node) in self.watches.upstreams().collect::<Vec<_>>() {
+            cx.cut(stream, Addr::Node(self.id), Addr::Node(node));
+        }
+        self.lose_blobs(cx);
         let damage = self.disk.crash(&mut cx.rng);
         cx.damage(damage);
         self.disk

@@ -4,12 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use conclave_coordinator_core::Reply;
+use conclave_proto::INLINE_LIMIT;
 use conclave_proto::v1::{
-    CoordinatorMessage, Hello, JobState, WorkerMessage, command::Command as Body,
+    CoordinatorMessage, Hello, JobState, WatchJobResponse, WorkerMessage, command::Command as Body,
 };
 use raft::eraftpb::{ConfChangeType, Message as RaftMessage};
 
-use super::{coverage::Coverage, disk::Damage, invariants::Ledger, rng::Rng, story::Story};
+use super::{
+    blobs::Hash, coverage::Coverage, disk::Damage, invariants::Ledger, rng::Rng, story::Story,
+};
 
 /// Unix ms at the beginning of virtual time.
 const EPOCH_MS: i64 = 1_700_000_000_000;
@@ -20,6 +23,7 @@ pub(super) enum Addr {
     Node(u64),
     Worker(u32),
     Client(u32),
+    Watcher(u32),
 }
 
 /// What travels.
@@ -39,14 +43,43 @@ pub(super) enum Wire {
     Call(u64, Box<Ask>),
     /// The answer to one.
     Told(u64, Box<Told>),
+    /// Store this payload; for the sender's so-manieth.
+    PutBlob(u64, Vec<u8>),
+    /// It is durable here.
+    HasBlob(u64),
+    /// Who has this payload?
+    GetBlob(Hash),
+    /// Here it is.
+    Blob(Hash, Vec<u8>),
+    /// A watcher's stream: the job, and its cursor.
+    Watch(u64, String, Vec<u8>),
+    /// On such a stream, to the watcher.
+    Update(u64, Box<WatchJobResponse>),
+    /// There is no such job.
+    NoJob(u64),
+    /// The watcher has read an update.
+    Read(u64),
 }
 
 impl Wire {
     /// The session that it belongs to.
     pub(super) fn session(&self) -> Option<u64> {
         match self {
-            Wire::Hello(id, _) | Wire::Up(id, _) | Wire::Down(id, _) | Wire::Close(id) => Some(*id),
-            Wire::Raft(..) | Wire::Call(..) | Wire::Told(..) => None,
+            Wire::Hello(id, _)
+            | Wire::Up(id, _)
+            | Wire::Down(id, _)
+            | Wire::Close(id)
+            | Wire::Watch(id, ..)
+            | Wire::Update(id, _)
+            | Wire::NoJob(id)
+            | Wire::Read(id) => Some(*id),
+            Wire::Raft(..)
+            | Wire::Call(..)
+            | Wire::Told(..)
+            | Wire::PutBlob(..)
+            | Wire::HasBlob(_)
+            | Wire::GetBlob(_)
+            | Wire::Blob(..) => None,
         }
     }
 }
@@ -87,6 +120,8 @@ pub(super) enum Input {
     Transfer(u64),
     /// An operator raises the cluster's log version.
     Raise(u32),
+    /// A payload is durable.
+    Stored(u64),
 }
 
 /// What happens next to a worker.
@@ -113,6 +148,9 @@ pub(super) enum Event {
     /// A session's end is noticed.
     Noticed(Addr, u64),
     Client(u32),
+    Watcher(u32),
+    /// A watcher has read an update, of this stream to this node.
+    ReadUpdate(u32, u64, u64),
     Fault,
     Operator,
     Boot(u64),
@@ -169,6 +207,8 @@ pub(super) struct Cx {
     pub ledger: Ledger,
     pub coverage: Coverage,
     pub story: Story,
+    /// Longest payload that travels inside the log, bytes.
+    pub inline_limit: usize,
     queue: BTreeMap<(u64, u64), Event>,
     numbers: u64,
 }
@@ -185,6 +225,7 @@ impl Cx {
             ledger: Ledger::default(),
             coverage: Coverage::default(),
             story: Story::new(traced, shown),
+            inline_limit: INLINE_LIMIT,
             queue: BTreeMap::new(),
             numbers: 0,
         }
@@ -216,7 +257,7 @@ impl Cx {
         self.story.tell(self.now, line);
     }
 
-    pub(super) fn fault(&mut self, class: &str) {
+    pub(super) fn fault(&mut self, class: &'static str) {
         self.coverage.hit("faults", class);
     }
 

@@ -12,7 +12,7 @@ use conclave_coordinator_core::{
 use conclave_proto::v1::SnapshotManifest;
 use raft::eraftpb::{Entry, HardState, Snapshot};
 
-use super::rng::Rng;
+use super::{blobs::Blobs, rng::Rng};
 
 /// Bytes of a log record besides its entries.
 const RECORD: u64 = 32;
@@ -62,6 +62,8 @@ pub(super) struct Disk {
     pub(super) fails: bool,
     /// Bytes that may still be written; all there may be, if unset.
     pub(super) room: Option<u64>,
+    /// Payloads by hash.
+    pub(super) blobs: Blobs,
 }
 
 /// What a crash did to a disk.
@@ -74,7 +76,7 @@ pub(super) struct Damage {
 }
 
 impl Disk {
-    fn take_room(&mut self, bytes: u64) -> Result<(), Full> {
+    pub(super) fn take_room(&mut self, bytes: u64) -> Result<(), Full> {
         let Some(room) = &mut self.room else {
             return Ok(());
         };

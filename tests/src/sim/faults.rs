@@ -269,8 +269,12 @@ impl World {
             Moment::Compacted,
         ];
         let moment = self.cx.rng.pick(&moments);
-        if let Some(running) = self.nodes.get_mut(&node) {
-            running.armed = moment;
+        // Snapshots are received so seldom that whoever gets one dies of it.
+        let anyone = matches!(moment, Some(Moment::Received | Moment::Installing));
+        for (id, running) in &mut self.nodes {
+            if anyone || *id == node {
+                running.armed = moment;
+            }
         }
     }
 

@@ -1,14 +1,13 @@
 //! The leader's hands: what the core's [`Leader`] says is to be done is done here.
 
-use conclave_coordinator_core::{
-    lead::{Act, Leader, Moment, PROPOSAL_MS, Settings},
-    payload::InlineOnly,
-};
+use conclave_coordinator_core::lead::{Act, Leader, Moment, PROPOSAL_MS, Settings};
 use conclave_proto::v1::{
-    CreateCluster, Welcome, command::Command as Body, coordinator_message::Message as ToWorker,
+    CreateCluster, SetMemberAddress, Welcome, command::Command as Body,
+    coordinator_message::Message as ToWorker,
 };
 
 use super::{
+    blobs::Purpose,
     coordinator::{Coordinator, ELECTION_MS},
     cx::Cx,
     waiters::{Waiter, Wanted},
@@ -24,7 +23,7 @@ impl Coordinator {
     pub(super) fn moment(&self, cx: &Cx) -> Moment<'_> {
         Moment {
             state: &self.state,
-            payloads: &InlineOnly,
+            payloads: &self.disk.blobs,
             now_ms: cx.now,
             unix_ms: self.unix_ms(cx),
         }
@@ -48,6 +47,7 @@ impl Coordinator {
             election_ms: ELECTION_MS,
             retention_ms: RETENTION_MS,
             retention_bytes: RETENTION_BYTES,
+            inline_limit: cx.inline_limit,
         };
         let founding = CreateCluster {
             cluster_id: "sim".into(),
@@ -116,14 +116,37 @@ impl Coordinator {
             }
             Act::Close { session } => self.close_session(session, cx),
             Act::Confirm { pause } => self.reads.insist(Wanted::Leader(term, pause)),
-            // Payloads are inline here, watchers read the state, members have no addresses.
-            Act::Fetch { .. }
-            | Act::Broken { .. }
-            | Act::StoreContext { .. }
-            | Act::AttemptBegins { .. }
-            | Act::JobChanged { .. }
-            | Act::JobEnded { .. }
-            | Act::NoteMembers => {}
+            Act::Fetch { hash } => self.fetch([hash], cx),
+            Act::Broken { hash } => {
+                let what = format!("node {}: payload {hash:02x?} does not decode", self.id);
+                cx.ledger.hold("what was written can be read", Err(what));
+            }
+            Act::StoreContext {
+                job_id,
+                decide,
+                bytes,
+            } => self.with_payload(bytes, Purpose::Context(term, job_id, decide), cx),
+            Act::AttemptBegins { key } => self.attempt_begins(&key, cx),
+            Act::JobChanged { job_id } => self.ring(&job_id, cx),
+            Act::JobEnded { job_id } => self.job_ended(&job_id, cx),
+            Act::NoteMembers => self.note_members(cx),
+        }
+    }
+
+    /// Proposes where members listen, if the state does not say so.
+    fn note_members(&mut self, cx: &mut Cx) {
+        let conf = self.node.conf_state();
+        for node_id in conf.voters.into_iter().chain(conf.learners) {
+            let address = format!("node-{node_id}");
+            if self.state.members().get(&node_id) != Some(&address) {
+                let set = SetMemberAddress {
+                    node_id,
+                    address,
+                    removed: false,
+                };
+                let body = Body::SetMemberAddress(set);
+                self.propose(body, Waiter::Nobody, PROPOSAL_MS, cx);
+            }
         }
     }
 

@@ -8,19 +8,24 @@
 //! | part | what it is |
 //! |---|---|
 //! | `world` | the loop |
-//! | `coordinator`, `carry`, `leader`, `sessions`, `waiters` | a coordinator and its shell |
+//! | `processes` | how they begin and end |
+//! | `coordinator`, `carry`, `calls`, `leader`, `sessions`, `waiters` | a coordinator and its shell |
 //! | `disk` | lost writes, torn tails, failing fsync |
 //! | `worker`, `attempts`, `mind` | a worker, and what its mock model says |
+//! | `blobs` | payloads by hash: on a majority before they are named, fetched where missing |
 //! | `client` | submissions with keys, retries, cancellations, linearizable reads |
+//! | `watching`, `watcher` | streams of events and text, from a leader or passed on; who reads them |
 //! | `operator`, `faults` | changes of members; what goes wrong |
 //! | `invariants` | what must hold, one law a file |
 //! | `oracle` | what an exact job answers where nothing fails |
-//! | `coverage`, `story`, `words` | what a run met; what happened, line by line |
+//! | `coverage`, `floors` | what runs met, and what they must meet |
+//! | `story`, `words` | what happened, line by line |
 //!
-//! Not simulated: payloads that travel by hash (every payload is inline), streams of tokens, versions
-//! of the log.
+//! Not simulated: gRPC, TLS, tokens of callers, the audit's signatures.
 
 mod attempts;
+mod blobs;
+mod calls;
 mod carry;
 mod client;
 mod coordinator;
@@ -28,15 +33,19 @@ mod coverage;
 mod cx;
 mod disk;
 mod faults;
+mod floors;
 mod invariants;
 mod leader;
 pub(crate) mod mind;
 mod operator;
 mod oracle;
+mod processes;
 mod rng;
 mod sessions;
 mod story;
 mod waiters;
+mod watcher;
+mod watching;
 mod words;
 mod worker;
 mod world;

@@ -101,13 +101,20 @@ impl World {
         let joining = self.joining;
         let gone = |id: &u64| !known(id) && joining != Some(*id);
         let running: Vec<u64> = self.nodes.keys().copied().filter(gone).collect();
-        for id in running {
-            if let Some(node) = self.nodes.remove(&id) {
+        for id in &running {
+            if let Some(node) = self.nodes.remove(id) {
                 node.die(&mut self.cx);
                 self.cx.tell(|| format!("node {id}: switched off"));
             }
         }
+        let down: Vec<u64> = self.disks.keys().copied().filter(gone).collect();
         self.disks.retain(|id, _| !gone(id));
+        for id in running.iter().chain(&down) {
+            self.speaks.remove(id);
+            if let Some(leader) = self.leader().map(|l| l.id) {
+                self.cx.ledger.left(*id, &self.nodes[&leader].state);
+            }
+        }
     }
 
     pub(super) fn tell_leader(&mut self, input: Input) {

@@ -26,13 +26,20 @@ const JOB: &str = "oracle";
 /// # Errors
 /// The job does not come to an answer.
 pub(super) fn answer(spec: &JobSpec) -> Result<String, String> {
+    let state = ended(spec)?;
+    let job = state.job(JOB).ok_or("the job was refused")?;
+    let text = job.answer.as_ref().map(|a| a.text.clone());
+    text.ok_or_else(|| format!("no answer: {}", job.message))
+}
+
+/// The state once the job of an effective spec has ended, or waits for its reviewer.
+fn ended(spec: &JobSpec) -> Result<State, String> {
     let mut state = State::new();
     begin(&mut state, spec);
     for _ in 0..10_000 {
         let job = state.job(JOB).ok_or("the job was refused")?;
         if job.is_final() || job.state == JobState::AwaitingReview {
-            let text = job.answer.as_ref().map(|a| a.text.clone());
-            return text.ok_or_else(|| format!("no answer: {}", job.message));
+            return Ok(state);
         }
         let context = Context {
             payloads: &InlineOnly,
@@ -55,6 +62,31 @@ pub(super) fn answer(spec: &JobSpec) -> Result<String, String> {
         }
     }
     Err("the faultless run does not end".into())
+}
+
+/// A job that has ended, for the tests of laws: exact, and sealed.
+#[cfg(test)]
+pub(super) fn job() -> conclave_coordinator_core::job::Job {
+    use conclave_coordinator_core::spec::{self, Defaults};
+    use conclave_proto::v1::{ContemplationPolicy, Message, Mode};
+    let asked = JobSpec {
+        mode: Mode::Contemplating as i32,
+        messages: vec![Message {
+            role: "user".into(),
+            content: "question".into(),
+        }],
+        policy: Some(ContemplationPolicy {
+            width: Some(2),
+            refine_rounds: Some(0),
+            exact: true,
+            ..ContemplationPolicy::default()
+        }),
+        seed: Some(7),
+        ..JobSpec::default()
+    };
+    let spec = spec::effective(&asked, &Defaults::new(1)).expect("a good spec");
+    let state = ended(&spec).expect("it ends");
+    state.job(JOB).cloned().expect("it is there")
 }
 
 fn apply(state: &mut State, body: Body) {

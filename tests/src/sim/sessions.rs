@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use conclave_coordinator_core::{lead::Sign, payload};
+use conclave_coordinator_core::lead::Sign;
 use conclave_proto::v1::{
-    AttemptResult, CoordinatorMessage, Hello, NotLeader, WorkerMessage, attempt_finished,
+    AttemptResult, CoordinatorMessage, Hello, NotLeader, Payload, WorkerMessage, attempt_finished,
     attempt_result, coordinator_message::Message as ToWorker,
     worker_message::Message as FromWorker,
 };
 use prost::Message as _;
 
 use super::{
+    blobs::Purpose,
     coordinator::Coordinator,
     cx::{Addr, Cx, Wire},
 };
@@ -90,22 +91,47 @@ impl Coordinator {
                 }
             }
             Some(FromWorker::Draining(_)) => leader.draining(id),
-            Some(FromWorker::Progress(_) | FromWorker::Hello(_)) | None => {}
+            Some(FromWorker::Progress(progress)) => self.progress(id, progress, cx),
+            Some(FromWorker::Hello(_)) | None => {}
         }
     }
 
-    fn result(&mut self, id: u64, result: AttemptResult, cx: &mut Cx) {
-        let Some(key) = result.key else { return };
-        let outcome = match result.result {
+    fn result(&mut self, id: u64, mut result: AttemptResult, cx: &mut Cx) {
+        match result.result.take() {
             Some(attempt_result::Result::Draft(draft)) => {
-                attempt_finished::Result::Draft(payload::inline(draft.encode_to_vec()))
+                let draft = draft.encode_to_vec();
+                self.with_payload(draft, Purpose::Draft(id, Box::new(result)), cx);
             }
-            Some(attempt_result::Result::Error(error)) => attempt_finished::Result::Error(error),
-            None => return,
-        };
+            Some(attempt_result::Result::Error(error)) => {
+                self.hand_in(id, result, attempt_finished::Result::Error(error), cx);
+            }
+            None => {}
+        }
+    }
+
+    /// The draft of a result may be named now.
+    pub(super) fn finished(&mut self, id: u64, result: AttemptResult, draft: Payload, cx: &mut Cx) {
+        self.hand_in(id, result, attempt_finished::Result::Draft(draft), cx);
+    }
+
+    fn hand_in(
+        &mut self,
+        id: u64,
+        result: AttemptResult,
+        outcome: attempt_finished::Result,
+        cx: &mut Cx,
+    ) {
         let now = self.unix_ms(cx);
-        if let Some(leader) = &mut self.leader {
+        if let (Some(key), Some(leader)) = (result.key, &mut self.leader) {
             leader.finished(id, key, result.incarnation, outcome, now);
+        }
+    }
+
+    /// What came on the session could not be taken: it ends, and the worker says hello again.
+    pub(super) fn break_session(&mut self, id: u64, cx: &mut Cx) {
+        self.close_session(id, cx);
+        if let Some(leader) = &mut self.leader {
+            leader.closed(id);
         }
     }
 }

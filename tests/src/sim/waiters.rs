@@ -36,4 +36,6 @@ pub(super) enum Wanted {
     Job(Addr, u64, String),
     /// The leader of this term stood still, for so many times.
     Leader(u64, u64),
+    /// A watcher's stream: is its job there?
+    Watch(u64),
 }

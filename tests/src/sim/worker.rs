@@ -36,6 +36,8 @@ pub(super) struct Worker {
     pub(super) live: BTreeMap<Key, Live>,
     pub(super) by_seq: BTreeMap<SeqId, Key>,
     pub(super) results: BTreeMap<Key, AttemptResult>,
+    /// Text of attempts whose results are kept.
+    pub(super) tails: BTreeMap<Key, Live>,
     pub(super) next_seq: u64,
     leader: u64,
     pub(super) draining: bool,
@@ -72,6 +74,7 @@ impl Worker {
             live: BTreeMap::new(),
             by_seq: BTreeMap::new(),
             results: BTreeMap::new(),
+            tails: BTreeMap::new(),
             next_seq: 0,
             leader: 0,
             draining: false,
@@ -98,6 +101,7 @@ impl Worker {
             .with("inputs waiting", self.inbox.len() as u64, 1_024)
             .with("attempts under way", self.live.len() as u64, 6 + 32)
             .with("results kept", self.results.len() as u64, 256)
+            .with("texts kept", self.tails.len() as u64, 256)
     }
 
     pub(super) fn has_work(&self) -> bool {
@@ -223,9 +227,11 @@ impl Worker {
             Some(ToWorker::Ack(ack)) => {
                 for key in &ack.keys {
                     self.results.remove(&key_of(key));
+                    self.tails.remove(&key_of(key));
                 }
             }
-            Some(ToWorker::Resend(_)) | None => {}
+            Some(ToWorker::Resend(resend)) => self.resend(resend, cx),
+            None => {}
         }
     }
 
@@ -267,6 +273,12 @@ impl Worker {
                 EngineEvent::Finished(f) => {
                     self.ended(f.seq, f.reason, f.cached_prompt_tokens, cx);
                 }
+            }
+        }
+        // Text is pulled when the stream has room: now and then, some of it.
+        if cx.rng.below(3) == 0 {
+            for key in self.live.keys().cloned().collect::<Vec<_>>() {
+                self.say_text(&key, 1, cx);
             }
         }
         if self.steps.is_multiple_of(16) {

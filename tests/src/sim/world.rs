@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use conclave_coordinator_core::agent::Agent;
-use conclave_proto::LOG_VERSION;
+use conclave_proto::INLINE_LIMIT;
 
 use super::{
     Options, Outcome,
     client::Client,
-    coordinator::{Book, Coordinator, Moment, NEXT_VERSION, Stop, TICK_MS},
+    coordinator::{Book, Coordinator, NEXT_VERSION, TICK_MS},
     cx::{Addr, Cx, Event, Input, Told, Wire, WorkerInput},
     disk::Disk,
     faults::Plan,
+    watcher::Watcher,
     words,
     worker::Worker,
 };
@@ -31,6 +32,7 @@ pub(super) struct World {
     pub disks: BTreeMap<u64, Disk>,
     pub workers: BTreeMap<u32, Worker>,
     pub clients: Vec<Client>,
+    pub watchers: Vec<Watcher>,
     pub plan: Plan,
     /// Workers, running or not.
     pub crew: u32,
@@ -49,6 +51,8 @@ impl World {
         let mut cx = Cx::new(options.seed, options.twice, options.trace);
         let plan = Plan::draw(&mut cx.rng);
         cx.tell(|| format!("seed {}: {plan:?}", options.seed));
+        // Some worlds have everything travel apart, some next to nothing.
+        cx.inline_limit = [48, 256, 600, INLINE_LIMIT][cx.rng.below(4) as usize];
         let crew = cx.rng.between(1, 4) as u32;
         let mut world = World {
             cx,
@@ -56,6 +60,7 @@ impl World {
             disks: BTreeMap::new(),
             workers: BTreeMap::new(),
             clients: Vec::new(),
+            watchers: Vec::new(),
             plan,
             crew,
             minted: 1,
@@ -141,10 +146,20 @@ impl World {
                 let boot = self.workers.get(&number).map_or(0, |w| w.boot);
                 self.give_worker(number, boot, WorkerInput::Lost(session));
             }
+            Event::Noticed(Addr::Watcher(number), stream) => {
+                self.watchers[number as usize].lost(stream);
+            }
             Event::Noticed(Addr::Client(_), _) => {}
             Event::Client(number) => {
                 let nodes = self.addresses();
                 self.clients[number as usize].wake(&nodes, &mut self.cx);
+            }
+            Event::Watcher(number) => {
+                let nodes = self.addresses();
+                self.watchers[number as usize].wake(&nodes, self.calm, &mut self.cx);
+            }
+            Event::ReadUpdate(number, stream, node) => {
+                self.watchers[number as usize].read(stream, node, &mut self.cx);
             }
             Event::Fault => self.fault(),
             Event::Operator => self.operator(),
@@ -191,26 +206,6 @@ impl World {
         all
     }
 
-    /// A node's process begins on its folder; false if it ended at once.
-    pub(super) fn start(&mut self, id: u64, disk: Disk) -> bool {
-        let speaks = *self.speaks.entry(id).or_insert(LOG_VERSION);
-        match Coordinator::boot(id, disk, speaks, &mut self.cx) {
-            Ok(node) => {
-                self.cx
-                    .tell(|| format!("node {id}: starts, and knows log version {speaks}"));
-                self.nodes.insert(id, node);
-                true
-            }
-            Err(found) => {
-                let (disk, stop) = *found;
-                self.disks.insert(id, disk);
-                self.account(id, &stop);
-                self.restart_later(id);
-                false
-            }
-        }
-    }
-
     fn give_node(&mut self, id: u64, boot: u64, input: Input) {
         let Some(node) = self.nodes.get_mut(&id).filter(|n| n.boot == boot) else {
             return;
@@ -230,90 +225,6 @@ impl World {
         }
     }
 
-    fn stopped(&mut self, id: u64, done: Result<(), Stop>) {
-        if let Err(stop) = done {
-            let class = self.account(id, &stop);
-            self.crash(id, class);
-        }
-    }
-
-    /// Why a process ended, in the ledger's and the counters' words.
-    fn account(&mut self, id: u64, stop: &Stop) -> &'static str {
-        match stop {
-            Stop::Fsync => "fsync failed",
-            Stop::Full => "node stopped, disk full",
-            Stop::Killed(Moment::Written | Moment::Synced) => "node crashed in a write",
-            Stop::Killed(Moment::Received | Moment::Installing) => {
-                "node crashed installing a snapshot"
-            }
-            Stop::Killed(Moment::Saved | Moment::Compacted) => "node crashed compacting",
-            Stop::TooNew(why) => {
-                self.cx.ledger.too_old(id, why);
-                self.cx.tell(|| format!("node {id}: {why}"));
-                // Whoever reads that brings the new program, sooner or later.
-                if self.cx.rng.below(2) == 0 {
-                    self.speaks.insert(id, NEXT_VERSION);
-                }
-                "node stopped, program too old"
-            }
-            Stop::Broken(why) => {
-                let broken = Err(format!("node {id}: {why}"));
-                self.cx.ledger.hold("what was written can be read", broken);
-                "node stopped, broken"
-            }
-        }
-    }
-
-    /// The process is gone, and comes back on what its disk kept.
-    pub(super) fn crash(&mut self, id: u64, class: &'static str) {
-        let Some(node) = self.nodes.remove(&id) else {
-            return;
-        };
-        self.cx.fault(class);
-        self.cx.tell(|| format!("node {id}: {class}"));
-        let disk = node.die(&mut self.cx);
-        self.disks.insert(id, disk);
-        self.restart_later(id);
-    }
-
-    fn restart_later(&mut self, id: u64) {
-        let down = self.cx.rng.between(50, 6_000);
-        self.cx.after(down, Event::Boot(id));
-    }
-
-    /// A process that finds its disk full ends again, until there is room.
-    fn boot(&mut self, id: u64) {
-        let Some(disk) = self.disks.get(&id) else {
-            return;
-        };
-        if disk.room.is_some() {
-            self.cx
-                .coverage
-                .hit("deeds", "a full disk kept a node down");
-            return self.restart_later(id);
-        }
-        if let Some(disk) = self.disks.remove(&id) {
-            self.start(id, disk);
-        }
-    }
-
-    fn heal(&mut self) {
-        if !self.cx.net.blocked.is_empty() {
-            self.cx.coverage.hit("deeds", "a partition healed");
-            self.cx.tell(|| "the network is whole again".to_owned());
-        }
-        self.cx.net.blocked.clear();
-    }
-
-    fn make_room(&mut self, id: u64) {
-        let running = self.nodes.get_mut(&id).map(|n| &mut n.disk);
-        if let Some(disk) = running.or_else(|| self.disks.get_mut(&id)) {
-            disk.room = None;
-            self.cx
-                .tell(|| format!("node {id}: there is room on its disk again"));
-        }
-    }
-
     /// What every process holds, against its bounds.
     fn look_at_queues(&mut self) {
         for node in self.nodes.values() {
@@ -323,16 +234,6 @@ impl World {
         for worker in self.workers.values() {
             self.cx.ledger.held(&worker.worker_id(), &worker.held());
         }
-    }
-
-    pub(super) fn kill_worker(&mut self, number: u32) -> bool {
-        let Some(worker) = self.workers.remove(&number) else {
-            return false;
-        };
-        if let Some((session, node)) = worker.session {
-            self.cx.cut(session, Addr::Worker(number), Addr::Node(node));
-        }
-        true
     }
 
     fn give_worker(&mut self, number: u32, boot: u64, input: WorkerInput) {
@@ -358,7 +259,7 @@ impl World {
         let there = match to {
             Addr::Node(id) => self.nodes.get(&id).map(|n| n.boot),
             Addr::Worker(number) => self.workers.get(&number).map(|w| w.boot),
-            Addr::Client(_) => Some(0),
+            Addr::Client(_) | Addr::Watcher(_) => Some(0),
         };
         let Some(boot) = there else {
             if let Some(session) = session {
@@ -370,13 +271,31 @@ impl World {
             Addr::Node(id) => self.give_node(id, boot, Input::Wire(from, wire)),
             Addr::Worker(number) => self.give_worker(number, boot, WorkerInput::Wire(wire)),
             Addr::Client(number) => self.answer(from, number, wire),
+            Addr::Watcher(number) => self.show(number, wire),
         }
     }
 
     fn answer(&mut self, from: Addr, number: u32, wire: Wire) {
         if let (Addr::Node(node), Wire::Told(call, told)) = (from, wire) {
             let told: Told = *told;
-            self.clients[number as usize].told(node, call, told, &mut self.cx);
+            let client = &mut self.clients[number as usize];
+            client.told(node, call, told, &mut self.cx);
+            if let Some(job_id) = client.begins_to_watch() {
+                let watcher = self.watchers.len() as u32;
+                self.watchers
+                    .push(Watcher::new(watcher, &job_id, &mut self.cx));
+                self.cx.after(1, Event::Watcher(watcher));
+            }
+        }
+    }
+
+    fn show(&mut self, number: u32, wire: Wire) {
+        let watcher = &mut self.watchers[number as usize];
+        match wire {
+            Wire::Update(stream, update) => watcher.told(stream, *update, &mut self.cx),
+            Wire::NoJob(stream) => watcher.no_job(stream, &mut self.cx),
+            Wire::Close(stream) => watcher.lost(stream),
+            _ => {}
         }
     }
 
@@ -421,10 +340,14 @@ impl World {
         let conf = leader.node.conf_state();
         let mut members = conf.voters.iter().chain(&conf.learners);
         self.clients.iter().all(Client::is_over)
+            && self.watchers.iter().all(Watcher::is_over)
             && leader.state.active_jobs().next().is_none()
             && members.all(|id| {
                 let node = self.nodes.get(id);
-                node.is_some_and(|n| n.state.applied_index() == last)
+                node.is_some_and(|n| {
+                    n.state.applied_index() == last
+                        && self.cx.ledger.lacks(n.id, &n.state).is_none()
+                })
             })
     }
 
@@ -446,8 +369,12 @@ impl World {
     fn unrest(&self) -> String {
         let waiting = self.clients.iter().filter(|c| !c.is_over());
         let clients: Vec<String> = waiting.map(Client::describe).collect();
+        let watchers = self.watchers.iter().filter(|w| !w.is_over());
+        let watchers: Vec<String> = watchers.map(Watcher::describe).collect();
+        let lack = |n: &Coordinator| self.cx.ledger.lacks(n.id, &n.state);
+        let lacking: Vec<String> = self.nodes.values().filter_map(lack).collect();
         let nodes: String = self.nodes.values().map(open_jobs).collect();
-        format!("not at rest after {REST_MS} ms: {clients:?}{nodes}")
+        format!("not at rest after {REST_MS} ms: {clients:?} {watchers:?} {lacking:?}{nodes}")
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conclave_coordinator_core::{State, job::Job, payload::InlineOnly, spec::Policy, view};
+use conclave_coordinator_core::{Payloads, job::Job, spec::Policy, view};
 use conclave_proto::v1::{JobSpec, JobState};
 
 use super::{super::oracle, Check};
@@ -11,8 +11,8 @@ use super::{super::oracle, Check};
 pub(super) struct ExactAnswers(BTreeMap<String, (JobSpec, String)>);
 
 impl ExactAnswers {
-    pub(super) fn ended(&mut self, _state: &State, job: &Job) {
-        let Ok(spec) = view::spec(job, &InlineOnly) else {
+    pub(super) fn ended(&mut self, job: &Job, blobs: &dyn Payloads) {
+        let Ok(spec) = view::spec(job, blobs) else {
             return;
         };
         // One that degraded because an agent was lost three times says so instead.
@@ -37,5 +37,25 @@ impl ExactAnswers {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_coordinator_core::payload::InlineOnly;
+
+    use super::*;
+
+    #[test]
+    fn another_answer_is_found() {
+        let mut job = oracle::job();
+        let mut law = ExactAnswers::default();
+        law.ended(&job, &InlineOnly);
+        assert_eq!((law.given().len(), law.at_rest()), (1, Ok(())));
+        if let Some(answer) = &mut job.answer {
+            answer.text.push('!');
+        }
+        law.ended(&job, &InlineOnly);
+        assert!(law.at_rest().is_err());
     }
 }

@@ -23,3 +23,22 @@ impl GaplessEvents {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::super::oracle, *};
+
+    #[test]
+    fn a_gap_and_a_loss_are_found() {
+        let whole = oracle::job();
+        assert_eq!(GaplessEvents::default().check(&whole), Ok(()));
+        let mut gap = whole.clone();
+        gap.events.remove(1);
+        assert!(GaplessEvents::default().check(&gap).is_err());
+        let mut law = GaplessEvents::default();
+        assert_eq!(law.check(&whole), Ok(()));
+        let mut less = whole;
+        less.events.pop();
+        assert!(law.check(&less).is_err(), "an event was taken back");
+    }
+}

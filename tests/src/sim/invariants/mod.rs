@@ -2,6 +2,7 @@
 //! that does not hold ends the run.
 
 mod audit_chain;
+mod blobs_present;
 mod bounded_queues;
 mod equal_states;
 mod exact_answers;
@@ -19,16 +20,21 @@ mod sound_engine;
 mod stuck_leases;
 mod tokens_once;
 mod versions;
+mod watch_cursors;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) use bounded_queues::Held;
 use conclave_coordinator_core::{
-    Applied, Reply, State,
+    Applied, Reply, State, audit,
     job::Job,
     node::{Committed, Restored},
+    payload,
 };
-use conclave_proto::v1::{Command, JobSpec, command::Command as Body};
+use conclave_proto::v1::{
+    Command, JobSpec, attempt_finished, audit_event, command::Command as Body, decide::Next,
+    watch_job_response::Update,
+};
 use conclave_worker_core::Fault;
 use raft::eraftpb::{Entry, Message};
 
@@ -68,6 +74,8 @@ pub(super) struct Ledger {
     stuck_leases: stuck_leases::StuckLeases,
     reads: reads_go_forward::ReadsGoForward,
     exact_answers: exact_answers::ExactAnswers,
+    blobs: blobs_present::BlobsPresent,
+    cursors: watch_cursors::WatchCursors,
 }
 
 impl Ledger {
@@ -111,6 +119,40 @@ impl Ledger {
             "a program that is too old says so",
             versions::stops(node, why),
         );
+    }
+
+    pub(super) fn blob_stored(&mut self, node: u64, hash: [u8; 32], bytes: &[u8]) {
+        self.blobs.stored(node, hash, bytes);
+    }
+
+    pub(super) fn blob_gone(&mut self, node: u64, hash: &[u8; 32]) {
+        self.blobs.gone(node, hash);
+    }
+
+    /// A node is switched off for good, and its disk with it; the others' state says what is needed.
+    pub(super) fn left(&mut self, node: u64, state: &State) {
+        self.blobs.left(node);
+        let check = self.blobs.survives(state);
+        self.hold("payloads are present wherever they are named", check);
+    }
+
+    /// A node that knows these voters proposes this.
+    pub(super) fn proposes(&mut self, node: u64, voters: impl Fn() -> Vec<u64>, command: &Command) {
+        if let Some(hash) = named(command) {
+            let check = self.blobs.named(node, &voters(), &hash);
+            self.hold("payloads are present wherever they are named", check);
+        }
+    }
+
+    /// Why a member does not hold all that its state names, if so.
+    pub(super) fn lacks(&self, node: u64, state: &State) -> Option<String> {
+        self.blobs.missing(node, state)
+    }
+
+    /// A watcher is told this about its job.
+    pub(super) fn watched(&mut self, watcher: u32, job_id: &str, update: &Update) {
+        let check = self.cursors.told(watcher, job_id, update);
+        self.hold("watchers see all of it once and in order", check);
     }
 
     /// What a process holds now.
@@ -180,7 +222,7 @@ impl Ledger {
         self.hold("the engine is sound", sound_engine::check(worker, fault));
     }
 
-    fn inspect(&mut self, state: &State, job: &Job) {
+    fn inspect(&mut self, job: &Job) {
         let check = self.gapless_events.check(job);
         self.hold("events without gaps", check);
         let check = self.one_result.check(job);
@@ -188,10 +230,13 @@ impl Ledger {
         self.hold("poison agents end", poison_ends::check(job));
         if !job.is_active() && self.sealed.insert(job.id.clone()) {
             self.open.remove(&job.id);
-            self.hold("the audit chain holds", audit_chain::check(job));
-            let check = self.tokens_once.sealed(job);
+            self.hold(
+                "the audit chain holds",
+                audit_chain::check(job, &self.blobs),
+            );
+            let check = self.tokens_once.sealed(job, &self.blobs);
             self.hold("tokens counted once", check);
-            self.exact_answers.ended(state, job);
+            self.exact_answers.ended(job, &self.blobs);
         }
     }
 
@@ -229,6 +274,23 @@ impl Ledger {
     }
 }
 
+/// Hashes of payloads that a command names.
+fn named(command: &Command) -> Option<[u8; 32]> {
+    let payload = match command.command.as_ref()? {
+        Body::SubmitJob(c) => c.spec.as_ref(),
+        Body::AttemptFinished(c) => match &c.result {
+            Some(attempt_finished::Result::Draft(draft)) => Some(draft),
+            _ => None,
+        },
+        Body::Decide(c) => match &c.next {
+            Some(Next::StartRound(round)) => round.context.as_ref(),
+            _ => None,
+        },
+        _ => None,
+    };
+    payload::blob_ref(payload?).map(|(hash, _)| hash)
+}
+
 impl Cx {
     /// A node applied a command. The first one to reach an index is looked at; the others are compared
     /// with it by their states.
@@ -250,10 +312,14 @@ impl Cx {
             _ => "refused",
         };
         self.coverage.hit("commands", format!("{kind} {outcome}"));
-        self.tell(|| format!("node {node}: applies {index}, {kind} {about}: {reply:?}"));
+        let term = state.applied_term();
+        self.tell(|| {
+            format!("node {node}: applies {index} of term {term}, {kind} {about}: {reply:?}")
+        });
         let check = self.ledger.one_result.applied(command, applied);
         self.ledger.hold("one current attempt, one result", check);
-        let check = self.ledger.tokens_once.applied(command, applied);
+        let blobs = &self.ledger.blobs;
+        let check = self.ledger.tokens_once.applied(command, applied, blobs);
         self.ledger.hold("tokens counted once", check);
         let check = self.ledger.one_job_a_key.applied(command, applied);
         self.ledger.hold("one job a key", check);
@@ -269,12 +335,31 @@ impl Cx {
             let Some(job) = state.job(&job_id) else {
                 continue;
             };
-            if !self.ledger.sealed.contains(&job_id) {
+            let sealed = self.ledger.sealed.contains(&job_id);
+            if !sealed {
                 self.ledger.open.insert(job_id.clone());
-                let state_name = words::state(job.state);
-                self.coverage.hit("jobs seen in state", state_name);
+                self.coverage.hit("jobs", words::state(job.state));
+                for agent in &job.agents {
+                    self.coverage.hit("agents", words::agent(agent.state));
+                }
             }
-            self.ledger.inspect(state, job);
+            self.ledger.inspect(job);
+            if !sealed && self.ledger.sealed.contains(&job_id) {
+                self.count_attempts(job);
+            }
+        }
+    }
+
+    /// How the attempts of a job ended.
+    fn count_attempts(&mut self, job: &Job) {
+        for event in job.audit.records().iter().filter_map(audit::open) {
+            match event.event {
+                Some(audit_event::Event::Draft(_)) => self.coverage.hit("attempts", "accepted"),
+                Some(audit_event::Event::AttemptEnded(ended)) => {
+                    self.coverage.hit("attempts", ended.reason);
+                }
+                _ => {}
+            }
         }
     }
 }

@@ -17,3 +17,19 @@ pub(super) fn check(job: &Job) -> Check {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::super::oracle, *};
+
+    #[test]
+    fn an_agent_that_is_tried_for_ever_is_found() {
+        let mut job = oracle::job();
+        assert_eq!(check(&job), Ok(()));
+        job.agents[0].failures = MAX_FAILURES;
+        job.agents[0].state = AgentState::Failed;
+        assert_eq!(check(&job), Ok(()));
+        job.agents[0].state = AgentState::Queued;
+        assert!(check(&job).is_err());
+    }
+}

@@ -2,12 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conclave_coordinator_core::{
-    Applied, Reply,
-    job::Job,
-    payload::{self, InlineOnly},
-    view,
-};
+use conclave_coordinator_core::{Applied, Payloads, Reply, job::Job, payload, view};
 use conclave_proto::v1::{Command, Draft, Usage, attempt_finished, command::Command as Body};
 use prost::Message as _;
 
@@ -17,7 +12,12 @@ use super::Check;
 pub(super) struct TokensOnce(BTreeMap<String, BTreeMap<u32, Usage>>);
 
 impl TokensOnce {
-    pub(super) fn applied(&mut self, command: &Command, applied: &Applied) -> Check {
+    pub(super) fn applied(
+        &mut self,
+        command: &Command,
+        applied: &Applied,
+        blobs: &dyn Payloads,
+    ) -> Check {
         let Some(Body::AttemptFinished(finished)) = &command.command else {
             return Ok(());
         };
@@ -26,7 +26,7 @@ impl TokensOnce {
         else {
             return Ok(());
         };
-        let bytes = payload::read(draft, &InlineOnly).map_err(|e| e.to_string())?;
+        let bytes = payload::read(draft, blobs).map_err(|e| e.to_string())?;
         let draft = Draft::decode(bytes.as_ref()).map_err(|e| e.to_string())?;
         let usage = draft.usage.unwrap_or_default();
         let accepted = self.0.entry(key.job_id.clone()).or_default();
@@ -39,8 +39,8 @@ impl TokensOnce {
         }
     }
 
-    pub(super) fn sealed(&self, job: &Job) -> Check {
-        let shown = view::job(job, &InlineOnly, false).map_err(|e| e.to_string())?;
+    pub(super) fn sealed(&self, job: &Job, blobs: &dyn Payloads) -> Check {
+        let shown = view::job(job, blobs, false).map_err(|e| e.to_string())?;
         let mut sum = Usage::default();
         for usage in self.0.get(&job.id).into_iter().flat_map(BTreeMap::values) {
             sum.prompt_tokens += usage.prompt_tokens;
@@ -53,5 +53,46 @@ impl TokensOnce {
         } else {
             Err(format!("job {}: {:?} is not {sum:?}", job.id, shown.usage))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_coordinator_core::payload::InlineOnly;
+    use conclave_proto::v1::{AttemptFinished, AttemptKey};
+
+    use super::{super::super::oracle, *};
+
+    #[test]
+    fn a_second_result_and_a_wrong_sum_are_found() {
+        let job = oracle::job();
+        let mut law = TokensOnce::default();
+        let taken = Applied {
+            reply: Reply::Ok,
+            effects: Vec::new(),
+        };
+        assert!(
+            law.sealed(&job, &InlineOnly).is_err(),
+            "nothing was accepted"
+        );
+        let result = |agent: u32| {
+            let draft = job.agents[agent as usize - 1].draft.clone();
+            let key = AttemptKey {
+                job_id: job.id.clone(),
+                agent,
+                attempt: 1,
+            };
+            conclave_coordinator_core::codec::command(Body::AttemptFinished(AttemptFinished {
+                key: Some(key),
+                result: draft.map(attempt_finished::Result::Draft),
+                ..AttemptFinished::default()
+            }))
+        };
+        for agent in &job.agents {
+            let result = result(agent.spec.agent);
+            assert_eq!(law.applied(&result, &taken, &InlineOnly), Ok(()));
+        }
+        assert_eq!(law.sealed(&job, &InlineOnly), Ok(()));
+        assert!(law.applied(&result(1), &taken, &InlineOnly).is_err());
     }
 }

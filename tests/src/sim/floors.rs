@@ -1,0 +1,202 @@
+//! What 1,000 seeds must meet, or they prove less than they say. Everything that is counted stands here.
+
+/// The number of seeds that the floors are for.
+pub const SEEDS: u64 = 1_000;
+
+/// Group, name, and how often it is met at least; 0 for what is too rare to be sure of.
+pub const FLOORS: &[(&str, &str, u64)] = &[
+    ("agents", "CANCELLED", 11000),
+    ("agents", "DONE", 140000),
+    ("agents", "FAILED", 4300),
+    ("agents", "QUEUED", 57000),
+    ("agents", "RUNNING", 100000),
+    ("attempts", "accepted", 16000),
+    ("attempts", "cancelled before it began", 7),
+    ("attempts", "cut", 1700),
+    ("attempts", "drains", 23),
+    ("attempts", "hopeless", 650),
+    ("attempts", "poisoned", 1800),
+    ("attempts", "the queue is full", 0),
+    ("attempts", "the step failed", 71),
+    ("attempts", "the worker restarted", 420),
+    ("attempts", "the worker's lease ran out", 380),
+    ("commands", "Assign refused", 53),
+    ("commands", "Assign taken", 21000),
+    ("commands", "AttemptFinished refused", 1700),
+    ("commands", "AttemptFinished taken", 20000),
+    ("commands", "CancelJob refused", 0),
+    ("commands", "CancelJob taken", 1100),
+    ("commands", "CreateCluster refused", 0),
+    ("commands", "CreateCluster taken", 500),
+    ("commands", "Decide refused", 480),
+    ("commands", "Decide taken", 13000),
+    ("commands", "DrainWorker refused", 0),
+    ("commands", "DrainWorker taken", 460),
+    ("commands", "ExpireJobs refused", 0),
+    ("commands", "ExpireJobs taken", 300),
+    ("commands", "PrepareDone refused", 1200),
+    ("commands", "PrepareDone taken", 5400),
+    ("commands", "RegisterWorker refused", 0),
+    ("commands", "RegisterWorker taken", 5900),
+    ("commands", "RenewLeases refused", 0),
+    ("commands", "RenewLeases taken", 8300),
+    ("commands", "ReviewJob refused", 7),
+    ("commands", "ReviewJob taken", 400),
+    ("commands", "SetLogVersion refused", 0),
+    ("commands", "SetLogVersion taken", 9),
+    ("commands", "SetMemberAddress taken", 1500),
+    ("commands", "SubmitJob refused", 350),
+    ("commands", "SubmitJob taken", 7100),
+    ("commands", "Tick refused", 0),
+    ("commands", "Tick taken", 24000),
+    ("deeds", "a context on a majority", 390),
+    ("deeds", "a draft on a majority", 4600),
+    ("deeds", "a full disk kept a node down", 640),
+    ("deeds", "a known key gave its job", 650),
+    ("deeds", "a known key refused another request", 340),
+    ("deeds", "a leader that stood still asks first", 89),
+    ("deeds", "a lower term refused by a worker", 730),
+    ("deeds", "a partition healed", 1700),
+    ("deeds", "a retry found its job", 560),
+    ("deeds", "a retry made its job", 1500),
+    ("deeds", "a slow watcher waited for", 14000),
+    ("deeds", "a spec on a majority", 1700),
+    ("deeds", "a submission refused, disk reserve", 7200),
+    ("deeds", "a watch came to its job's end", 3400),
+    ("deeds", "a watch passed on", 3400),
+    ("deeds", "a watcher left and came back", 480),
+    ("deeds", "a watcher's text begun anew", 86),
+    ("deeds", "an outcome unknown", 180),
+    ("deeds", "change of members applied", 21000),
+    ("deeds", "engine step failed", 26),
+    ("deeds", "exact answers compared", 2700),
+    ("deeds", "leader elected", 2700),
+    ("deeds", "lease withheld", 730),
+    ("deeds", "leases get a full time to live", 2100),
+    ("deeds", "log version raised", 25),
+    ("deeds", "missing text asked for", 2),
+    ("deeds", "payload dropped", 330),
+    ("deeds", "payload fetched", 5200),
+    ("deeds", "payload on no majority", 160),
+    ("deeds", "sequence preempted", 0),
+    ("deeds", "snapshot installed", 1300),
+    ("deeds", "snapshot sent", 1400),
+    ("deeds", "snapshot taken", 3200),
+    ("deeds", "text that was known or old dropped", 73),
+    ("faults", "all nodes crashed", 230),
+    ("faults", "client timed out", 15000),
+    ("faults", "clock stepped back", 520),
+    ("faults", "clock stepped forward", 510),
+    ("faults", "disk filled up", 820),
+    ("faults", "engine hung with work", 350),
+    ("faults", "engine hung", 640),
+    ("faults", "engine step failed", 35),
+    ("faults", "fsync failed", 730),
+    ("faults", "latency spike", 1000),
+    ("faults", "leadership handed over", 840),
+    ("faults", "learner added", 1300),
+    ("faults", "learner promoted", 1400),
+    ("faults", "member removed", 250),
+    ("faults", "message doubled", 6700),
+    ("faults", "message dropped, queue full", 21),
+    ("faults", "message held back", 5100),
+    ("faults", "message lost", 12000),
+    ("faults", "message reordered", 150000),
+    ("faults", "network split", 1000),
+    ("faults", "no room for a received snapshot", 9),
+    ("faults", "no room for a snapshot", 48),
+    ("faults", "node crashed compacting", 29),
+    ("faults", "node crashed in a write", 250),
+    ("faults", "node crashed installing a snapshot", 2),
+    ("faults", "node crashed", 2500),
+    ("faults", "node downgraded", 390),
+    ("faults", "node isolated", 990),
+    ("faults", "node stood still", 890),
+    ("faults", "node stopped, disk full", 58),
+    ("faults", "node stopped, program too old", 54),
+    ("faults", "node upgraded", 670),
+    ("faults", "one-way link lost", 1000),
+    ("faults", "payload lost before fsync", 35),
+    ("faults", "request refused, queue full", 0),
+    ("faults", "session broken", 5000),
+    ("faults", "torn tail", 780),
+    ("faults", "unsynced writes lost", 1500),
+    ("faults", "weather changed", 1100),
+    ("faults", "worker crashed", 800),
+    ("faults", "worker drained", 840),
+    ("faults", "worker stood still", 700),
+    ("jobs", "AGGREGATING", 3400),
+    ("jobs", "AWAITING_REVIEW", 1100),
+    ("jobs", "CANCELLED", 1900),
+    ("jobs", "DEGRADED", 51),
+    ("jobs", "DISTILLING", 4600),
+    ("jobs", "DONE", 4700),
+    ("jobs", "FAILED", 1100),
+    ("jobs", "PREPARING", 25000),
+    ("jobs", "PROPOSING", 49000),
+    ("jobs", "REFINING", 15000),
+    ("network", "blocked on its way", 2600),
+    ("network", "blocked", 41000),
+    ("network", "delivered", 2100000),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use conclave_proto::v1::{AgentState, JobState};
+
+    use super::{super::words, *};
+
+    /// The log's own words, so that a new command cannot be forgotten here.
+    const LOG: &str = include_str!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../proto/proto/conclave/v1/log.proto"
+    ));
+
+    fn listed(group: &str) -> BTreeSet<&'static str> {
+        let of = FLOORS.iter().filter(|f| f.0 == group && f.2 > 0);
+        of.map(|f| f.1).collect()
+    }
+
+    #[test]
+    fn every_kind_of_command_has_a_floor() {
+        let (_, command) = LOG.split_once("oneof command {").expect("it is there");
+        let (kinds, _) = command.split_once('}').expect("it ends");
+        let listed = listed("commands");
+        let mut kinds: Vec<&str> = kinds
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        kinds.sort_unstable();
+        assert!(kinds.len() >= 15, "{kinds:?}");
+        for kind in kinds {
+            let kind = kind.trim_end_matches("Command");
+            let taken = format!("{kind} taken");
+            assert!(listed.contains(taken.as_str()), "no floor for `{taken}`");
+        }
+    }
+
+    #[test]
+    fn every_state_has_a_floor() {
+        let (jobs, agents) = (listed("jobs"), listed("agents"));
+        for number in 1..64 {
+            if let Ok(state) = JobState::try_from(number) {
+                assert!(jobs.contains(words::state(state)), "no floor for {state:?}");
+            }
+            if let Ok(state) = AgentState::try_from(number) {
+                assert!(
+                    agents.contains(words::agent(state)),
+                    "no floor for {state:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_listed_twice() {
+        let names: BTreeSet<_> = FLOORS.iter().map(|f| (f.0, f.1)).collect();
+        assert_eq!(names.len(), FLOORS.len());
+    }
+}
