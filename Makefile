@@ -3,7 +3,7 @@ CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
 
-.PHONY: fuzz help test model binary tests fmt lint doc bench
+.PHONY: fuzz help test model binary tests laws fmt lint doc bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -18,6 +18,9 @@ model: binary
 
 tests: binary
 	cargo test --workspace --locked
+
+laws: ## takes the code of each law out, and shows that its test fails
+	cargo run --locked -p conclave-tests --bin laws
 
 fmt: ## format
 	cargo fmt --all

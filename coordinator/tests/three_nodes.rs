@@ -313,6 +313,9 @@ async fn a_member_of_another_cluster_is_not_added() {
         address: two.members[0].address.clone(),
         learner: false,
     };
+    // It is refused at once, not once it has failed to catch up.
+    let mut add = tonic::Request::new(add);
+    add.set_timeout(Duration::from_secs(5));
     let refused = one.admin(0).await.add(add).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(
@@ -332,11 +335,77 @@ async fn a_damaged_payload_is_repaired_from_another_member() {
     get(&mut second, &job_id).await;
     let shards = std::fs::read_dir(cluster.members[1].folder.join("blobs")).unwrap();
     let mut files = shards.flat_map(|shard| std::fs::read_dir(shard.unwrap().path()).unwrap());
-    let blob = files.next().unwrap().unwrap().path();
+    // What is on its way into the folder ends in `.tmp`.
+    let blob = files.find_map(|file| {
+        let path = file.unwrap().path();
+        path.extension().is_none().then_some(path)
+    });
+    let blob = blob.unwrap();
     let whole = std::fs::read(&blob).unwrap();
     std::fs::write(&blob, b"damaged").unwrap();
     get(&mut second, &job_id).await;
     assert_eq!(std::fs::read(&blob).unwrap(), whole);
+}
+
+/// From now on this member can store no payload.
+fn spoil_blobs(cluster: &Cluster, i: usize) {
+    let blobs = cluster.members[i].folder.join("blobs");
+    std::fs::remove_dir_all(&blobs).unwrap();
+    std::fs::write(blobs, "no folder").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_that_no_majority_holds_is_not_proposed() {
+    let cluster = Cluster::new(3).await;
+    let leader = cluster.leader().await;
+    for i in (0..3).filter(|i| *i != leader) {
+        spoil_blobs(&cluster, i);
+    }
+    let mut client = cluster.client(leader).await;
+    let long = request(&"why? ".repeat(20_000));
+    let refused = client.submit_job(long.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains("1 of 2"), "{refused}");
+    // Nothing of it is in the log: the key is free for another request.
+    let short = conclave_proto::v1::SubmitJobRequest {
+        idempotency_key: long.idempotency_key,
+        ..request("why?")
+    };
+    let taken = client.submit_job(short).await.unwrap().into_inner();
+    assert!(!taken.existing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_votes_once_it_holds_every_payload() {
+    let cluster = Cluster::blank(3, |_| {}).await;
+    let init = conclave_proto::v1::InitRequest::default();
+    cluster.admin(0).await.init(init).await.unwrap();
+    let mut client = cluster.client(0).await;
+    submit(&mut client, &"why? ".repeat(20_000)).await;
+    let add = |i: usize, learner| AddRequest {
+        address: cluster.members[i].address.clone(),
+        learner,
+    };
+    let mut admin = cluster.admin(0).await;
+    let learners =
+        |m: conclave_proto::v1::MembersResponse| m.members.iter().filter(|m| m.learner).count();
+    let asked = admin.add(add(1, true)).await.unwrap().into_inner();
+    assert_eq!(learners(asked), 1, "it joins without a vote");
+    let asked = admin.add(add(1, false)).await.unwrap().into_inner();
+    assert_eq!(learners(asked), 0);
+    spoil_blobs(&cluster, 2);
+    admin.add(add(2, false)).await.unwrap_err();
+    let status = cluster.members[0].running.as_ref().unwrap().status();
+    let learners = status
+        .borrow()
+        .members
+        .values()
+        .filter(|m| m.learner)
+        .count();
+    assert_eq!(
+        learners, 1,
+        "it counts for no majority that must hold a payload"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

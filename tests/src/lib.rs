@@ -9,6 +9,7 @@
 pub mod chaos;
 mod client;
 mod cluster;
+pub mod laws;
 pub mod linear;
 mod mock_worker;
 mod process;

@@ -44,13 +44,18 @@ pub fn needs(command: &Command) -> u32 {
     command.log_version.max(raised)
 }
 
-/// A command with the version that it needs. Propose it only if the state's
-/// [`log_version`](crate::State::log_version) is at least that.
+/// A command with the version that it needs. [`may_propose`] says whether to propose it.
 pub fn command(body: command::Command) -> Command {
     Command {
         log_version: needed_version(&body),
         command: Some(body),
     }
+}
+
+/// Whether a cluster whose state is at this [`log_version`](crate::State::log_version) knows the
+/// command: every member does by then.
+pub fn may_propose(command: &Command, log_version: u32) -> bool {
+    command.log_version <= log_version
 }
 
 /// The entry's bytes.
@@ -100,6 +105,16 @@ mod tests {
     #[test]
     fn a_command_survives_the_log() {
         assert_eq!(decode(&encode(&tick())), Ok(tick()));
+    }
+
+    #[test]
+    fn a_command_newer_than_the_cluster_is_not_proposed() {
+        let newer = Command {
+            log_version: 2,
+            ..tick()
+        };
+        assert!(may_propose(&tick(), 1) && may_propose(&newer, 2));
+        assert!(!may_propose(&newer, 1), "a member may not know it yet");
     }
 
     #[test]

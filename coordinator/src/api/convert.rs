@@ -160,3 +160,21 @@ pub fn count_live(node: &metrics::Label, state: &State) {
         metrics::in_state(node, "conclave_agents", agent_state_name(wanted), count);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proposal_that_may_yet_commit_says_that_its_outcome_is_unknown() {
+        let outcome = |error| {
+            let status = node_error(error);
+            assert_eq!(status.code(), tonic::Code::Unavailable);
+            let outcome = status.metadata().get("outcome");
+            outcome.map(|value| value.as_bytes().to_vec())
+        };
+        assert_eq!(outcome(NodeError::Unknown), Some(b"unknown".to_vec()));
+        assert_eq!(outcome(NodeError::NotLeader), None, "nothing was proposed");
+        assert_eq!(outcome(NodeError::NoQuorum(String::new())), None);
+    }
+}

@@ -354,7 +354,7 @@ impl Task {
                 return self.fail(waiter, NodeError::Busy);
             }
         };
-        let taken = command.log_version <= self.state.log_version()
+        let taken = codec::may_propose(&command, self.state.log_version())
             && self
                 .node
                 .propose(context.clone(), codec::encode(&command))

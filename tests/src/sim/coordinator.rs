@@ -318,7 +318,10 @@ impl Coordinator {
                     }
                 }
                 // A peer's mistake is no reason to go.
-                if let Err(lost @ NodeError::LogLost { .. }) = self.node.step(*message) {
+                let stepped = self.node.step(*message);
+                if let Err(lost @ (NodeError::LogLost { .. } | NodeError::Diverged { .. })) =
+                    stepped
+                {
                     panic!("the disk model loses nothing that was synced: {lost}");
                 }
             }
@@ -365,7 +368,7 @@ impl Coordinator {
             Ok(context) => context,
             Err(waiter) => return self.fail(waiter, Told::Busy, cx),
         };
-        let taken = command.log_version <= self.state.log_version()
+        let taken = codec::may_propose(&command, self.state.log_version())
             && codec::needs(&command) <= self.speaks
             && self
                 .node

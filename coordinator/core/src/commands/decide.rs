@@ -144,6 +144,28 @@ mod tests {
     }
 
     #[test]
+    fn an_end_decided_on_an_old_revision_is_refused() {
+        let budget = conclave_proto::v1::Budget {
+            deadline_ms: 500,
+            ..Default::default()
+        };
+        let mut world = World::with_job(&conclave_proto::v1::JobSpec {
+            budget: Some(budget),
+            ..choice(width(2))
+        });
+        world.go("j");
+        world.hand_in("j", 1, &draft("yes", 1));
+        world.now += 500;
+        // Decided at the deadline; the other draft came into the log before the decision did.
+        let late = world.next("j").expect("the deadline passed");
+        assert!(matches!(late.next, Some(Next::EndJob(_))));
+        world.hand_in("j", 2, &draft("yes", 1));
+        let applied = world.apply(Body::Decide(late));
+        assert_eq!(applied, Applied::only(Reply::Stale(Stale::Revision)));
+        assert!(!world.job("j").is_final(), "decided anew, on both drafts");
+    }
+
+    #[test]
     fn a_round_whose_agents_are_misnumbered_is_refused() {
         let mut world = World::with_job(&choice(width(2)));
         let mut decide = world.next("j").expect("a round to start");

@@ -174,6 +174,24 @@ mod tests {
     }
 
     #[test]
+    fn the_same_key_of_another_tenant_is_another_job() {
+        let mut world = World::new();
+        world.submit("j", &question(width(2)));
+        let Some(Body::SubmitJob(mine)) = world.log.last().and_then(|l| l.1.command.clone()) else {
+            panic!("submitted")
+        };
+        let theirs = world.apply(Body::SubmitJob(SubmitJobCommand {
+            job_id: "k".into(),
+            tenant: "u".into(),
+            ..mine
+        }));
+        let (job_id, existing) = ("k".into(), false);
+        assert_eq!(theirs.reply, Reply::Submitted { job_id, existing });
+        let names = |tenant| world.state.key(tenant, "key-j").map(|k| k.job_id.as_str());
+        assert_eq!((names("t"), names("u")), (Some("j"), Some("k")));
+    }
+
+    #[test]
     fn replicated_time_never_goes_back() {
         let mut world = World::new();
         world.now = 5_000;

@@ -34,6 +34,14 @@ fn a_leader_brings_a_job_to_its_workers_and_to_its_end() {
 }
 
 #[test]
+fn a_new_leader_takes_up_what_its_predecessor_left() {
+    // Prepared, and nothing decided yet: no entry to come tells of it.
+    let mut desk = Desk::of(World::with_job(&choice(width(2))));
+    let said = desk.hello(1, "w1", "i1");
+    assert_eq!(starts(&said), [(1, 1), (1, 2)]);
+}
+
+#[test]
 fn a_new_leader_starts_what_its_predecessor_placed() {
     let mut world = World::with_job(&choice(width(2)));
     world.go("j");

@@ -41,6 +41,35 @@ fn nothing_is_acknowledged_or_applied_before_it_is_written() {
 }
 
 #[test]
+fn a_lone_voter_acknowledges_nothing_before_its_write() {
+    let mut net = Net::new(&[1]);
+    net.propose("a");
+    net.peer(1).slow = true;
+    net.hand_in("b");
+    net.pump();
+    let commit = net.node(1).commit_index();
+    assert_eq!(
+        net.applied(1),
+        ["a"],
+        "it is its own quorum, once it has written"
+    );
+    // The write comes to its end: then, and only then, it counts.
+    while !net.peers[&1].writes.is_empty() {
+        net.write(1);
+        net.pump();
+    }
+    assert_eq!(net.applied(1), ["a", "b"]);
+    assert!(net.node(1).commit_index() > commit);
+    // A crash before the write loses what was never acknowledged.
+    net.hand_in("lost");
+    net.pump();
+    net.restart(1);
+    net.ticks(20);
+    net.propose("c");
+    assert_eq!(net.applied(1), ["a", "b", "c"]);
+}
+
+#[test]
 fn a_leader_that_crashes_before_its_write_loses_what_nobody_else_holds() {
     let mut net = Net::voters(&[1, 2, 3]);
     net.propose("a");

@@ -1,0 +1,144 @@
+//! Watchers that are slow, ahead, or come back at any point: what they are sent has no gap, no
+//! repeat and no past.
+
+mod harness;
+
+use std::time::Duration;
+
+use conclave_coordinator_core::watch::Cursor;
+use conclave_proto::v1::{
+    GetJobRequest, WatchJobRequest, WatchJobResponse, watch_job_response::Update,
+};
+use harness::{Cluster, PATIENCE, assert_done, done, submit, worker::Mock};
+use tonic::{Code, Streaming};
+
+fn watch(job_id: &str, cursor: Vec<u8>) -> WatchJobRequest {
+    WatchJobRequest {
+        job_id: job_id.to_owned(),
+        cursor,
+        tokens: true,
+    }
+}
+
+/// Everything up to `done`.
+async fn rest(mut updates: Streaming<WatchJobResponse>) -> Vec<WatchJobResponse> {
+    let read = async {
+        let mut all = Vec::new();
+        loop {
+            let message = updates.message().await.unwrap().expect("not before `done`");
+            let last = matches!(message.update, Some(Update::Done(_)));
+            all.push(message);
+            if last {
+                return all;
+            }
+        }
+    };
+    let read = tokio::time::timeout(PATIENCE, read);
+    read.await.expect("the watch does not end")
+}
+
+/// Indices of the events among them.
+fn events(updates: &[WatchJobResponse]) -> Vec<u64> {
+    let index = |m: &WatchJobResponse| match &m.update {
+        Some(Update::Event(event)) => Some(event.index),
+        _ => None,
+    };
+    updates.iter().filter_map(index).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_that_sleeps_through_a_job_gets_every_event() {
+    let cluster = Cluster::new(1).await;
+    let worker = Mock::new("w1", cluster.addresses());
+    worker.close_gate();
+    let worker = worker.run();
+    let mut client = cluster.client(0).await;
+    let mut sleepers = Vec::new();
+    for _ in 0..4 {
+        let job_id = submit(&mut client, "what colour?").await.job_id;
+        let updates = client.watch_job(watch(&job_id, Vec::new())).await.unwrap();
+        sleepers.push((job_id, updates.into_inner()));
+    }
+    worker.mock.open_gate();
+    // Nobody reads until all have ended.
+    for (job_id, _) in &sleepers {
+        assert_done(&done(&mut client, job_id).await);
+    }
+    for (_, updates) in sleepers {
+        let all = rest(updates).await;
+        let seen = events(&all);
+        assert!(seen.len() > 6, "{seen:?}");
+        assert_eq!(seen, (1..=seen.len() as u64).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_may_be_taken_up_behind_any_of_its_messages() {
+    let cluster = Cluster::new(1).await;
+    let _worker = Mock::new("w1", cluster.addresses()).run();
+    let mut client = cluster.client(0).await;
+    let job_id = submit(&mut client, "what colour?").await.job_id;
+    let first = client.watch_job(watch(&job_id, Vec::new())).await.unwrap();
+    let whole = rest(first.into_inner()).await;
+    let all = events(&whole);
+    for at in 0..whole.len() {
+        let cursor = whole[at].cursor.clone();
+        let again = client.watch_job(watch(&job_id, cursor)).await.unwrap();
+        let behind = rest(again.into_inner()).await;
+        let mut seen = events(&whole[..=at]);
+        seen.extend(events(&behind));
+        assert_eq!(seen, all, "behind message {at}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_from_the_future_is_sent_nothing_of_the_past() {
+    let cluster = Cluster::new(1).await;
+    let worker = Mock::new("w1", cluster.addresses());
+    worker.close_gate();
+    let worker = worker.run();
+    let mut client = cluster.client(0).await;
+    let job_id = submit(&mut client, "what colour?").await.job_id;
+    // A cursor that another member gave, which knew more.
+    let ahead = Cursor {
+        event: 1_000,
+        ..Cursor::default()
+    };
+    let updates = client
+        .watch_job(watch(&job_id, ahead.encode()))
+        .await
+        .unwrap();
+    worker.mock.open_gate();
+    let all = rest(updates.into_inner()).await;
+    assert_eq!(events(&all), [0_u64; 0]);
+    for message in all {
+        assert_eq!(Cursor::decode(&message.cursor).unwrap().event, 1_000);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_of_a_job_that_is_forgotten_is_told_so() {
+    let cluster = Cluster::blank(1, |config| config.retention_bytes = 0).await;
+    cluster.init().await;
+    let _worker = Mock::new("w1", cluster.addresses()).run();
+    let mut client = cluster.client(0).await;
+    let job_id = submit(&mut client, "what colour?").await.job_id;
+    let whole = client.watch_job(watch(&job_id, Vec::new())).await.unwrap();
+    let whole = rest(whole.into_inner()).await;
+    // The leader forgets it at its next look at what is too old.
+    let gone = async {
+        let get = GetJobRequest {
+            job_id: job_id.clone(),
+        };
+        while client.get_job(get.clone()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("it goes");
+    let cursor = whole[0].cursor.clone();
+    let told = match client.watch_job(watch(&job_id, cursor)).await {
+        Err(status) => status,
+        Ok(updates) => updates.into_inner().message().await.unwrap_err(),
+    };
+    assert_eq!(told.code(), Code::NotFound, "{told}");
+}
