@@ -112,7 +112,41 @@ pub struct Outcome {
     pub digest: String,
 }
 
-/// Runs one world to its end.
+/// Runs one world to its end. A panic anywhere in it is a law that did not hold.
 pub fn run(options: &Options) -> Outcome {
-    world::World::new(options).run(options)
+    caught(options.seed, || world::World::new(options).run(options))
+}
+
+fn caught(seed: u64, run: impl FnOnce() -> Outcome) -> Outcome {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Outcome {
+            seed,
+            steps: 0,
+            virtual_ms: 0,
+            commands: 0,
+            jobs: 0,
+            violation: Some(Violation {
+                law: "nothing panics",
+                what: said.unwrap_or_default(),
+            }),
+            coverage: Coverage::default(),
+            lines: 0,
+            digest: String::new(),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_with_its_seed() {
+        let outcome = caught(7, || panic!("a block was freed twice"));
+        let violation = outcome.violation.expect("it is told");
+        assert_eq!((outcome.seed, violation.law), (7, "nothing panics"));
+        assert_eq!(violation.what, "a block was freed twice");
+    }
 }

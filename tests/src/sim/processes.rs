@@ -111,8 +111,8 @@ impl World {
 
     pub(super) fn make_room(&mut self, id: u64) {
         let running = self.nodes.get_mut(&id).map(|n| &mut n.disk);
-        if let Some(disk) = running.or_else(|| self.disks.get_mut(&id)) {
-            disk.room = None;
+        let full = running.or_else(|| self.disks.get_mut(&id));
+        if full.is_some_and(|disk| disk.room.take().is_some()) {
             self.cx
                 .tell(|| format!("node {id}: there is room on its disk again"));
         }
