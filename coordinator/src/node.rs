@@ -244,6 +244,8 @@ pub enum Input {
     },
     /// The lane to this member was lost, and messages with it.
     Unreachable(u64),
+    /// Nothing listens where this member listened: its process has ended.
+    Gone(u64),
     /// This node is about to be shut down: it is ready for nothing more.
     Leaving,
     /// A snapshot of this node's own is on disk, or could not be saved.

@@ -30,6 +30,8 @@ use crate::{
 
 /// How long a worker may take to say hello.
 const HELLO: Duration = Duration::from_secs(5);
+/// How long a worker waits here for the end of an election; less than it waits for a welcome.
+const ELECTION: Duration = Duration::from_secs(2);
 /// How long the loop may be too busy to take a session's message.
 const SEND: Duration = Duration::from_secs(5);
 /// How long a draft's payload may take to reach a majority.
@@ -102,6 +104,7 @@ impl Session {
                 "Hello: worker_id and incarnation are required",
             ));
         }
+        self.until_led(&hello).await;
         if !self.may_lead(&hello) {
             return self.refuse().await;
         }
@@ -145,6 +148,22 @@ impl Session {
         let status = self.api.node.status();
         let status = status.borrow();
         status.serving && hello.term <= status.term
+    }
+
+    /// Waits, a while at most, until it is known who leads. A worker that is turned away during an election
+    /// comes back by its own clock: it would place nothing for longer than the election takes.
+    async fn until_led(&self, hello: &Hello) {
+        let mut status = self.api.node.status();
+        let led = status.wait_for(|status| {
+            let elsewhere = status.leader_id != 0 && !status.leads();
+            let known = status.serving || elsewhere || status.stopped.is_some();
+            known && status.term >= hello.term
+        });
+        tokio::select! {
+            _ = tokio::time::timeout(ELECTION, led) => {}
+            () = self.api.closing.cancelled() => {}
+            () = self.outbox.closed() => {}
+        }
     }
 
     async fn refuse(&self) -> Result<(), Status> {

@@ -312,6 +312,7 @@ impl Task {
                 }
             }
             Input::Unreachable(node_id) => self.node.report_unreachable(node_id),
+            Input::Gone(node_id) => self.node.report_gone(node_id),
             Input::Leaving => self.leaving = true,
             Input::SnapshotSaved(saved) => self.snapshot_saved(saved)?,
         }

@@ -3,11 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    io::ErrorKind,
     time::{Duration, Instant},
 };
 
 use conclave_proto::v1::RaftBatch;
-use tokio::sync::mpsc;
+use tokio::{net::TcpStream, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -21,6 +22,8 @@ const LANE: usize = 1024;
 const BATCH: usize = 64;
 /// Wait before a lost lane is dialled again.
 const REDIAL: Duration = Duration::from_millis(100);
+/// Pauses, ms, before each look whether a lost peer's process has ended.
+const PROBES_MS: [u64; 5] = [0, 2, 8, 20, 60];
 
 /// How often the same refusal of a peer is logged.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
@@ -161,10 +164,16 @@ impl Lane {
     async fn run(mut self, mut queue: mpsc::Receiver<Vec<u8>>) {
         // Ends when the owner drops its half.
         while self.batch.fill(&mut queue).await {
+            let mut gone = false;
             if let Some(address) = self.network.address(self.to) {
                 self.stream(&address, &mut queue).await;
+                gone = process_ended(&address).await;
             }
             self.batch.clear();
+            if gone {
+                let gone = Input::Gone(self.to);
+                let _ = self.node.send(gone, Instant::now() + REDIAL).await;
+            }
             // What was on its way is lost: raft goes back to what is known to
             // have arrived. A busy node learns it by the member's answers.
             let lost = Input::Unreachable(self.to);
@@ -221,9 +230,33 @@ impl Lane {
     }
 }
 
+/// Whether the machine answers that nothing listens there. Silence says nothing: a machine, or the way to
+/// it, may be slow. Asked more than once, for a process that ends may close its lanes before its listener.
+async fn process_ended(address: &str) -> bool {
+    for pause in PROBES_MS {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let dial = tokio::time::timeout(REDIAL, TcpStream::connect(address)).await;
+        match dial {
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => return true,
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return false,
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_refuses_means_that_the_process_ended() {
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap().to_string();
+        assert!(!process_ended(&address).await);
+        drop(socket);
+        assert!(process_ended(&address).await);
+    }
 
     #[tokio::test]
     async fn a_batch_is_bounded_by_bytes_and_loses_nothing() {

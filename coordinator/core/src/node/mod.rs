@@ -208,6 +208,23 @@ impl Node {
         self.raw.report_unreachable(id);
     }
 
+    /// This member's process has ended: nothing listens where it listened. If it led, this follower
+    /// does not wait for its silence: it forgets it, and campaigns within a quarter of an election
+    /// timeout. That elects nobody against a living leader, for a majority must have forgotten it.
+    pub fn report_gone(&mut self, id: u64) {
+        let raft = &mut self.raw.raft;
+        if raft.state != StateRole::Follower || raft.leader_id != id || id == raft::INVALID_ID {
+            return;
+        }
+        raft.become_follower(raft.term, raft::INVALID_ID);
+        self.pin_timeout();
+        let raft = &mut self.raw.raft;
+        // At least one tick, so that the others learn it too before they are asked.
+        let timeout = raft.randomized_election_timeout();
+        let wait = 1 + timeout % (raft.election_timeout() / 4).max(1);
+        raft.election_elapsed = timeout.saturating_sub(wait);
+    }
+
     /// A snapshot reached the member, or did not.
     pub fn report_snapshot(&mut self, id: u64, arrived: bool) {
         let status = if arrived {

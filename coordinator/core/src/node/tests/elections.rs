@@ -223,3 +223,30 @@ fn leadership_goes_to_no_learner_and_no_stranger() {
     net.propose("a");
     assert_eq!(net.leader(), 1);
 }
+
+#[test]
+fn followers_whose_leaders_process_ended_do_not_wait_for_its_silence() {
+    let mut net = Net::voters(&[1, 2, 3]);
+    net.cut.insert(1);
+    for id in [2, 3] {
+        net.node(id).report_gone(1);
+        assert_eq!(net.node(id).leadership().leader_id, 0);
+    }
+    let quarter = NodeConfig::new(1, 1).election_ticks / 4;
+    // Clocks of processes do not beat together.
+    net.ticks_of(2, 1 + quarter);
+    assert_eq!(net.role(2), Role::Leader);
+}
+
+#[test]
+fn a_follower_that_wrongly_thinks_its_leader_gone_disturbs_nobody() {
+    let mut net = Net::voters(&[1, 2, 3]);
+    let term = net.term(1);
+    for _ in 0..20 {
+        net.node(2).report_gone(1);
+        net.node(3).report_gone(2);
+        net.ticks(3);
+    }
+    assert_eq!((net.leader(), net.term(1)), (1, term));
+    assert_eq!(net.node(2).leadership().leader_id, 1);
+}
