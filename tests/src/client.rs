@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use conclave_proto::v1::contemplation_client::ContemplationClient;
 use conclave_proto::v1::{
-    Aggregator, Budget, ContemplationPolicy, GetJobRequest, Job, JobSpec, JobState, Message, Mode,
-    Sampling, SubmitJobRequest, WatchJobRequest, watch_job_response::Update,
+    Aggregator, Budget, ContemplationPolicy, GetJobRequest, Job, JobSpec, JobState,
+    ListJobsRequest, ListJobsResponse, Message, Mode, Sampling, SubmitJobRequest, WatchJobRequest,
+    watch_job_response::Update,
 };
 use tokio_stream::StreamExt as _;
 use tonic::transport::{Channel, Endpoint};
@@ -72,9 +73,9 @@ impl Client {
 
     /// Runs `call` against one coordinator after the other until one answers
     /// with something better than UNAVAILABLE.
-    async fn retry<T>(
+    async fn retry<T, F: Future<Output = Result<T, Status>>>(
         &self,
-        call: impl AsyncFn(ContemplationClient<Channel>) -> Result<T, Status>,
+        call: impl Fn(ContemplationClient<Channel>) -> F,
     ) -> Result<T, Status> {
         let started = Instant::now();
         let mut turn = 0;
@@ -102,21 +103,31 @@ impl Client {
 
     /// Submits until it is known to be accepted; returns the job's id.
     pub async fn submit(&self, key: &str, spec: &JobSpec) -> Result<String, Status> {
-        self.retry(async |mut client| {
-            let request = SubmitJobRequest {
-                idempotency_key: key.into(),
-                spec: Some(spec.clone()),
-            };
-            Ok(client.submit_job(request).await?.into_inner().job_id)
+        let request = SubmitJobRequest {
+            idempotency_key: key.into(),
+            spec: Some(spec.clone()),
+        };
+        self.retry(|mut client| {
+            let request = request.clone();
+            async move { Ok(client.submit_job(request).await?.into_inner().job_id) }
         })
         .await
     }
 
     /// Reads one job.
     pub async fn job(&self, id: &str) -> Result<Job, Status> {
-        self.retry(async |mut client| {
+        self.retry(|mut client| {
             let request = GetJobRequest { job_id: id.into() };
-            Ok(client.get_job(request).await?.into_inner())
+            async move { Ok(client.get_job(request).await?.into_inner()) }
+        })
+        .await
+    }
+
+    /// Reads one page of the list of jobs.
+    pub async fn list(&self, request: ListJobsRequest) -> Result<ListJobsResponse, Status> {
+        self.retry(|mut client| {
+            let request = request.clone();
+            async move { Ok(client.list_jobs(request).await?.into_inner()) }
         })
         .await
     }
@@ -132,13 +143,13 @@ impl Client {
                 started.elapsed()
             );
             let opened = self
-                .retry(async |mut client| {
+                .retry(|mut client| {
                     let request = WatchJobRequest {
                         job_id: id.into(),
                         cursor: cursor.clone(),
                         tokens: true,
                     };
-                    Ok(client.watch_job(request).await?.into_inner())
+                    async move { Ok(client.watch_job(request).await?.into_inner()) }
                 })
                 .await;
             let mut stream = opened.unwrap_or_else(|e| panic!("watch {id}: {e}"));

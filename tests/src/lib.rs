@@ -11,13 +11,18 @@ mod client;
 mod cluster;
 pub mod laws;
 pub mod linear;
+pub mod load;
+mod measure;
 mod mock_worker;
 mod process;
 pub mod sim;
+mod tally;
 
 pub use client::{Client, exact_job};
 pub use cluster::{Cluster, MODEL, Place, Places};
+pub use measure::{Times, resident_memory};
 pub use mock_worker::{MockOptions, MockWorker, Seen, run_mock_worker};
 pub use process::{
     Launch, Process, conclave_binary, free_port, model_path, peak_memory_of_children,
 };
+pub use tally::Tally;

@@ -164,6 +164,11 @@ impl Process {
         self.child.try_wait().ok().flatten()
     }
 
+    /// Its process id; 0 once it has been waited for.
+    pub fn id(&self) -> u32 {
+        self.child.id().unwrap_or_default()
+    }
+
     /// Sends a signal, without waiting.
     pub fn signal(&self, signal: i32) {
         let pid = self.child.id().expect("still running");

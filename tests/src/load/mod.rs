@@ -1,0 +1,225 @@
+//! Many clients at once against real coordinators: what each call took, what was refused and how, and
+//! whether anything hung.
+
+mod client;
+
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{Cluster, MockOptions, MockWorker, Place, Places, Times, resident_memory};
+
+pub use client::{Answered, Failure};
+use client::{Caller, Ended};
+
+/// Agents that a mock decodes side by side.
+const SEQUENCES: u32 = 128;
+/// Tokens a second of an attempt.
+const RATE: f64 = 100.0;
+
+/// How much more memory the last wave may leave than the one in the middle did: allocators keep some.
+pub const GROWTH: f64 = 1.25;
+/// How much slower others may be beside a disturbance: so many times, and so much for a busy machine.
+const SLOWER: (u32, Duration) = (2, Duration::from_millis(1000));
+
+/// How much load.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Clients at once; each submits a job and watches it.
+    pub clients: usize,
+    /// HTTP/2 connections to each coordinator, shared by the clients.
+    pub connections: usize,
+    /// Mock workers.
+    pub workers: usize,
+    /// Jobs that a coordinator takes at a time; what is beyond is refused, and comes again.
+    pub max_live_jobs: usize,
+}
+
+/// A cluster under load.
+pub struct Bench {
+    plan: Plan,
+    /// The coordinators.
+    pub cluster: Cluster,
+    /// The workers.
+    pub mocks: Vec<MockWorker>,
+    channels: Vec<Channel>,
+    wave: usize,
+}
+
+/// What one wave of clients met.
+#[derive(Debug, Default)]
+pub struct Wave {
+    /// From a submission's first byte to its acknowledgement, of those that were accepted.
+    pub submit: Times,
+    /// From there to the job's end, as its watcher sees it: jobs whose agents ran once.
+    pub answer: Times,
+    /// The same of jobs that lost an attempt.
+    pub answer_again: Times,
+    /// From a submission's first byte to its refusal.
+    pub refusal: Times,
+    /// Jobs that came to their answer.
+    pub answered: usize,
+    /// What went wrong, which nothing should.
+    pub failures: Vec<Failure>,
+    /// From the first call to the last answer.
+    pub took: Duration,
+    /// Resident memory of each coordinator afterwards, bytes.
+    pub memory: Vec<u64>,
+}
+
+impl Wave {
+    /// How jobs that lost nothing were slowed beside this undisturbed wave; `None` if within the bound.
+    pub fn slowed(&self, undisturbed: &Wave) -> Option<String> {
+        let slow = |percent: usize| {
+            let (now, before) = (
+                self.answer.percentile(percent),
+                undisturbed.answer.percentile(percent),
+            );
+            let bound = before * SLOWER.0 + SLOWER.1;
+            (now > bound).then(|| format!("p{percent} is {now:?}, and was {before:?}"))
+        };
+        slow(50).or_else(|| slow(99))
+    }
+
+    /// Several lines for a person.
+    pub fn summary(&self) -> String {
+        let memory: Vec<String> = self.memory.iter().map(|b| (b >> 20).to_string()).collect();
+        let mut text = format!(
+            "{} answered in {:.1} s: {:.0} jobs/s, {} refusals, {} failures\n  submit     {}\n  answer     {}",
+            self.answered,
+            self.took.as_secs_f64(),
+            self.answered as f64 / self.took.as_secs_f64(),
+            self.refusal.len(),
+            self.failures.len(),
+            self.submit.summary(),
+            self.answer.summary(),
+        );
+        if !self.answer_again.is_empty() {
+            text += &format!(
+                "\n  answer of {} jobs that lost an attempt  {}",
+                self.answer_again.len(),
+                self.answer_again.summary()
+            );
+        }
+        if !self.refusal.is_empty() {
+            text += &format!("\n  refusal    {}", self.refusal.summary());
+        }
+        text += &format!("\n  memory of the coordinators  {} MiB", memory.join(", "));
+        text
+    }
+}
+
+impl Bench {
+    /// Three coordinators as processes, mock workers in this one.
+    pub async fn start(plan: Plan) -> Bench {
+        let mut places = Places::loopback(3, 0);
+        for place in &mut places.coordinators {
+            *place = Place {
+                // Ended jobs are kept up to this: what memory grows by beyond is lost.
+                settings: format!(
+                    "max_live_jobs = {}\nretention_bytes = 1048576",
+                    plan.max_live_jobs
+                ),
+                ..Place::default()
+            };
+        }
+        let cluster = Cluster::start_at(places).await;
+        let mock = |index: usize| MockOptions {
+            max_sequences: SEQUENCES,
+            rate: RATE,
+            ..MockOptions::new(&format!("mock-{index}"), cluster.endpoints())
+        };
+        let mocks: Vec<MockWorker> = (0..plan.workers)
+            .map(|index| MockWorker::spawn(mock(index)))
+            .collect();
+        cluster.until_workers(plan.workers).await;
+        let channels = (0..plan.connections * 3)
+            .map(|index| channel(&cluster.endpoints()[index % 3]))
+            .collect();
+        Bench {
+            plan,
+            cluster,
+            mocks,
+            channels,
+            wave: 0,
+        }
+    }
+
+    fn caller(&self, index: usize) -> Caller {
+        // A client keeps to one connection, and goes to the next when it fails.
+        let mut channels = self.channels.clone();
+        channels.rotate_left(index % self.channels.len());
+        Caller::new(channels)
+    }
+
+    /// One wave: all clients at once, each until its job is answered.
+    pub async fn wave(&mut self) -> Wave {
+        self.wave += 1;
+        let started = Instant::now();
+        let mut clients = JoinSet::new();
+        for index in 0..self.plan.clients {
+            let key = format!("wave-{}-{index}", self.wave);
+            clients.spawn(self.caller(index).submit_and_watch(key, index as u64));
+        }
+        let mut wave = Wave::default();
+        while let Some(ended) = clients.join_next().await {
+            let Ended {
+                submit,
+                refusals,
+                answered,
+            } = ended.expect("a client does not panic");
+            wave.refusal.extend(refusals);
+            submit.into_iter().for_each(|took| wave.submit.add(took));
+            match answered {
+                Ok(Answered { took, again }) => {
+                    wave.answered += 1;
+                    let times = if again {
+                        &mut wave.answer_again
+                    } else {
+                        &mut wave.answer
+                    };
+                    times.add(took);
+                }
+                Err(failure) => wave.failures.push(failure),
+            }
+        }
+        wave.took = started.elapsed();
+        wave.memory = self.memory();
+        wave
+    }
+
+    /// Opens so many watches of jobs with much text, and reads nothing from them. They end when what is
+    /// returned is dropped.
+    ///
+    /// # Errors
+    /// The cluster takes no job or no watch.
+    pub async fn deaf_watchers(&mut self, count: usize) -> Result<Vec<impl Sized + use<>>, Failure> {
+        self.wave += 1;
+        let mut watches = Vec::new();
+        for index in 0..count {
+            let key = format!("deaf-{}-{index}", self.wave);
+            watches.push(self.caller(index).watch_deaf(key).await?);
+        }
+        Ok(watches)
+    }
+
+    /// Memory of the largest coordinator after the last wave, as a share of that after the one in the
+    /// middle: what is before is warming up.
+    pub fn growth(&self, waves: &[Wave]) -> f64 {
+        let largest = |wave: &Wave| wave.memory.iter().max().copied().unwrap_or_default() as f64;
+        let middle = &waves[waves.len().div_ceil(2) - 1];
+        waves.last().map_or(1.0, largest) / largest(middle).max(1.0)
+    }
+
+    /// Resident memory of each coordinator, bytes.
+    pub fn memory(&self) -> Vec<u64> {
+        let running = self.cluster.coordinators.iter().flatten();
+        running.map(|p| resident_memory(p.id())).collect()
+    }
+}
+
+fn channel(address: &str) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+    endpoint.tcp_nodelay(true).connect_lazy()
+}

@@ -1,0 +1,44 @@
+//! A small load, for every build; `load` makes the large one.
+
+use conclave_tests::load::{Bench, GROWTH, Plan};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_answered_or_refused_with_a_hint_and_nothing_hangs() {
+    let mut bench = Bench::start(Plan {
+        clients: 200,
+        connections: 2,
+        workers: 4,
+        max_live_jobs: 150,
+    })
+    .await;
+    let mut waves = Vec::new();
+    for _ in 0..3 {
+        waves.push(bench.wave().await);
+    }
+    let grown = bench.growth(&waves);
+    assert!(grown < GROWTH, "memory grew to {grown:.2}");
+    bench.mocks[0].hang(true);
+    let hung = bench.wave().await;
+    bench.mocks[0].hang(false);
+    let deaf = bench.deaf_watchers(8).await.expect("watches");
+    let deafened = bench.wave().await;
+    drop(deaf);
+    assert_eq!(hung.slowed(&waves[2]), None, "a hung worker");
+    assert_eq!(
+        deafened.slowed(&waves[2]),
+        None,
+        "watchers that do not read"
+    );
+    waves.extend([hung, deafened]);
+    for wave in &waves {
+        assert_eq!(
+            wave.answered,
+            200,
+            "{:?}\n{}",
+            wave.failures,
+            wave.summary()
+        );
+    }
+    let refusals: usize = waves.iter().map(|wave| wave.refusal.len()).sum();
+    assert!(refusals > 0, "200 clients, and room for 150 jobs");
+}
