@@ -3,7 +3,7 @@ CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
 
-.PHONY: fuzz help test model binary tests laws fmt lint doc bench
+.PHONY: fuzz help test model binary tests laws fmt lint doc bench deaths load
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -39,3 +39,11 @@ bench: ## the figures of README.md
 # Without TARGET: all, one after another. With INPUT: that file once more.
 fuzz: ## parsers of outside bytes, guided by coverage [TARGET=gguf] [SECONDS=60] [INPUT=finding]
 	tests/fuzz/run "$(or $(TARGET),all)" "$(or $(SECONDS),60)" "$(INPUT)"
+
+deaths: ## what the death of a leader and of a worker costs, beside etcd
+	cargo build --release --locked -p conclave -p conclave-tests
+	etcd="$$(tests/scripts/fetch-etcd.sh)" && $(CARGO_TARGET_DIR)/release/failover --etcd "$$etcd"
+
+load: ## 2,000 clients at once, undisturbed and disturbed
+	cargo build --release --locked -p conclave -p conclave-tests
+	$(CARGO_TARGET_DIR)/release/load

@@ -13,7 +13,7 @@ pub mod workers;
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -59,6 +59,8 @@ pub struct Api {
     pub config: Config,
     /// Where this node listens, as others dial it.
     pub address: String,
+    /// Submissions under way: they count as live jobs, or many at once would pass the bound together.
+    pub submitting: AtomicUsize,
     /// Set when this node goes: streams end.
     pub closing: CancellationToken,
     /// Room on the disk that submissions leave alone.

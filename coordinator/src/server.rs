@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     thread,
     time::{Duration, Instant},
 };
@@ -156,6 +156,7 @@ impl Coordinator {
             feeds: opened.feeds,
             config: config.clone(),
             address: address.clone(),
+            submitting: AtomicUsize::new(0),
             closing: serve.clone(),
             reserve: Reserve::new(config.data_dir.clone(), config.disk_reserve_bytes),
             saves: Arc::new(Semaphore::new(1)),

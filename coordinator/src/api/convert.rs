@@ -35,11 +35,14 @@ pub fn node_error(error: NodeError) -> Status {
     }
 }
 
-/// RESOURCE_EXHAUSTED, with when to come again.
+/// RESOURCE_EXHAUSTED, with when to come again: in our word, and in the one that gRPC's own retries heed.
 pub fn exhausted(text: String, after: Duration) -> Status {
     let mut status = Status::resource_exhausted(text);
-    if let Ok(value) = after.as_millis().to_string().parse() {
-        status.metadata_mut().insert("retry-after-ms", value);
+    let text = after.as_millis().to_string();
+    if let Ok(value) = text.parse::<AsciiMetadataValue>() {
+        let metadata = status.metadata_mut();
+        metadata.insert("retry-after-ms", value.clone());
+        metadata.insert("grpc-retry-pushback-ms", value);
     }
     status
 }

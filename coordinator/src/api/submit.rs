@@ -1,6 +1,9 @@
 //! `SubmitJob`, on the leader.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use conclave_coordinator_core::{Reply, State, payload, spec};
 use conclave_proto::v1::{
@@ -46,6 +49,7 @@ impl Api {
         {
             return Ok(known);
         }
+        let _under_way = UnderWay::begin(&self.submitting);
         self.room()?;
         let seed = getrandom::u64().map_err(|e| Status::internal(format!("no seed: {e}")))?;
         let effective = spec::effective(&asked, &spec::Defaults::new(seed))
@@ -126,7 +130,9 @@ impl Api {
 
     /// Refuses what there is no room for; what was accepted goes on.
     fn room(&self) -> Result<(), Status> {
-        let live = self.node.status().borrow().live_jobs;
+        // This one counts itself.
+        let live = self.node.status().borrow().live_jobs
+            + self.submitting.load(Ordering::Relaxed).saturating_sub(1);
         if live >= self.config.max_live_jobs {
             metrics::refused("max_live_jobs");
             return Err(convert::exhausted(
@@ -148,6 +154,22 @@ impl Api {
                 LATER * 10,
             )
         })
+    }
+}
+
+/// A submission between its look for room and its end.
+struct UnderWay<'a>(&'a AtomicUsize);
+
+impl<'a> UnderWay<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

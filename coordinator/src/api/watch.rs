@@ -182,6 +182,8 @@ impl Watch {
         let feed = self.api.feeds.of(&self.job_id);
         let mut bell = feed.subscribe();
         let mut status = self.api.node.status();
+        // The version up to which the events were read.
+        let mut read = None;
         loop {
             let version = *bell.borrow_and_update();
             if version.closed {
@@ -195,7 +197,12 @@ impl Watch {
                     }
                 }
             }
-            let (events, more, ended) = self.events().await?;
+            // Text alone asks nothing of the node's loop, which all watchers share.
+            let news = read != Some(version.events);
+            let (events, more, ended) = match news {
+                true => self.events().await?,
+                false => (Vec::new(), false, false),
+            };
             for event in events {
                 if !self.send(Update::Event(event)).await {
                     return Ok(Leg::Over);
@@ -204,6 +211,7 @@ impl Watch {
             if more {
                 continue;
             }
+            read = Some(version.events);
             if ended {
                 // The feed of an ended job may have been made by this very watch.
                 self.api.feeds.ended(&self.job_id);

@@ -164,22 +164,25 @@ impl Lane {
     async fn run(mut self, mut queue: mpsc::Receiver<Vec<u8>>) {
         // Ends when the owner drops its half.
         while self.batch.fill(&mut queue).await {
-            let mut gone = false;
-            if let Some(address) = self.network.address(self.to) {
-                self.stream(&address, &mut queue).await;
-                gone = process_ended(&address).await;
+            let address = self.network.address(self.to);
+            if let Some(address) = &address {
+                self.stream(address, &mut queue).await;
             }
             self.batch.clear();
-            if gone {
-                let gone = Input::Gone(self.to);
-                let _ = self.node.send(gone, Instant::now() + REDIAL).await;
-            }
             // What was on its way is lost: raft goes back to what is known to
             // have arrived. A busy node learns it by the member's answers.
-            let lost = Input::Unreachable(self.to);
-            let _ = self.node.send(lost, Instant::now() + REDIAL).await;
+            self.tell(Input::Unreachable(self.to)).await;
+            if let Some(address) = &address
+                && process_ended(address).await
+            {
+                self.tell(Input::Gone(self.to)).await;
+            }
             tokio::time::sleep(REDIAL).await;
         }
+    }
+
+    async fn tell(&self, input: Input) {
+        let _ = self.node.send(input, Instant::now() + REDIAL).await;
     }
 
     /// Streams until the connection or the queue ends.

@@ -9,13 +9,13 @@ use conclave_tests::load::{Bench, Plan, Wave};
 const HELP: &str = "load [--clients N] [--waves N] [--workers N] [--connections N]
 
 Three coordinators as processes, mock workers, N clients at once that submit a job and watch it to its
-end. Says what calls took, jobs a second, refusals, and the coordinators' memory after each wave; then
+end. Says what calls took, jobs a second, refusals, and the coordinators' memory once ended jobs are forgotten; then
 the same with a hung worker, and with watchers that read nothing. Fails if a call hung, was refused
 without a hint, or a job came to no answer, if memory grew, or if the disturbances slowed others.
 
   --clients N      clients at once (2000); three quarters of them fit at a time, the others are refused
                    and come again
-  --waves N        undisturbed waves (6)
+  --waves N        undisturbed waves (8)
   --workers N      mock workers (8)
   --connections N  connections to each coordinator (8)
 
@@ -34,7 +34,7 @@ fn asked() -> Result<Asked, String> {
         workers: 8,
         max_live_jobs: 0,
     };
-    let mut asked = Asked { plan, waves: 6 };
+    let mut asked = Asked { plan, waves: 8 };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut number = || -> Result<usize, String> {
@@ -66,7 +66,9 @@ async fn main() -> ExitCode {
     let mut bench = Bench::start(asked.plan).await;
     let mut waves = Vec::new();
     for number in 1..=asked.waves {
-        let wave = bench.wave().await;
+        let mut wave = bench.wave().await;
+        bench.until_forgotten().await;
+        wave.memory = bench.memory();
         println!("wave {number}: {}", wave.summary());
         waves.push(wave);
     }

@@ -5,6 +5,7 @@ mod client;
 
 use std::time::{Duration, Instant};
 
+use conclave_proto::v1::ListJobsRequest;
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 
@@ -22,6 +23,9 @@ const RATE: f64 = 100.0;
 pub const GROWTH: f64 = 1.25;
 /// How much slower others may be beside a disturbance: so many times, and so much for a busy machine.
 const SLOWER: (u32, Duration) = (2, Duration::from_millis(1000));
+
+/// Longest until ended jobs are forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// How much load.
 #[derive(Debug, Clone, Copy)]
@@ -194,7 +198,10 @@ impl Bench {
     ///
     /// # Errors
     /// The cluster takes no job or no watch.
-    pub async fn deaf_watchers(&mut self, count: usize) -> Result<Vec<impl Sized + use<>>, Failure> {
+    pub async fn deaf_watchers(
+        &mut self,
+        count: usize,
+    ) -> Result<Vec<impl Sized + use<>>, Failure> {
         self.wave += 1;
         let mut watches = Vec::new();
         for index in 0..count {
@@ -202,6 +209,29 @@ impl Bench {
             watches.push(self.caller(index).watch_deaf(key).await?);
         }
         Ok(watches)
+    }
+
+    /// Waits until the cluster has forgotten the ended jobs that it need not keep: memory is judged by what
+    /// stays. It looks for them every ten seconds.
+    ///
+    /// # Panics
+    /// After a minute.
+    pub async fn until_forgotten(&self) {
+        let client = self.cluster.client();
+        let started = Instant::now();
+        loop {
+            let page = client.list(ListJobsRequest {
+                page_size: 500,
+                ..ListJobsRequest::default()
+            });
+            let page = page.await.expect("the list of jobs");
+            if page.next_page_token.is_empty() {
+                return;
+            }
+            assert!(started.elapsed() < FORGOTTEN, "ended jobs are kept");
+            // Nobody is told what was forgotten.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
     }
 
     /// Memory of the largest coordinator after the last wave, as a share of that after the one in the

@@ -9,6 +9,8 @@ use crate::commands::tick::MAX_TICK_MS;
 const TIME_MS: u64 = 500;
 /// Period of looking for jobs that are too old, ms.
 const EXPIRE_MS: u64 = 10_000;
+/// How soon again after a full batch, ms.
+const EXPIRE_MORE_MS: u64 = 200;
 /// Jobs forgotten with one command.
 pub(super) const EXPIRE_BATCH: usize = 256;
 
@@ -84,8 +86,11 @@ impl Leader {
         if moment.now_ms.saturating_sub(self.expired_ms) < EXPIRE_MS {
             return;
         }
-        self.expired_ms = moment.now_ms;
         let job_ids = retention::due(moment.state, &self.settings, moment.wall_ms(), EXPIRE_BATCH);
+        // A full batch means that there are more: jobs may end faster than a batch a period.
+        let full = job_ids.len() == EXPIRE_BATCH;
+        let early = if full { EXPIRE_MS - EXPIRE_MORE_MS } else { 0 };
+        self.expired_ms = moment.now_ms.saturating_sub(early);
         if !job_ids.is_empty() {
             self.propose(Body::ExpireJobs(ExpireJobs { job_ids }), Purpose::Nothing);
         }

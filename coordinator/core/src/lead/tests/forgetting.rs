@@ -87,3 +87,24 @@ fn an_idle_cluster_forgets_what_grew_old() {
     assert!(desk.world.state.job("j").is_none());
     assert_eq!(bodies(&said).len(), 1, "and says it once");
 }
+
+#[test]
+fn jobs_that_end_faster_than_a_batch_a_period_are_forgotten_too() {
+    let mut world = World::with_job(&choice(width(1)));
+    for n in 0..600 {
+        let id = format!("over-{n}");
+        world.submit(&id, &choice(width(1)));
+        world.apply(Body::CancelJob(CancelJobCommand {
+            job_id: id,
+            unix_ms: world.now,
+            ..CancelJobCommand::default()
+        }));
+    }
+    let none = Settings {
+        retention_bytes: 0,
+        ..settings()
+    };
+    let mut desk = Desk::with(world, none);
+    desk.pass(11_000);
+    assert_eq!(desk.world.state.all_jobs().count(), 1, "the live one");
+}
