@@ -68,14 +68,23 @@ impl Tally {
     }
 }
 
-/// What must not depend on faults: the answer, and each agent's tokens and log-probability bits.
-fn essence(job: &Job) -> (String, Vec<(u32, Vec<u32>, Vec<u8>)>) {
+/// What must not depend on faults.
+#[derive(PartialEq)]
+struct Essence {
+    answer: String,
+    /// Each agent's tokens and the digest of their log-probabilities.
+    drafts: Vec<(u32, Vec<u32>, Vec<u8>)>,
+}
+
+fn essence(job: &Job) -> Essence {
     let drafts = job.agents.iter().filter_map(|agent| {
         let draft = agent.draft.clone()?;
         Some((agent.agent, draft.token_ids, draft.logprob_digest))
     });
-    let answer = job.answer.clone().unwrap_or_default();
-    (answer.text, drafts.collect())
+    Essence {
+        answer: job.answer.clone().unwrap_or_default().text,
+        drafts: drafts.collect(),
+    }
 }
 
 /// The job's usage is the sum of its drafts'.

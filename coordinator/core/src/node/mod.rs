@@ -209,8 +209,9 @@ impl Node {
     }
 
     /// This member's process has ended: nothing listens where it listened. If it led, this follower
-    /// does not wait for its silence: it forgets it, and campaigns within a quarter of an election
-    /// timeout. That elects nobody against a living leader, for a majority must have forgotten it.
+    /// does not wait for its silence: it forgets it and campaigns soon, the voters in the order of
+    /// their ids, two ticks apart, so that votes are not split. That elects nobody against a living
+    /// leader, for a majority must have forgotten it.
     pub fn report_gone(&mut self, id: u64) {
         let raft = &mut self.raw.raft;
         if raft.state != StateRole::Follower || raft.leader_id != id || id == raft::INVALID_ID {
@@ -219,9 +220,12 @@ impl Node {
         raft.become_follower(raft.term, raft::INVALID_ID);
         self.pin_timeout();
         let raft = &mut self.raw.raft;
+        let before = |other: &u64| *other != id && *other < raft.id;
+        let rank = raft.prs().conf().to_conf_state().voters.into_iter();
+        let rank = rank.filter(before).count();
         // At least one tick, so that the others learn it too before they are asked.
+        let wait = (1 + 2 * rank).min(raft.election_timeout());
         let timeout = raft.randomized_election_timeout();
-        let wait = 1 + timeout % (raft.election_timeout() / 4).max(1);
         raft.election_elapsed = timeout.saturating_sub(wait);
     }
 
