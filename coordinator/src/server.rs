@@ -135,10 +135,8 @@ impl Coordinator {
             None => None,
         };
         let grpc_addr = listener.local_addr()?;
-        let http_addr = http_listener
-            .as_ref()
-            .map(TcpListener::local_addr)
-            .transpose()?;
+        let http_addr = http_listener.as_ref().map(TcpListener::local_addr);
+        let http_addr = http_addr.transpose()?;
         let address = match config.advertise.as_str() {
             "" => grpc_addr.to_string(),
             advertise => advertise.to_owned(),
