@@ -48,6 +48,15 @@ pub(super) fn check<S: Storage>(message: &Message, raft: &Raft<S>) -> Result<(),
     }
     match kind {
         MessageType::MsgPropose => garbled("proposals are the leader's own"),
+        // raft-rs passes both on to the leader, and panics if they have the term that only it sets.
+        MessageType::MsgReadIndex if message.term != 0 => {
+            garbled("a read that is passed on has no term")
+        }
+        MessageType::MsgTransferLeader
+            if message.term != 0 && raft.state == StateRole::Follower =>
+        {
+            garbled("only a leader hands over")
+        }
         MessageType::MsgAppend if !follows(&message.entries, message) => {
             garbled("its entries do not follow each other")
         }

@@ -181,7 +181,15 @@ fn seeds() -> Vec<Vec<u8>> {
     };
     let read = |kind| Message {
         entries: vec![entry(0, 0)].into(),
-        ..message(kind, 3)
+        // Passed on, it has no term.
+        ..message(
+            kind,
+            if kind == MessageType::MsgReadIndex {
+                0
+            } else {
+                3
+            },
+        )
     };
     let all = [
         append,
