@@ -120,9 +120,9 @@ impl Bench {
         let mut places = Places::loopback(3, 0);
         for place in &mut places.coordinators {
             *place = Place {
-                // Ended jobs are kept up to this: what memory grows by beyond is lost.
+                // About a hundred of these jobs: memory beyond them is to be given back.
                 settings: format!(
-                    "max_live_jobs = {}\nretention_bytes = 1048576",
+                    "max_live_jobs = {}\nretention_bytes = 65536",
                     plan.max_live_jobs
                 ),
                 ..Place::default()
