@@ -234,12 +234,15 @@ impl Bench {
         }
     }
 
-    /// Memory of the largest coordinator after the last wave, as a share of that after the one in the
-    /// middle: what is before is warming up.
+    /// Memory after the last wave as a share of that after the one in the middle (what is before is warming
+    /// up), of the coordinator where it grew most: a leader's size would hide a follower's growth.
     pub fn growth(&self, waves: &[Wave]) -> f64 {
-        let largest = |wave: &Wave| wave.memory.iter().max().copied().unwrap_or_default() as f64;
-        let middle = &waves[waves.len().div_ceil(2) - 1];
-        waves.last().map_or(1.0, largest) / largest(middle).max(1.0)
+        let middle = &waves[waves.len().div_ceil(2) - 1].memory;
+        let last = &waves[waves.len() - 1].memory;
+        let shares = last.iter().zip(middle);
+        shares
+            .map(|(last, middle)| *last as f64 / (*middle).max(1) as f64)
+            .fold(0.0, f64::max)
     }
 
     /// Resident memory of each coordinator, bytes.
