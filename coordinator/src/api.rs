@@ -28,7 +28,7 @@ use crate::{
     disk::reserve::Reserve,
     feed::Feeds,
     metrics,
-    node::{Handle, NodeError},
+    node::{Handle, NodeError, NodeStatus},
     transport::{Network, blobs::BlobNet},
 };
 
@@ -40,6 +40,9 @@ const NOT_LEADER: &str = "conclave-not-leader";
 pub const REPLY: usize = 64 << 20;
 /// How long a known leader may fail to answer before it is looked up again.
 const LOOK_UP: Duration = Duration::from_millis(250);
+/// Elections in a row without a leader after which calls are refused: this node is cut off, and
+/// another may serve them. The first two are the silence of the leader, or its own.
+const LEADERLESS: u32 = 4;
 /// How long a member is given to say that it is there.
 const PROBE: Duration = Duration::from_millis(500);
 
@@ -118,6 +121,18 @@ impl Api {
     /// by `deadline`, or for a call that was passed on to a node that does not
     /// lead.
     pub async fn route(&self, metadata: &MetadataMap, deadline: Instant) -> Result<Route, Status> {
+        tokio::select! {
+            biased;
+            route = self.leader_or_here(metadata, deadline) => route,
+            () = self.leaderless() => Err(self.no_leader().await),
+        }
+    }
+
+    async fn leader_or_here(
+        &self,
+        metadata: &MetadataMap,
+        deadline: Instant,
+    ) -> Result<Route, Status> {
         let mut status = self.node.status();
         let passed_on = metadata.contains_key(PROXIED);
         let now = Instant::now();
@@ -168,9 +183,38 @@ impl Api {
         wait: Duration,
         read: impl FnOnce(&State) -> T + Send + 'static,
     ) -> Result<T, Status> {
-        match self.node.read(true, less_probe(wait), read).await {
+        let result = tokio::select! {
+            biased;
+            result = self.node.read(true, less_probe(wait), read) => result,
+            () = self.leaderless() => return Err(self.no_leader().await),
+        };
+        match result {
             Err(NodeError::NoQuorum(_)) => Err(self.no_leader().await),
             result => result.map_err(convert::node_error),
+        }
+    }
+
+    /// Ends once no leader was known for a while, in which others may have found one.
+    async fn leaderless(&self) {
+        let mut status = self.node.status();
+        let lost = |s: &NodeStatus| s.cluster_id.is_some() && s.leader_id == 0;
+        while status.wait_for(lost).await.is_ok() {
+            let found = status.wait_for(|s| !lost(s));
+            let patience = self.config.election() * LEADERLESS;
+            if tokio::time::timeout(patience, found).await.is_err() {
+                return;
+            }
+        }
+        // The node has stopped: whoever waits for it hears so.
+        std::future::pending().await
+    }
+
+    /// Ends once another than `leader` leads.
+    async fn succeeded(&self, leader: u64) {
+        let mut status = self.node.status();
+        let other = |s: &NodeStatus| s.leader_id != 0 && s.leader_id != leader;
+        if status.wait_for(other).await.is_err() {
+            std::future::pending().await
         }
     }
 
@@ -270,7 +314,16 @@ impl Api {
                 Route::Leader(channel) => {
                     let wait = deadline.saturating_duration_since(Instant::now());
                     let request = self.pass_on(&metadata, message.clone(), wait);
-                    match there(channel, request).await {
+                    let asked = status.borrow().leader_id;
+                    let answer = tokio::select! {
+                        biased;
+                        answer = there(channel, request) => answer,
+                        // A leader that was cut off or stopped may never answer.
+                        () = self.succeeded(asked), if twice => {
+                            Err(Status::unavailable("another node leads now"))
+                        }
+                    };
+                    match answer {
                         Ok(response) => return Ok(Response::new(response.into_inner())),
                         Err(refusal) => (refusal, twice),
                     }

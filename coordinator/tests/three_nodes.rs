@@ -203,6 +203,30 @@ async fn without_a_quorum_calls_end_in_time_and_name_who_is_missing() {
     assert_eq!(get(&mut client, &job_id).await.state(), JobState::Preparing);
 }
 
+/// A caller that is turned away can go to the other side of the partition; one that is held to its
+/// own deadline cannot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_cut_off_turns_its_callers_away() {
+    let mut cluster = Cluster::blank(3, |config| config.request_timeout_ms = 60_000).await;
+    cluster.init().await;
+    let mut client = cluster.client(2).await;
+    let job_id = submit(&mut client, "what colour?").await.job_id;
+    cluster.crash(0).await;
+    cluster.crash(1).await;
+    for turn in 0..2 {
+        let started = Instant::now();
+        let get = conclave_proto::v1::GetJobRequest {
+            job_id: job_id.clone(),
+        };
+        let refused = client.get_job(get).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        let refused = client.submit_job(request("another")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        let took = started.elapsed();
+        assert!(took < Duration::from_secs(20), "turn {turn}: {took:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn long_prompts_and_drafts_reach_every_member() {
     let cluster = Cluster::new(3).await;
