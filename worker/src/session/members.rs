@@ -18,6 +18,8 @@ pub struct Members {
     configured: Vec<String>,
     learned: Vec<String>,
     hint: Option<String>,
+    /// Whose session ended last: others are dialed before it.
+    lost: Option<String>,
     next: usize,
     failures: u32,
     hints: u32,
@@ -32,6 +34,7 @@ impl Members {
             configured: configured.to_vec(),
             learned: Vec::new(),
             hint: None,
+            lost: None,
             next: 0,
             failures: 0,
             hints: 0,
@@ -70,6 +73,13 @@ impl Members {
         self.hint = None;
     }
 
+    /// The session with this coordinator ended. A dial to a machine that fell silent takes all its
+    /// time, so it is the others' turn first.
+    pub fn lost(&mut self, address: &str) {
+        self.failed();
+        self.lost = Some(address.to_owned());
+    }
+
     /// How often in a row there was no session; the log need not repeat itself.
     pub fn failures(&self) -> u32 {
         self.failures
@@ -81,9 +91,16 @@ impl Members {
             return leader;
         }
         let all = self.all();
-        let address = all[self.next % all.len()].clone();
-        self.next = self.next.wrapping_add(1);
-        address
+        let mut in_turn = || {
+            let address = all[self.next % all.len()].clone();
+            self.next = self.next.wrapping_add(1);
+            address
+        };
+        let address = in_turn();
+        match self.lost.take() {
+            Some(lost) if lost == address => in_turn(),
+            _ => address,
+        }
     }
 
     fn all(&self) -> Vec<String> {
@@ -140,6 +157,22 @@ mod tests {
         }
         members.hint("z:9");
         assert!(members.wait() > Duration::ZERO && members.choose() != "z:9");
+    }
+
+    #[test]
+    fn whoever_fell_silent_is_dialed_last() {
+        for turns in 0..4 {
+            let mut members = members();
+            members.learn(&["c:1".into(), "a:1".into(), "b:1".into()]);
+            (0..turns).for_each(|_| drop(members.choose()));
+            members.welcomed();
+            members.lost("a:1");
+            let tried: Vec<String> = (0..2).map(|_| members.choose()).collect();
+            assert!(tried[0] != "a:1", "after {turns} turns: {tried:?}");
+        }
+        let mut alone = Members::new(&["a:1".into()], "w");
+        alone.lost("a:1");
+        assert_eq!(alone.choose(), "a:1", "there is nobody else");
     }
 
     #[test]

@@ -340,8 +340,10 @@ impl<B: Backend> Session<B> {
         if matches!(self.link, LinkState::Up(_)) {
             tracing::info!(reason, "the session is over");
         }
-        if reason != "not_leader" {
-            self.members.failed();
+        match &self.link {
+            _ if reason == "not_leader" => {}
+            LinkState::Up(link) | LinkState::Greeting(link, _) => self.members.lost(&link.address),
+            _ => self.members.failed(),
         }
         self.parts.status.up.store(false, Ordering::Relaxed);
         self.metrics.connected(false);
