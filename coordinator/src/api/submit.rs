@@ -21,6 +21,14 @@ const MAX_KEY: usize = 128;
 /// When a refused submission may come again.
 const LATER: Duration = Duration::from_secs(1);
 
+/// What a key stands for.
+enum Known {
+    /// A job that was accepted before.
+    Job(Box<SubmitJobResponse>),
+    /// Nothing yet; the replicated clock, Unix milliseconds.
+    Nothing { unix_ms: i64 },
+}
+
 impl Api {
     /// Accepts a job, once per (tenant, key).
     ///
@@ -43,19 +51,22 @@ impl Api {
             .spec
             .ok_or_else(|| Status::invalid_argument("spec: is required"))?;
         let request_digest = blake3::hash(&asked.encode_to_vec()).as_bytes().to_vec();
-        if let Some(known) = self
+        let known = self
             .known(&caller.tenant, &key, &request_digest, wait)
-            .await?
-        {
-            return Ok(known);
-        }
+            .await?;
+        let replicated_ms = match known {
+            Known::Job(response) => return Ok(*response),
+            Known::Nothing { unix_ms } => unix_ms,
+        };
         let _under_way = UnderWay::begin(&self.submitting);
         self.room()?;
         let seed = getrandom::u64().map_err(|e| Status::internal(format!("no seed: {e}")))?;
         let effective = spec::effective(&asked, &spec::Defaults::new(seed))
             .map_err(|e| convert::spec_error(&e))?;
         let stored = self.blobs.payload(effective.encode_to_vec(), wait).await?;
-        let unix_ms = unix_ms();
+        // Deadlines are met by the replicated clock, which never goes back: behind it, this
+        // node's own would give away what the caller asked for (law 3).
+        let unix_ms = unix_ms().max(replicated_ms);
         let command = SubmitJobCommand {
             // Ids ascend with time: lists and expiry go by them.
             job_id: Uuid::now_v7().to_string(),
@@ -80,10 +91,15 @@ impl Api {
                 })
             }
             // Two calls with one key at once: the first one's spec counts.
-            Reply::Submitted { existing: true, .. } => self
-                .known(&caller.tenant, &key, &request_digest, wait)
-                .await?
-                .ok_or_else(|| Status::aborted("the job expired meanwhile")),
+            Reply::Submitted { existing: true, .. } => {
+                let known = self
+                    .known(&caller.tenant, &key, &request_digest, wait)
+                    .await?;
+                match known {
+                    Known::Job(response) => Ok(*response),
+                    Known::Nothing { .. } => Err(Status::aborted("the job expired meanwhile")),
+                }
+            }
             other => {
                 convert::reply(other, "")?;
                 Err(Status::internal("a submission was applied without a job"))
@@ -98,19 +114,24 @@ impl Api {
         key: &str,
         digest: &[u8],
         wait: Duration,
-    ) -> Result<Option<SubmitJobResponse>, Status> {
+    ) -> Result<Known, Status> {
         let (tenant, key, digest) = (tenant.to_owned(), key.to_owned(), digest.to_vec());
         let read = move |state: &State| {
-            let known = state.key(&tenant, &key)?;
+            let known = state.key(&tenant, &key).ok_or(state.unix_ms())?;
             let job = state.job(&known.job_id).map(|job| job.spec.clone());
-            Some((known.job_id.clone(), known.request_digest == digest, job))
+            Ok((known.job_id.clone(), known.request_digest == digest, job))
         };
-        let found = self.read(wait, read).await?;
-        let Some((job_id, same, stored)) = found else {
-            return Ok(None);
+        let (job_id, same, stored) = match self.read(wait, read).await? {
+            Ok(found) => found,
+            Err(unix_ms) => return Ok(Known::Nothing { unix_ms }),
         };
         if !same {
-            return convert::reply(Reply::Conflict { job_id }, "").map(|()| None);
+            convert::reply(
+                Reply::Conflict {
+                    job_id: job_id.clone(),
+                },
+                "",
+            )?;
         }
         let local = self.blobs.local.clone();
         let effective: Option<JobSpec> = match stored {
@@ -121,11 +142,11 @@ impl Api {
             // The job has expired; its key lives on.
             None => None,
         };
-        Ok(Some(SubmitJobResponse {
+        Ok(Known::Job(Box::new(SubmitJobResponse {
             job_id,
             effective,
             existing: true,
-        }))
+        })))
     }
 
     /// Refuses what there is no room for; what was accepted goes on.

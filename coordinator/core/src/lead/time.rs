@@ -25,7 +25,7 @@ impl Leader {
         self.decisions.tick(moment.now_ms);
         self.placements.tick();
         let deadline = moment.state.next_deadline();
-        if deadline.is_some_and(|at| at <= moment.unix_ms) {
+        if deadline.is_some_and(|at| at <= moment.wall_ms()) {
             let due = moment.state.needs_decision().map(str::to_owned);
             self.decisions.ask(due);
         }
@@ -58,9 +58,12 @@ impl Leader {
         self.moved_ms = moment.now_ms;
         self.drain_workers(moment);
         self.renew_leases();
+        // A wall clock that was put back, or another leader's that was ahead: replicated time goes
+        // on by what has passed, so that deadlines still come.
+        let passed = i64::try_from(elapsed_ms).unwrap_or(0);
         let tick = Tick {
             elapsed_ms,
-            unix_ms: moment.unix_ms,
+            unix_ms: moment.unix_ms.max(moment.state.unix_ms() + passed),
             new_term: false,
         };
         self.propose(Body::Tick(tick), Purpose::Nothing);

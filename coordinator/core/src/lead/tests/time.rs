@@ -142,3 +142,29 @@ fn a_deadline_is_noticed_by_the_leaders_clock() {
     desk.pass(200);
     assert!(desk.world.job("j").is_final());
 }
+
+#[test]
+fn a_deadline_comes_although_the_wall_clock_was_put_back() {
+    let mut desk = Desk::empty();
+    desk.hello(1, "w1", "i1");
+    let budget = Budget {
+        deadline_ms: 2_000,
+        ..Budget::default()
+    };
+    desk.submit(
+        "j",
+        &JobSpec {
+            budget: Some(budget),
+            ..choice(width(2))
+        },
+    );
+    desk.world.prepare("j");
+    desk.changed("j");
+    desk.pass(1_000);
+    // Replicated time, which never goes back, is hours ahead of this leader's clock now.
+    desk.world.now -= 5 * 3_600_000;
+    desk.pass(500);
+    assert!(!desk.world.job("j").is_final(), "not before its time");
+    desk.pass(2_500);
+    assert!(desk.world.job("j").is_final(), "and not hours later");
+}
