@@ -173,6 +173,8 @@ impl Client {
     {
         let deadline = Instant::now() + self.timeout;
         let mut pause = Pause::new(self.links.len());
+        // The last word of a server: it says more than that nobody listens elsewhere.
+        let mut told: Option<(Link, Status)> = None;
         loop {
             let link = self.preferred().clone();
             let left = deadline
@@ -205,7 +207,12 @@ impl Client {
                     left_of(deadline)
                 ));
             }
+            let timed_out = status.code() == Code::DeadlineExceeded;
+            if !was_never_sent(&status) && (told.is_none() || !timed_out) {
+                told = Some((link.clone(), status.clone()));
+            }
             if Instant::now() + wait >= deadline {
+                let (link, status) = told.unwrap_or((link, status));
                 return Err(self.unreachable(call, &link, &status));
             }
             tokio::time::sleep(wait).await;
@@ -455,5 +462,26 @@ mod tests {
         assert_eq!(error.exit_code(), 3);
         assert!(error.to_string().contains(&address), "{error}");
         assert!(error.to_string().contains("conclave up"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_a_server_said_outlives_that_nobody_listens_elsewhere() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let dead = socket.local_addr().unwrap().to_string();
+        drop(socket);
+        let endpoints = ["127.0.0.1:1".to_owned(), dead.clone()];
+        let client = Client::new(&endpoints, None, Duration::from_millis(300)).unwrap();
+        let message = conclave_proto::v1::StatusRequest {};
+        let error = client
+            .unary("Status", message, async |link, request| {
+                if link.address() == dead {
+                    return link.cluster().status(request).await;
+                }
+                Err(Status::unavailable("no leader: 2 members do not answer"))
+            })
+            .await
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("2 members do not answer"), "{text}");
     }
 }
