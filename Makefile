@@ -3,7 +3,7 @@ CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
 
-.PHONY: fuzz help test model binary tests laws fmt lint doc bench deaths load
+.PHONY: fuzz help test model binary tests laws fmt lint doc bench deaths load chaos
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -21,6 +21,12 @@ tests: binary
 
 laws: ## takes the code of each law out, and shows that its test fails
 	cargo run --locked -p conclave-tests --bin laws
+
+# SEED=N for other choices. As root nothing may be skipped; without it, what needs root is, loudly.
+chaos: binary model ## real faults against real processes, every scenario, and a table [SEED=1]
+	tests/prepare-chaos
+	cargo build --locked -p conclave-tests --bin chaos
+	$(CARGO_TARGET_DIR)/debug/chaos --seed "$(or $(SEED),1)" $(if $(filter 0,$(shell id -u)),--require-all)
 
 fmt: ## format
 	cargo fmt --all

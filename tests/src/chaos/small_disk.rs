@@ -1,6 +1,7 @@
 //! A small ext4 file system on a loop device, for one coordinator's data.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
@@ -9,6 +10,8 @@ use super::machine::command;
 
 /// Its size, bytes.
 const SIZE: u64 = 96 << 20;
+/// Room for the file system's own blocks, bytes.
+const SLACK: u64 = 1 << 20;
 
 /// Mounted; unmounted when dropped.
 pub struct SmallDisk {
@@ -46,19 +49,29 @@ impl SmallDisk {
         self.folder.path().join("disk")
     }
 
-    /// Allocates ballast until only `leave` bytes are free.
+    /// Allocates ballast until about `leave` bytes are free; 0: not one block.
     ///
     /// # Panics
     /// If there is not so much room.
     pub fn fill(&self, leave: u64) {
-        let ballast = self.path().join("ballast").display().to_string();
-        let bytes = self.free().saturating_sub(leave);
-        command(&format!("fallocate -l {bytes} {ballast}")).unwrap_or_else(|why| panic!("{why}"));
+        let path = self.path().join("ballast");
+        let bytes = self.free().saturating_sub(leave + SLACK);
+        let line = format!("fallocate -l {bytes} {}", path.display());
+        command(&line).unwrap_or_else(|why| panic!("{why}"));
+        if leave > 0 {
+            return;
+        }
+        // The rest block by block, up to the error.
+        let rest = path.with_extension("rest");
+        let mut rest = File::create(rest).expect("more ballast");
+        while rest.write_all(&[0x5a; 4096]).is_ok() {}
     }
 
     /// Removes the ballast.
     pub fn free_up(&self) {
         std::fs::remove_file(self.path().join("ballast")).expect("there was ballast");
+        // Only a full disk has it.
+        let _ = std::fs::remove_file(self.path().join("ballast.rest"));
     }
 
     /// Free bytes.
