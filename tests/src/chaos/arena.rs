@@ -176,21 +176,16 @@ impl Arena {
         ));
     }
 
-    /// Waits until a coordinator's process has ended by itself.
-    pub async fn until_ended(&mut self, index: usize) {
-        let started = Instant::now();
-        while started.elapsed() < PATIENCE {
-            let process = self.cluster.coordinators[index].as_mut();
-            if let Some(status) = process.and_then(crate::Process::ended) {
-                self.say(&format!("coordinator {index} ended: {status}"));
+    /// SIGKILL, unless the coordinator has ended by itself, which is said.
+    pub async fn kill_or_find_dead(&mut self, index: usize) {
+        let process = self.cluster.coordinators[index].as_mut();
+        match process.and_then(crate::Process::ended) {
+            Some(status) => {
+                self.say(&format!("coordinator {index} has ended: {status}"));
                 self.cluster.coordinators[index] = None;
-                return;
             }
-            sleep(LOOK).await;
+            None => self.cluster.kill_coordinator(index).await,
         }
-        self.accuse(format!(
-            "coordinator {index} has not ended after {PATIENCE:?}"
-        ));
     }
 
     /// Accuses every process that ended although nobody asked it to.
