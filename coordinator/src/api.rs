@@ -42,7 +42,7 @@ pub const REPLY: usize = 64 << 20;
 const LOOK_UP: Duration = Duration::from_millis(250);
 /// Elections in a row without a leader after which calls are refused: this node is cut off, and
 /// another may serve them. The first two are the silence of the leader, or its own.
-const LEADERLESS: u32 = 4;
+const LEADERLESS: u32 = 5;
 /// How long a member is given to say that it is there.
 const PROBE: Duration = Duration::from_millis(500);
 

@@ -29,6 +29,15 @@ enum Known {
     Nothing { unix_ms: i64 },
 }
 
+impl Known {
+    fn job(self) -> Option<SubmitJobResponse> {
+        match self {
+            Known::Job(response) => Some(*response),
+            Known::Nothing { .. } => None,
+        }
+    }
+}
+
 impl Api {
     /// Accepts a job, once per (tenant, key).
     ///
@@ -91,15 +100,11 @@ impl Api {
                 })
             }
             // Two calls with one key at once: the first one's spec counts.
-            Reply::Submitted { existing: true, .. } => {
-                let known = self
-                    .known(&caller.tenant, &key, &request_digest, wait)
-                    .await?;
-                match known {
-                    Known::Job(response) => Ok(*response),
-                    Known::Nothing { .. } => Err(Status::aborted("the job expired meanwhile")),
-                }
-            }
+            Reply::Submitted { existing: true, .. } => self
+                .known(&caller.tenant, &key, &request_digest, wait)
+                .await?
+                .job()
+                .ok_or_else(|| Status::aborted("the job expired meanwhile")),
             other => {
                 convert::reply(other, "")?;
                 Err(Status::internal("a submission was applied without a job"))

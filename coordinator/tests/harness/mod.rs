@@ -8,7 +8,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use conclave_coordinator::{Config, Coordinator, StartError, node::NodeStatus};
@@ -281,13 +281,20 @@ pub async fn done(client: &mut ContemplationClient<Channel>, job_id: &str) -> Jo
 }
 
 pub async fn get(client: &mut ContemplationClient<Channel>, job_id: &str) -> Job {
-    client
-        .get_job(GetJobRequest {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let request = GetJobRequest {
             job_id: job_id.to_owned(),
-        })
-        .await
-        .unwrap()
-        .into_inner()
+        };
+        match client.get_job(request).await {
+            Ok(job) => return job.into_inner(),
+            // A member that has just started may know of no leader yet.
+            Err(status) if status.code() == Code::Unavailable && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(status) => panic!("{status:?}"),
+        }
+    }
 }
 
 pub fn assert_done(job: &Job) {

@@ -109,7 +109,9 @@ impl Net {
 impl Drop for Net {
     fn drop(&mut self) {
         // What cannot be deleted goes with the runner's own namespaces.
-        for end in &self.ends {
+        for (index, end) in self.ends.iter().enumerate() {
+            // The link first: a namespace takes its time to let go of one.
+            let _ = command(&format!("ip link del v{index}"));
             let _ = command(&format!("ip netns del {}", end.name()));
         }
         let _ = command(&format!("ip link del {}", HUB.0));
