@@ -51,11 +51,7 @@ impl Api {
         let caller = self.tokens.require(&metadata, &USERS)?;
         let wait = self.patience(&metadata);
         let key = request.idempotency_key;
-        if key.is_empty() || key.len() > MAX_KEY {
-            return Err(Status::invalid_argument(format!(
-                "idempotency_key: required, 1 to {MAX_KEY} bytes"
-            )));
-        }
+        check_key(&key)?;
         let asked = request
             .spec
             .ok_or_else(|| Status::invalid_argument("spec: is required"))?;
@@ -197,6 +193,15 @@ impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+fn check_key(key: &str) -> Result<(), Status> {
+    if key.is_empty() || key.len() > MAX_KEY {
+        return Err(Status::invalid_argument(format!(
+            "idempotency_key: required, 1 to {MAX_KEY} bytes"
+        )));
+    }
+    Ok(())
 }
 
 /// When the job must have ended, Unix milliseconds; 0: never.
