@@ -192,7 +192,9 @@ impl Leader {
             Purpose::Found | Purpose::FullLeases | Purpose::Nothing => {}
             // Its end asks anew, whatever became of it.
             Purpose::Decide { job_id } => self.decisions.applied(job_id),
-            Purpose::Place => self.placements.ended(),
+            Purpose::Place if *reply == Reply::Ok => self.placements.ended(),
+            // What placement saw holds no more, and no effect may tell: the agent still waits.
+            Purpose::Place => self.placements.failed(),
             Purpose::Register { session } => self.registered(session, reply),
             Purpose::Result { worker_id, key } => {
                 if *reply != Reply::Ok {

@@ -56,6 +56,10 @@ impl Leader {
         };
         self.moving = true;
         self.moved_ms = moment.now_ms;
+        // An agent that waits is asked of the state, too: no lost word strands it (law 2).
+        if moment.state.unplaced().next().is_some() {
+            self.placements.ask();
+        }
         self.drain_workers(moment);
         self.renew_leases();
         // A wall clock that was put back, or another leader's that was ahead: replicated time goes

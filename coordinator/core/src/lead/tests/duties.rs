@@ -1,6 +1,6 @@
 //! Law 2: what is outstanding is carried out; what is lost is made anew.
 
-use conclave_proto::v1::{AgentState, CreateCluster, JobState};
+use conclave_proto::v1::{AgentState, CreateCluster, JobState, RenewLeases, WorkerLease};
 
 use super::*;
 use crate::State;
@@ -138,6 +138,49 @@ fn the_next_placement_waits_until_all_of_the_last_is_applied() {
         2,
         "the state has neither of them"
     );
+}
+
+#[test]
+fn an_assignment_that_came_too_late_is_made_anew() {
+    let mut desk = Desk::empty();
+    desk.hello(1, "w1", "i1");
+    desk.hello(2, "w2", "i1");
+    desk.submit("j", &choice(width(2)));
+    desk.world.prepare("j");
+    desk.world.decide("j");
+    desk.leader.effects(vec![crate::Effect::Place]);
+    let assigns = desk.acts();
+    assert_eq!(bodies(&assigns).len(), 2, "both to w1");
+    // In the log before them: the tick that takes the lease of w1. It held nothing.
+    for _ in 0..6 {
+        let lease = WorkerLease {
+            worker_id: "w2".into(),
+            incarnation: "i1".into(),
+        };
+        let leases = vec![lease];
+        desk.world.apply(Body::RenewLeases(RenewLeases { leases }));
+        let applied = desk.world.tick(1_000);
+        desk.leader.effects(applied.effects);
+    }
+    assert!(desk.world.state.worker("w1").is_none());
+    for act in assigns {
+        if let Act::Propose { body, purpose } = act {
+            let applied = desk.world.apply(body);
+            assert_ne!(applied.reply, Reply::Ok);
+            desk.leader.applied(purpose, &applied.reply);
+        }
+    }
+    assert_eq!(starts(&desk.pass(TICK_MS)), [(2, 1), (2, 2)]);
+}
+
+#[test]
+fn agents_that_wait_are_looked_at_even_if_nothing_asks() {
+    let mut desk = Desk::empty();
+    desk.hello(1, "w1", "i1");
+    desk.submit("j", &choice(width(2)));
+    desk.world.prepare("j");
+    desk.world.decide("j");
+    assert_eq!(starts(&desk.pass(1_000)), [(1, 1), (1, 2)]);
 }
 
 #[test]
