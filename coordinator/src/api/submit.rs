@@ -73,7 +73,7 @@ impl Api {
         // node's own would give away what the caller asked for (law 3).
         let unix_ms = unix_ms().max(replicated_ms);
         let command = SubmitJobCommand {
-            // Ids ascend with time: lists and expiry go by them.
+            // Ids ascend with time: lists go by them.
             job_id: Uuid::now_v7().to_string(),
             tenant: caller.tenant.clone(),
             idempotency_key: key.clone(),

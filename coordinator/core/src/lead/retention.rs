@@ -1,6 +1,9 @@
 //! Which ended jobs are forgotten: those too old, and the oldest of tenants that keep too much.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::Settings;
 use crate::{job::Job, payload, state::State};
@@ -23,12 +26,15 @@ pub(super) fn due(
     job_ids
 }
 
-/// The oldest ended jobs of tenants that keep more than `limit` bytes.
+/// The oldest ended jobs of tenants that keep more than `limit` bytes. Age is by the replicated time
+/// of their end: ids are minted by the wall clock of whoever led, which may have been set back.
 fn too_many_bytes(state: &State, limit: u64, most: usize) -> Vec<String> {
     let mut kept: BTreeMap<&str, u64> = BTreeMap::new();
     let mut over = Vec::new();
-    // Ids ascend with time: the newest are counted first.
-    for job in state.all_jobs().rev().filter(|job| !job.is_active()) {
+    let mut ended: Vec<&Job> = state.all_jobs().filter(|job| !job.is_active()).collect();
+    ended.sort_unstable_by_key(|job| Reverse((job.ended_unix_ms, &job.id)));
+    // The newest are counted first.
+    for job in ended {
         let kept = kept.entry(&job.tenant).or_default();
         *kept += size(job);
         if *kept > limit {

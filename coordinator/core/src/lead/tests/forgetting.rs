@@ -61,6 +61,25 @@ fn retention_by_bytes_forgets_the_oldest_first_and_never_a_live_or_unsealed_job(
 }
 
 #[test]
+fn the_oldest_are_those_that_ended_first_whatever_their_ids_say() {
+    let mut world = world();
+    // The clock was set back: what is submitted now has a smaller id than all before.
+    world.now = 0;
+    world.submit("0", &choice(width(1)));
+    world.prepare("0");
+    world.go("0");
+    world.all_answer("0", "yes");
+    world.go("0");
+    let newest: u64 = world.job("0").payloads().map(payload::length).sum();
+    let keeping = Settings {
+        retention_bytes: newest,
+        ..settings()
+    };
+    let due = super::super::retention::due(&world.state, &keeping, world.now, 256);
+    assert_eq!(due, ["a", "b"], "the newest answer stays");
+}
+
+#[test]
 fn one_command_forgets_so_many_and_each_once() {
     let world = world();
     let all = Settings {
