@@ -228,10 +228,12 @@ impl Task {
     /// Carries out everything that follows from what was taken in.
     fn settle(&mut self) -> Result<(), Fatal> {
         loop {
-            self.ask_reads();
             let moved = self.carry_out()?;
+            // Answers that this turn took in come first: with them there may be
+            // nothing left to ask.
+            let asked = self.ask_reads();
             let proposed = self.lead_on();
-            if !moved && !proposed {
+            if !moved && !asked && !proposed {
                 break;
             }
         }
@@ -332,12 +334,15 @@ impl Task {
         }
     }
 
-    fn ask_reads(&mut self) {
+    /// Asks for a read point if reads wait for one; true if raft was asked.
+    fn ask_reads(&mut self) -> bool {
         let now = Instant::now();
-        let lost_at = now + self.config.tick() * 5;
-        if let Some(context) = self.reads.ask(now, lost_at) {
+        let context = self.reads.ask(now, now + self.config.election());
+        let asked = context.is_some();
+        if let Some(context) = context {
             self.node.read_index(context);
         }
+        asked
     }
 
     /// Proposes a command; whoever waits is told at once if it is not taken.

@@ -21,7 +21,7 @@ use super::{
     disk::{Disk, Full, Unreadable},
     invariants::Held,
     sessions::Sessions,
-    waiters::{MOST_READS, MOST_WAITERS, RETRY_MS, Reads, Waiter, Waiters},
+    waiters::{MOST_READS, MOST_WAITERS, Reads, Waiter, Waiters},
     watching::Watches,
 };
 
@@ -412,9 +412,6 @@ impl Coordinator {
             return Ok(());
         }
         loop {
-            if let Some(context) = self.reads.ask(cx.now, cx.now + RETRY_MS) {
-                self.node.read_index(context);
-            }
             let mut moved = false;
             while let Some(output) = self.node.ready() {
                 moved = true;
@@ -423,6 +420,10 @@ impl Coordinator {
                 }
             }
             moved |= self.serve_reads(cx);
+            if let Some(context) = self.reads.ask(cx.now, cx.now + ELECTION_MS) {
+                self.node.read_index(context);
+                moved = true;
+            }
             if !self.lead_on(cx) && !moved {
                 break;
             }

@@ -10,8 +10,6 @@ pub(super) const MOST_WAITERS: usize = 512;
 pub(super) const MOST_READS: usize = 512;
 /// How long a client's read waits, ms.
 pub(super) const READ_MS: u64 = 5_000;
-/// A ReadIndex without an answer is asked again after this, ms.
-pub(super) const RETRY_MS: u64 = 500;
 
 /// Proposals by the context that travels with their entries.
 pub(super) type Waiters = waiters::Waiters<Waiter, u64>;
