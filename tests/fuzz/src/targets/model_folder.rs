@@ -5,7 +5,7 @@ use std::fs;
 use super::model;
 use crate::{Limits, Target};
 
-/// The files in the order of [`FILES`], each with its length (four bytes) before it.
+/// The files in the order of `FILES`, each with its length (four bytes) before it.
 pub const TARGET: Target = Target {
     name: "model_folder",
     run,
