@@ -5,7 +5,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{remove_temporaries, sync_folder, write_atomically};
@@ -40,6 +40,9 @@ pub struct Blobs {
     /// Held while a blob's age is looked at or renewed, and while a shard is
     /// made: what one writer found is not removed before it is young again.
     gate: Arc<Mutex<()>>,
+    /// No blob is older than this: entries that a process which was down for long
+    /// has not heard of may name what it holds.
+    opened: Instant,
 }
 
 impl Blobs {
@@ -60,6 +63,7 @@ impl Blobs {
         Ok(Self {
             folder,
             gate: Arc::default(),
+            opened: Instant::now(),
         })
     }
 
@@ -80,7 +84,7 @@ impl Blobs {
                 sync_folder(&self.folder)?;
             }
         }
-        if self.renew(&hash, &path) {
+        if self.renew(&hash) {
             // Another writer may have renamed it and not yet synced the folder.
             sync_folder(shard)?;
         } else {
@@ -89,11 +93,12 @@ impl Blobs {
         Ok(hash)
     }
 
-    /// Makes a blob young; false if there is no whole one.
-    fn renew(&self, hash: &Hash, path: &Path) -> bool {
+    /// Makes a blob young; false if there is no whole one. What is about to be named
+    /// is renewed, not only read: it may be old, and on the point of being removed.
+    pub fn renew(&self, hash: &Hash) -> bool {
         let _gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         self.get(hash).is_ok()
-            && File::open(path)
+            && File::open(self.path(hash))
                 .and_then(|file| file.set_modified(SystemTime::now()))
                 .is_ok()
     }
@@ -121,13 +126,17 @@ impl Blobs {
         self.path(hash).exists()
     }
 
-    /// Removes every blob that `live` does not name and that is older than
-    /// `age` (younger ones may be on their way into the log); returns how many.
+    /// Removes every blob that `live` does not name and that was put or renewed
+    /// longer than `age` ago (younger ones may be on their way into the log), but
+    /// none until they have been open for so long; returns how many.
     ///
     /// # Errors
     /// What the file system says.
     pub fn retain(&self, age: Duration, live: &dyn Fn(&Hash) -> bool) -> io::Result<usize> {
         let mut removed = 0;
+        if self.opened.elapsed() < age {
+            return Ok(removed);
+        }
         for shard in fs::read_dir(&self.folder)? {
             let shard = shard?.path();
             if !shard.is_dir() {
@@ -193,9 +202,9 @@ mod tests {
     #[test]
     fn a_blob_that_is_put_again_is_young_again() {
         let folder = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(folder.path()).unwrap();
-        let hash = blobs.put(b"again").unwrap();
         let hour = Duration::from_secs(3600);
+        let blobs = opened_before(2 * hour, folder.path());
+        let hash = blobs.put(b"again").unwrap();
         let long_ago = SystemTime::now() - 2 * hour;
         let file = File::open(blobs.path(&hash)).unwrap();
         file.set_modified(long_ago).unwrap();
@@ -203,6 +212,28 @@ mod tests {
         assert_eq!(blobs.retain(hour, &|_| false).unwrap(), 0);
         file.set_modified(long_ago).unwrap();
         assert_eq!(blobs.retain(hour, &|_| false).unwrap(), 1);
+    }
+
+    /// Blobs of a process that has run for `time`.
+    fn opened_before(time: Duration, folder: &Path) -> Blobs {
+        Blobs {
+            opened: Instant::now() - time,
+            ..Blobs::open(folder).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_process_that_was_down_for_long_removes_nothing_until_it_has_run_for_as_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let hour = Duration::from_secs(3600);
+        let blobs = Blobs::open(folder.path()).unwrap();
+        let hash = blobs.put(b"named by entries to come").unwrap();
+        let file = File::open(blobs.path(&hash)).unwrap();
+        file.set_modified(SystemTime::now() - 48 * hour).unwrap();
+        let fresh = Blobs::open(folder.path()).unwrap();
+        assert_eq!(fresh.retain(hour, &|_| false).unwrap(), 0);
+        let settled = opened_before(hour, folder.path());
+        assert_eq!(settled.retain(hour, &|_| false).unwrap(), 1);
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct Task {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) stop: CancellationToken,
     pub(super) saving: bool,
+    /// Payloads that nothing names are to be removed.
+    pub(super) sweep_due: bool,
     /// A snapshot failed: the next is tried then.
     pub(super) save_after: Option<Instant>,
     /// What the monotonic clock counts from.
@@ -146,6 +148,7 @@ impl Task {
             runtime: parts.runtime,
             stop: parts.stop,
             saving: false,
+            sweep_due: false,
             save_after: None,
             started: Instant::now(),
             counted_at: Instant::now(),
@@ -238,6 +241,7 @@ impl Task {
             }
         }
         self.save_when_due();
+        self.drop_dead_blobs_when_due();
         self.publish();
         Ok(())
     }

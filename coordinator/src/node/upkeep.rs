@@ -3,6 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle as Runtime;
+use tokio_util::sync::CancellationToken;
+
 use super::{
     Handle, Input,
     storage::{self, Fatal},
@@ -23,30 +26,22 @@ impl Task {
     /// Fetches payloads that are named in the log and not here, off the loop.
     pub(super) fn fetch(&self, hashes: Vec<[u8; 32]>) {
         for hash in hashes {
-            let Some(under_way) = self.blobs.begin(hash) else {
-                continue;
-            };
-            let (blobs, handle, stop) =
-                (self.blobs.clone(), self.handle.clone(), self.stop.clone());
-            self.runtime.spawn(async move {
-                let work = fetch_while_named(&blobs, &handle, hash);
-                let fetched = stop.run_until_cancelled(work).await == Some(true);
-                drop(under_way);
-                if fetched {
-                    let _ = handle
-                        .send(Input::BlobArrived, Instant::now() + FETCH)
-                        .await;
-                }
-            });
+            fetch(&self.runtime, &self.blobs, &self.handle, &self.stop, hash);
         }
     }
 
-    /// Fetches what the state names and a crash left unfetched: the entries that
-    /// named it may lie behind the snapshot, and are not applied again.
+    /// Fetches what the state names and is not here, after a start and after each
+    /// snapshot: the entries that named it may lie behind the snapshot, and are not
+    /// applied again. The disk is asked off the loop.
     pub(super) fn fetch_missing(&self) {
-        let named = self.state.live_blobs().into_keys();
-        let local = &self.blobs.local;
-        self.fetch(named.filter(|hash| !local.has(hash)).collect());
+        let named = self.state.live_blobs();
+        let (blobs, handle, stop) = (self.blobs.clone(), self.handle.clone(), self.stop.clone());
+        let runtime = self.runtime.clone();
+        self.runtime.spawn_blocking(move || {
+            for hash in named.into_keys().filter(|hash| !blobs.local.has(hash)) {
+                fetch(&runtime, &blobs, &handle, &stop, hash);
+            }
+        });
     }
 
     /// Starts a snapshot off the loop once enough was applied since the last.
@@ -84,7 +79,9 @@ impl Task {
         let keep = self.config.snapshot_every.min(1_000);
         self.storage.compact(&mut self.node, saved, keep)?;
         self.drop_old_snapshots();
-        self.drop_dead_blobs();
+        self.sweep_due = true;
+        // What was given up or went is looked for again.
+        self.fetch_missing();
         Ok(())
     }
 
@@ -100,8 +97,16 @@ impl Task {
         });
     }
 
-    /// Removes payloads that nothing names, off the loop.
-    pub(super) fn drop_dead_blobs(&self) {
+    /// Removes payloads that nothing names, off the loop, once after each snapshot:
+    /// when all that is known to be committed is applied. Entries ahead of a
+    /// replica that catches up may name what its state does not.
+    pub(super) fn drop_dead_blobs_when_due(&mut self) {
+        let current = self.leadership.leader_id != 0
+            && self.state.applied_index() >= self.node.commit_index();
+        if !self.sweep_due || !current {
+            return;
+        }
+        self.sweep_due = false;
         let (blobs, live) = (self.blobs.local.clone(), self.state.live_blobs());
         self.runtime.spawn_blocking(move || {
             if let Err(error) = blobs.retain(BLOB_AGE, &|hash| live.contains_key(hash)) {
@@ -109,6 +114,30 @@ impl Task {
             }
         });
     }
+}
+
+/// Begins to look for a payload, unless that is under way already.
+fn fetch(
+    runtime: &Runtime,
+    blobs: &BlobNet,
+    handle: &Handle,
+    stop: &CancellationToken,
+    hash: Hash,
+) {
+    let Some(under_way) = blobs.begin(hash) else {
+        return;
+    };
+    let (blobs, handle, stop) = (blobs.clone(), handle.clone(), stop.clone());
+    runtime.spawn(async move {
+        let work = fetch_while_named(&blobs, &handle, hash);
+        let fetched = stop.run_until_cancelled(work).await == Some(true);
+        drop(under_way);
+        if fetched {
+            let _ = handle
+                .send(Input::BlobArrived, Instant::now() + FETCH)
+                .await;
+        }
+    });
 }
 
 /// Looks for a payload, less and less often, until it is here or nothing in

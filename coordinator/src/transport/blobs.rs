@@ -184,14 +184,14 @@ impl BlobNet {
     }
 
     /// Gets a blob from whichever member has it and stores it here, unless a
-    /// whole one is here already.
+    /// whole one is here already: that one becomes as young as a new one.
     ///
     /// # Errors
     /// UNAVAILABLE if no member that answers within `wait` has it.
     pub async fn fetch(&self, hash: Hash, wait: Duration) -> Result<(), Status> {
         let until = Instant::now() + wait;
         let local = self.local.clone();
-        let whole = spawn_blocking(move || local.get(&hash).is_ok()).await;
+        let whole = spawn_blocking(move || local.renew(&hash)).await;
         if whole.is_ok_and(|whole| whole) {
             return Ok(());
         }
@@ -255,5 +255,31 @@ pub fn status_of(error: &BlobError) -> Status {
         BlobError::Missing(_) => Status::not_found(error.to_string()),
         BlobError::Damaged(_) => Status::data_loss(error.to_string()),
         BlobError::Io(_) => Status::internal(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, time::SystemTime};
+
+    use super::*;
+
+    /// What the log has just named may be here since long ago, on the point of being
+    /// removed by whoever looked at the state before.
+    #[tokio::test]
+    async fn a_payload_that_is_asked_for_and_here_is_young_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let local = Blobs::open(folder.path()).unwrap();
+        let hash = local.put(b"named again").unwrap();
+        let name = hex::encode(hash);
+        let path = folder.path().join("blobs").join(&name[..2]).join(&name);
+        let hour = Duration::from_secs(3600);
+        let file = File::open(path).unwrap();
+        file.set_modified(SystemTime::now() - 2 * hour).unwrap();
+        let (_status, status) = watch::channel(NodeStatus::default());
+        let blobs = BlobNet::new(local, Network::new(None, 1 << 20), status);
+        blobs.fetch(hash, Duration::from_secs(5)).await.unwrap();
+        let age = file.metadata().unwrap().modified().unwrap().elapsed();
+        assert!(age.is_ok_and(|age| age < hour));
     }
 }
