@@ -16,6 +16,7 @@ mod commands;
 pub mod contemplate;
 pub mod effect;
 pub mod job;
+mod jobs;
 pub mod lead;
 pub mod node;
 pub mod payload;

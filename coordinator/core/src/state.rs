@@ -11,11 +11,13 @@ use crate::{
     commands::{self, At},
     effect::{Applied, Effect, Reply},
     job::Job,
+    jobs::Jobs,
     payload,
     worker::Worker,
 };
 
-/// Everything that is replicated. Equal on every replica at equal index.
+/// Everything that is replicated. Equal on every replica at equal index. A clone shares the jobs, and
+/// costs an allocation or two for each: it is made on the node's loop.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct State {
     pub(crate) log_version: u32,
@@ -26,7 +28,7 @@ pub struct State {
     pub(crate) applied_term: u64,
     pub(crate) lease_clock_ms: u64,
     pub(crate) unix_ms: i64,
-    pub(crate) jobs: BTreeMap<String, Job>,
+    pub(crate) jobs: Jobs,
     pub(crate) workers: BTreeMap<String, Worker>,
     /// By (tenant, key).
     pub(crate) keys: BTreeMap<(String, String), KeyRecord>,

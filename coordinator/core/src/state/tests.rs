@@ -4,6 +4,7 @@ use conclave_proto::v1::{JobState, ReviewJobCommand, Verdict};
 use proptest::prelude::*;
 
 use super::*;
+use crate::snapshot;
 use crate::testkit::{
     World, choice, draft,
     history::{carry_out, step},
@@ -77,12 +78,30 @@ fn outstanding_is_flat_in_finished_jobs() {
         world.all_answer(&id, "yes");
         world.go(&id);
     }
-    assert_eq!((world.state.active.len(), world.state.jobs.len()), (0, 20));
+    assert_eq!(
+        (world.state.active.len(), world.state.all_jobs().count()),
+        (0, 20)
+    );
     assert_eq!(world.state.outstanding(), []);
     assert_eq!(
         world.state.jobs("t").next_back().map(|j| j.id.as_str()),
         Some("j9")
     );
+}
+
+#[test]
+fn a_clone_shares_the_jobs_that_do_not_change() {
+    let mut world = World::new();
+    world.submit("a", &choice(width(1)));
+    world.submit("b", &choice(width(1)));
+    let (before, clone) = (snapshot::encode(&world.state), world.state.clone());
+    world.prepare("a");
+    assert!(std::ptr::eq(
+        clone.job("b").unwrap(),
+        world.state.job("b").unwrap()
+    ));
+    assert_ne!(clone.job("a"), world.state.job("a"));
+    assert_eq!(snapshot::encode(&clone), before);
 }
 
 #[test]
