@@ -1,5 +1,5 @@
-//! The scenarios of `make chaos` that fit into `make test`: a stopped leader,
-//! a full disk, a torn log, a rolling restart, and a partition where the machine
+//! The scenarios of `make chaos` that fit into `make test`: a stopped leader, a
+//! torn log, a rolling restart, and a partition where the machine
 //! allows one.
 
 use std::process::Command;
