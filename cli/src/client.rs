@@ -173,8 +173,8 @@ impl Client {
     {
         let deadline = Instant::now() + self.timeout;
         let mut pause = Pause::new(self.links.len());
-        // The last word of a server: it says more than that nobody listens elsewhere.
         let mut told: Option<(Link, Status)> = None;
+        let mut blank = 0;
         loop {
             let link = self.preferred().clone();
             let left = deadline
@@ -189,7 +189,9 @@ impl Client {
                     Status::deadline_exceeded(format!("no answer within {} ms", left.as_millis()))
                 }
             };
-            if !may_retry(&status) {
+            blank = if is_blank(&status) { blank + 1 } else { 0 };
+            // A blank node knows of no cluster; another endpoint may be a member of one.
+            if !may_retry(&status) && (blank == 0 || blank >= self.links.len()) {
                 return Err(CliError::Refused {
                     call,
                     status: Box::new(status),
@@ -207,10 +209,7 @@ impl Client {
                     left_of(deadline)
                 ));
             }
-            let timed_out = status.code() == Code::DeadlineExceeded;
-            if !was_never_sent(&status) && (told.is_none() || !timed_out) {
-                told = Some((link.clone(), status.clone()));
-            }
+            keep_most_telling(&mut told, &link, &status);
             if Instant::now() + wait >= deadline {
                 let (link, status) = told.unwrap_or((link, status));
                 return Err(self.unreachable(call, &link, &status));
@@ -235,6 +234,8 @@ impl Client {
     {
         let deadline = Instant::now() + self.timeout;
         let mut untried = self.links.len();
+        let mut told: Option<(Link, Status)> = None;
+        let mut blank = 0;
         loop {
             let link = self.preferred().clone();
             let left = deadline.saturating_duration_since(Instant::now());
@@ -247,15 +248,20 @@ impl Client {
                     Status::deadline_exceeded(format!("no answer within {} ms", left.as_millis()))
                 }
             };
-            if !may_retry(&status) {
+            blank += usize::from(is_blank(&status));
+            if !may_retry(&status) && (!is_blank(&status) || blank >= self.links.len()) {
                 return Err(CliError::Refused {
                     call,
                     status: Box::new(status),
                 });
             }
             untried -= 1;
-            match (was_never_sent(&status), untried) {
-                (true, 0) => return Err(self.unreachable(call, &link, &status)),
+            keep_most_telling(&mut told, &link, &status);
+            match (was_never_sent(&status) || is_blank(&status), untried) {
+                (true, 0) => {
+                    let (link, status) = told.unwrap_or((link, status));
+                    return Err(self.unreachable(call, &link, &status));
+                }
                 (true, _) => self.pass_over(),
                 (false, _) => {
                     return Err(CliError::Unavailable(format!(
@@ -271,19 +277,20 @@ impl Client {
     /// The error for a call that no endpoint served in time.
     pub fn unreachable(&self, call: &'static str, last: &Link, status: &Status) -> CliError {
         let tried: Vec<&str> = self.links.iter().map(Link::address).collect();
-        let mut text = format!(
-            "{call}: no endpoint could serve it within {} s (tried {}; last, {}: {})",
+        let address = last.address();
+        let why = reason(status);
+        // The cluster is there and said no: which endpoints were tried does not matter.
+        if status.code() == Code::ResourceExhausted {
+            return CliError::Unavailable(format!("{call}: {address}: {why}\n  {}", hint(status)));
+        }
+        CliError::Unavailable(format!(
+            "{call}: no endpoint could serve it within {} s (tried {}; {address}: {})\n  {}",
             self.timeout.as_secs(),
             tried.join(", "),
-            last.address(),
-            reason(status),
-        );
-        text.push_str(if is_outcome_unknown(status) {
-            "\n  It may yet take effect: repeat it with the same --key."
-        } else {
-            "\n  Is a cluster running there? `conclave up` starts a local one; --endpoint names another."
-        });
-        CliError::Unavailable(text)
+            // Its advice to create a cluster holds only if every endpoint is blank.
+            if is_blank(status) { BLANK } else { &why },
+            hint(status),
+        ))
     }
 }
 
@@ -356,6 +363,57 @@ pub fn may_retry(status: &Status) -> bool {
     }
 }
 
+/// How a coordinator without a cluster begins its refusal.
+const BLANK: &str = "this node belongs to no cluster yet";
+
+/// Whether the node that answered is a member of no cluster.
+fn is_blank(status: &Status) -> bool {
+    status.code() == Code::FailedPrecondition && status.message().starts_with(BLANK)
+}
+
+/// How much an endpoint's answer tells of why the cluster does not serve a call: a leader's
+/// refusal more than that there is no leader, that more than a blank node's, and any answer more
+/// than none.
+fn weight(status: &Status) -> u8 {
+    match status.code() {
+        _ if is_outcome_unknown(status) => 4,
+        Code::ResourceExhausted => 3,
+        _ if is_blank(status) => 1,
+        Code::DeadlineExceeded => 0,
+        _ if status.source().is_some() => 0,
+        _ => 2,
+    }
+}
+
+/// Keeps the more telling of two answers; of two alike, the newer.
+fn keep_most_telling(told: &mut Option<(Link, Status)>, link: &Link, status: &Status) {
+    if told
+        .as_ref()
+        .is_none_or(|(_, known)| weight(known) <= weight(status))
+    {
+        *told = Some((link.clone(), status.clone()));
+    }
+}
+
+/// What to do about it.
+fn hint(status: &Status) -> &'static str {
+    match weight(status) {
+        4 => "It may yet take effect: repeat it with the same --key.",
+        3 if status.message().contains("disk_reserve_bytes") => {
+            "Free space there, or hand leadership to a member with room: `conclave cluster transfer`."
+        }
+        3 => "Try again later.",
+        2 => {
+            "The cluster needs a majority of its members: `conclave cluster status` shows who answers. If a majority is lost for good, see docs/OPERATIONS.md, \"A lost quorum\"."
+        }
+        1 => "No other endpoint answered: start the members, or name one with --endpoint.",
+        _ if was_never_sent(status) => {
+            "Is a cluster running there? `conclave up` starts a local one; --endpoint names another."
+        }
+        _ => "`conclave cluster status` shows who answers; --endpoint names another.",
+    }
+}
+
 /// Whether the call failed before any of it left: nobody listens there.
 fn was_never_sent(status: &Status) -> bool {
     causes(status.source()).any(|error| error.is::<tonic::ConnectError>())
@@ -388,100 +446,5 @@ pub fn reason(status: &Status) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn with_metadata(mut status: Status, key: &'static str, value: &str) -> Status {
-        status.metadata_mut().insert(key, value.parse().unwrap());
-        status
-    }
-
-    #[test]
-    fn refusals_are_final_and_absences_are_not() {
-        assert!(may_retry(&Status::unavailable("leader unknown")));
-        assert!(may_retry(&Status::deadline_exceeded("slow")));
-        assert!(!may_retry(&Status::invalid_argument("bad")));
-        assert!(!may_retry(&Status::already_exists("key")));
-        assert!(!may_retry(&Status::resource_exhausted("job too large")));
-        assert!(may_retry(&with_metadata(
-            Status::resource_exhausted("queue"),
-            "retry-after-ms",
-            "20"
-        )));
-    }
-
-    #[test]
-    fn every_endpoint_is_tried_before_any_waiting() {
-        let mut pause = Pause::new(3);
-        let down = Status::unavailable("down");
-        assert_eq!(pause.next(&down), Duration::ZERO);
-        assert_eq!(pause.next(&down), Duration::ZERO);
-        assert_eq!(pause.next(&down), FIRST_PAUSE);
-        assert_eq!(pause.next(&down), FIRST_PAUSE * 2);
-        for _ in 0..10 {
-            pause.next(&down);
-        }
-        assert_eq!(pause.next(&down), LONGEST_PAUSE);
-    }
-
-    #[test]
-    fn the_servers_wait_is_honoured() {
-        let mut pause = Pause::new(1);
-        let busy = with_metadata(Status::unavailable("busy"), "retry-after-ms", "1500");
-        assert_eq!(pause.next(&busy), Duration::from_millis(1500));
-    }
-
-    #[tokio::test]
-    async fn malformed_endpoints_are_refused_before_any_call() {
-        for bad in ["https://a:1", "localhost", "http://", "a b:1"] {
-            let error = Client::new(&[bad.to_owned()], None, Duration::from_secs(1)).err();
-            assert!(matches!(error, Some(CliError::Usage(_))), "{bad}");
-        }
-        assert!(Client::new(&["localhost:1".to_owned()], None, Duration::from_secs(1)).is_ok());
-    }
-
-    #[tokio::test]
-    async fn a_dead_cluster_is_unavailable_within_the_timeout() {
-        // Bound and dropped, so that nothing listens there.
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = socket.local_addr().unwrap().to_string();
-        drop(socket);
-        let client = Client::new(
-            std::slice::from_ref(&address),
-            None,
-            Duration::from_millis(300),
-        )
-        .unwrap();
-        let message = conclave_proto::v1::StatusRequest {};
-        let error = client
-            .unary("Status", message, async |link, request| {
-                link.cluster().status(request).await
-            })
-            .await
-            .unwrap_err();
-        assert_eq!(error.exit_code(), 3);
-        assert!(error.to_string().contains(&address), "{error}");
-        assert!(error.to_string().contains("conclave up"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn what_a_server_said_outlives_that_nobody_listens_elsewhere() {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let dead = socket.local_addr().unwrap().to_string();
-        drop(socket);
-        let endpoints = ["127.0.0.1:1".to_owned(), dead.clone()];
-        let client = Client::new(&endpoints, None, Duration::from_millis(300)).unwrap();
-        let message = conclave_proto::v1::StatusRequest {};
-        let error = client
-            .unary("Status", message, async |link, request| {
-                if link.address() == dead {
-                    return link.cluster().status(request).await;
-                }
-                Err(Status::unavailable("no leader: 2 members do not answer"))
-            })
-            .await
-            .unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains("2 members do not answer"), "{text}");
-    }
-}
+#[path = "client_tests.rs"]
+mod tests;
