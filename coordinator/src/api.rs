@@ -4,6 +4,7 @@ pub mod audit;
 pub mod cluster;
 pub mod contemplation;
 pub mod convert;
+mod hop;
 pub mod members;
 pub mod save;
 pub mod submit;
@@ -20,7 +21,9 @@ use std::{
 use conclave_coordinator_core::State;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
+use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
+
+use hop::look_again;
 
 use crate::{
     auth::Tokens,
@@ -149,7 +152,7 @@ impl Api {
                 if now.serving {
                     return Ok(Route::Here);
                 }
-                if !now.leads() && passed_on {
+                if (!now.leads() || now.stuck) && passed_on {
                     let mut refusal = Status::unavailable("this node does not lead");
                     refusal
                         .metadata_mut()
@@ -253,106 +256,6 @@ impl Api {
         request.set_timeout(wait);
         request
     }
-
-    /// Carries a unary call out on the leader: here, or one hop away. A leader
-    /// that turns out not to be one is looked up again; so is one that cannot
-    /// be reached if the call may be made `twice`.
-    ///
-    /// # Errors
-    /// What `here` or the leader says, or what [`Api::route`] says.
-    pub async fn on_leader<T, R, H, HF, F, FF>(
-        &self,
-        request: Request<T>,
-        twice: bool,
-        here: H,
-        there: F,
-    ) -> Result<Response<R>, Status>
-    where
-        T: Clone,
-        H: Fn(MetadataMap, T) -> HF,
-        HF: Future<Output = Result<R, Status>>,
-        F: Fn(Channel, Request<T>) -> FF,
-        FF: Future<Output = Result<Response<R>, Status>>,
-    {
-        let longest = self.config.request_timeout();
-        self.on_leader_within(longest, request, twice, here, there)
-            .await
-    }
-
-    /// [`Api::on_leader`], for a call that may take `longest` where the caller
-    /// says nothing else.
-    ///
-    /// # Errors
-    /// As [`Api::on_leader`].
-    pub async fn on_leader_within<T, R, H, HF, F, FF>(
-        &self,
-        longest: Duration,
-        request: Request<T>,
-        twice: bool,
-        here: H,
-        there: F,
-    ) -> Result<Response<R>, Status>
-    where
-        T: Clone,
-        H: Fn(MetadataMap, T) -> HF,
-        HF: Future<Output = Result<R, Status>>,
-        F: Fn(Channel, Request<T>) -> FF,
-        FF: Future<Output = Result<Response<R>, Status>>,
-    {
-        let deadline = Instant::now() + patience(request.metadata(), longest);
-        let (metadata, _, message) = request.into_parts();
-        let mut status = self.node.status();
-        loop {
-            status.mark_unchanged();
-            let found = deadline.min(Instant::now() + self.config.request_timeout());
-            let (refusal, twice) = match self.route(&metadata, found).await? {
-                Route::Here => match here(metadata.clone(), message.clone()).await {
-                    Ok(answer) => return Ok(Response::new(answer)),
-                    // It handed leadership over before anything was proposed.
-                    Err(refusal) => (refusal, false),
-                },
-                Route::Leader(channel) => {
-                    let wait = deadline.saturating_duration_since(Instant::now());
-                    let request = self.pass_on(&metadata, message.clone(), wait);
-                    let asked = status.borrow().leader_id;
-                    let answer = tokio::select! {
-                        biased;
-                        answer = there(channel, request) => answer,
-                        // A leader that was cut off or stopped may never answer.
-                        () = self.succeeded(asked), if twice => {
-                            Err(Status::unavailable("another node leads now"))
-                        }
-                    };
-                    match answer {
-                        Ok(response) => return Ok(Response::new(response.into_inner())),
-                        Err(refusal) => (refusal, twice),
-                    }
-                }
-            };
-            let again = look_again(&refusal, twice) && Instant::now() < deadline;
-            if !again {
-                return Err(refusal);
-            }
-            // Whichever is first: news of a leader, or time to try the same again.
-            let _ = tokio::time::timeout(LOOK_UP, status.changed()).await;
-        }
-    }
-}
-
-/// True if the refusal says that the leader is to be looked up again.
-pub fn look_again(refusal: &Status, twice: bool) -> bool {
-    if refusal.metadata().contains_key(NOT_LEADER) {
-        return true;
-    }
-    let lost = matches!(
-        refusal.code(),
-        Code::Unavailable | Code::Unknown | Code::Cancelled
-    );
-    // An own word of the leader's ("outcome", "retry-after-ms") is for the caller.
-    let told = ["outcome", "retry-after-ms"]
-        .iter()
-        .any(|k| refusal.metadata().contains_key(*k));
-    twice && lost && !told
 }
 
 /// What is left to wait once asking the members who is there has its share.
@@ -403,8 +306,52 @@ pub async fn timed<T>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use tempfile::TempDir;
+    use tokio::sync::{mpsc, watch};
+
     use super::*;
+    use crate::{
+        disk::blobs::Blobs,
+        node::{Input, NodeRole, NodeStatus},
+    };
+
+    /// Node 1, a follower of 2.
+    pub fn status() -> NodeStatus {
+        NodeStatus {
+            node_id: 1,
+            cluster_id: Some("c".to_owned()),
+            leader_id: 2,
+            role: NodeRole::Follower,
+            ..NodeStatus::default()
+        }
+    }
+
+    /// What the services of a node hold whose loop the test plays.
+    pub fn api(inputs: mpsc::Sender<Input>, status: &watch::Sender<NodeStatus>) -> (Api, TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            data_dir: folder.path().to_owned(),
+            ..Config::default()
+        };
+        let network = Network::new(None, config.max_message_bytes);
+        let local = Blobs::open(folder.path()).unwrap();
+        let api = Api {
+            tokens: Arc::new(Tokens::open()),
+            node: Handle::new(inputs, mpsc::channel(1).0, status.subscribe()),
+            blobs: BlobNet::new(local, network.clone(), status.subscribe()),
+            network,
+            feeds: Feeds::new(8, metrics::label(1)),
+            address: String::new(),
+            submitting: AtomicUsize::new(0),
+            closing: CancellationToken::new(),
+            reserve: Reserve::new(folder.path().to_owned(), 0),
+            saves: Arc::new(Semaphore::new(1)),
+            changing: Arc::default(),
+            config,
+        };
+        (api, folder)
+    }
 
     #[test]
     fn the_callers_deadline_is_understood() {
@@ -414,18 +361,5 @@ mod tests {
         for wrong in ["", "S", "5", "5X", "-1S", "18446744073709551615H"] {
             assert_eq!(timeout(wrong), None, "{wrong}");
         }
-    }
-
-    #[test]
-    fn only_what_may_be_done_twice_is_tried_twice() {
-        let lost = Status::unavailable("connection refused");
-        assert!(look_again(&lost, true));
-        assert!(!look_again(&lost, false));
-        let mut unknown = Status::unavailable("may yet commit");
-        unknown
-            .metadata_mut()
-            .insert("outcome", convert::ascii("unknown"));
-        assert!(!look_again(&unknown, true));
-        assert!(!look_again(&Status::not_found("no such job"), true));
     }
 }

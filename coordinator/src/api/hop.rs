@@ -1,0 +1,218 @@
+//! One hop: a call that must be carried out by the leader, from wherever it came.
+
+use std::{
+    error::Error,
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
+
+use super::{Api, LOOK_UP, NOT_LEADER, Route, convert, patience};
+
+impl Api {
+    /// Carries a unary call out on the leader: here, or one hop away. A leader
+    /// that turns out not to be one is looked up again; so is one that cannot
+    /// be reached if the call may be made `twice`.
+    ///
+    /// # Errors
+    /// What `here` or the leader says, or what [`Api::route`] says; with
+    /// `outcome: unknown` once the call went to a leader that did not say what
+    /// became of it (law 7).
+    pub async fn on_leader<T, R, H, HF, F, FF>(
+        &self,
+        request: Request<T>,
+        twice: bool,
+        here: H,
+        there: F,
+    ) -> Result<Response<R>, Status>
+    where
+        T: Clone,
+        H: Fn(MetadataMap, T) -> HF,
+        HF: Future<Output = Result<R, Status>>,
+        F: Fn(Channel, Request<T>) -> FF,
+        FF: Future<Output = Result<Response<R>, Status>>,
+    {
+        let longest = self.config.request_timeout();
+        self.on_leader_within(longest, request, twice, here, there)
+            .await
+    }
+
+    /// [`Api::on_leader`], for a call that may take `longest` where the caller
+    /// says nothing else.
+    ///
+    /// # Errors
+    /// As [`Api::on_leader`].
+    pub async fn on_leader_within<T, R, H, HF, F, FF>(
+        &self,
+        longest: Duration,
+        request: Request<T>,
+        twice: bool,
+        here: H,
+        there: F,
+    ) -> Result<Response<R>, Status>
+    where
+        T: Clone,
+        H: Fn(MetadataMap, T) -> HF,
+        HF: Future<Output = Result<R, Status>>,
+        F: Fn(Channel, Request<T>) -> FF,
+        FF: Future<Output = Result<Response<R>, Status>>,
+    {
+        let deadline = Instant::now() + patience(request.metadata(), longest);
+        let (metadata, _, message) = request.into_parts();
+        let mut status = self.node.status();
+        let mut sent = false;
+        loop {
+            status.mark_unchanged();
+            let found = deadline.min(Instant::now() + self.config.request_timeout());
+            let route = self.route(&metadata, found).await;
+            let (refusal, twice) = match route.map_err(|e| unless_known(e, sent))? {
+                Route::Here => match here(metadata.clone(), message.clone()).await {
+                    Ok(answer) => return Ok(Response::new(answer)),
+                    // It handed leadership over before anything was proposed.
+                    Err(refusal) => (refusal, false),
+                },
+                Route::Leader(channel) => {
+                    let wait = deadline.saturating_duration_since(Instant::now());
+                    let request = self.pass_on(&metadata, message.clone(), wait);
+                    let asked = status.borrow().leader_id;
+                    let answer = tokio::select! {
+                        biased;
+                        answer = there(channel, request) => answer,
+                        // A leader that was cut off or stopped may never answer.
+                        () = self.succeeded(asked), if twice => {
+                            Err(Status::unavailable("another node leads now"))
+                        }
+                    };
+                    match answer {
+                        Ok(response) => return Ok(Response::new(response.into_inner())),
+                        Err(refusal) => {
+                            sent |= may_be_done(&refusal);
+                            (refusal, twice)
+                        }
+                    }
+                }
+            };
+            let again = look_again(&refusal, twice) && Instant::now() < deadline;
+            if !again {
+                return Err(unless_known(refusal, sent));
+            }
+            // Whichever is first: news of a leader, or time to try the same again.
+            let _ = tokio::time::timeout(LOOK_UP, status.changed()).await;
+        }
+    }
+}
+
+/// True if the refusal says that the leader is to be looked up again.
+pub fn look_again(refusal: &Status, twice: bool) -> bool {
+    if refusal.metadata().contains_key(NOT_LEADER) {
+        return true;
+    }
+    let lost = matches!(
+        refusal.code(),
+        Code::Unavailable | Code::Unknown | Code::Cancelled
+    );
+    // An own word of the leader's is for the caller.
+    twice && lost && !told(refusal)
+}
+
+/// The leader said itself what became of the call.
+fn told(refusal: &Status) -> bool {
+    ["outcome", "retry-after-ms", NOT_LEADER]
+        .iter()
+        .any(|k| refusal.metadata().contains_key(*k))
+}
+
+/// True if a call that was passed on and failed so may have been carried out:
+/// it reached the leader, and the answer is not the leader's own word.
+fn may_be_done(failure: &Status) -> bool {
+    let lost = matches!(
+        failure.code(),
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded
+    );
+    let mut chain = std::iter::successors(failure.source(), |&error| error.source());
+    let reached = !chain.any(|e| e.is::<tonic::ConnectError>());
+    lost && reached && !told(failure)
+}
+
+/// Says that the call may have been carried out all the same, if it was `sent`:
+/// whatever follows does not take it back.
+fn unless_known(mut refusal: Status, sent: bool) -> Status {
+    if sent {
+        let metadata = refusal.metadata_mut();
+        metadata.insert("outcome", convert::ascii("unknown"));
+    }
+    refusal
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::api::tests::{api, status};
+
+    #[test]
+    fn only_what_may_be_done_twice_is_tried_twice() {
+        let lost = Status::unavailable("connection refused");
+        assert!(look_again(&lost, true));
+        assert!(!look_again(&lost, false));
+        let mut unknown = Status::unavailable("may yet commit");
+        unknown
+            .metadata_mut()
+            .insert("outcome", convert::ascii("unknown"));
+        assert!(!look_again(&unknown, true));
+        assert!(!look_again(&Status::not_found("no such job"), true));
+    }
+
+    /// A call that member 2, which leads, answers so; after that no leader is found.
+    async fn passed_on(failure: fn() -> Status) -> (Status, usize) {
+        let node = watch::Sender::new(status());
+        let (inputs, _queue) = mpsc::channel(1);
+        let (api, _folder) = api(inputs, &node);
+        api.network.learn(2, "127.0.0.1:9");
+        let calls = Arc::new(AtomicUsize::new(0));
+        let there = |_, _| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            node.send_modify(|s| s.leader_id = 0);
+            async move { Err::<Response<()>, _>(failure()) }
+        };
+        let here = |_, ()| async { panic!("this node does not lead") };
+        let mut request = Request::new(());
+        request.set_timeout(Duration::from_millis(400));
+        let refusal = api.on_leader(request, true, here, there).await;
+        (refusal.unwrap_err(), calls.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn what_a_lost_leader_may_have_done_stays_unknown() {
+        let unknown = |status: &Status| status.metadata().contains_key("outcome");
+        let lost = [
+            || Status::unavailable("broken pipe"),
+            || Status::unknown("h2 protocol error"),
+            || Status::cancelled("Timeout expired"),
+            || Status::deadline_exceeded("too late"),
+        ];
+        for failure in lost {
+            let (refusal, calls) = passed_on(failure).await;
+            assert_eq!(calls, 1);
+            assert!(unknown(&refusal), "{refusal:?}");
+        }
+        let own_words = [
+            || Status::invalid_argument("no model"),
+            || convert::node_error(crate::node::NodeError::NotLeader),
+            || convert::exhausted("full".to_owned(), Duration::from_secs(1)),
+            // Nothing listens there: nothing was sent.
+            || Status::from_error(Box::new(tonic::ConnectError("refused".into()))),
+        ];
+        for word in own_words {
+            let (refusal, _) = passed_on(word).await;
+            assert!(!unknown(&refusal), "{refusal:?}");
+        }
+    }
+}
