@@ -9,6 +9,7 @@ pub mod storage;
 pub mod task;
 mod upkeep;
 pub mod waiters;
+pub mod watchdog;
 mod workers;
 
 use std::{
@@ -97,6 +98,8 @@ pub struct NodeStatus {
     pub live_jobs: usize,
     /// It is being shut down.
     pub leaving: bool,
+    /// Its loop does not move: the disk hangs, most likely.
+    pub stuck: bool,
     /// Why the loop ended.
     pub stopped: Option<String>,
 }
@@ -109,6 +112,11 @@ impl NodeStatus {
         }
         if self.leaving {
             return Some("this node is being shut down".to_owned());
+        }
+        if self.stuck {
+            return Some(
+                "this node's loop stands still: its disk hangs, or is far too slow".into(),
+            );
         }
         match self.role {
             NodeRole::Blank => Some("this node belongs to no cluster yet".to_owned()),
@@ -158,6 +166,29 @@ pub enum NodeError {
     /// The node's loop has ended.
     #[error("the node has stopped")]
     Stopped,
+}
+
+/// How long after a caller's deadline the loop may answer it: it looks at
+/// deadlines once a tick.
+const SLACK: Duration = Duration::from_millis(250);
+
+/// What the loop answers, or `late` where it does not: it may hang in its disk,
+/// and then it looks at no deadline.
+async fn answered<T>(
+    answer: oneshot::Receiver<Result<T, NodeError>>,
+    deadline: Instant,
+    gone: NodeError,
+    late: impl FnOnce() -> NodeError,
+) -> Result<T, NodeError> {
+    match tokio::time::timeout_at((deadline + SLACK).into(), answer).await {
+        Ok(answer) => answer.unwrap_or(Err(gone)),
+        Err(_) => Err(late()),
+    }
+}
+
+/// Nothing was read: the loop does not move.
+fn stands_still() -> NodeError {
+    NodeError::NoQuorum("this node's loop stands still: its disk hangs, or is too slow".to_owned())
 }
 
 /// One command to replicate.
@@ -337,7 +368,7 @@ impl Handle {
             deadline,
         )
         .await?;
-        answer.await.unwrap_or(Err(NodeError::Unknown))
+        answered(answer, deadline, NodeError::Unknown, || NodeError::Unknown).await
     }
 
     /// Reads the state, linearizably or as it is here.
@@ -365,7 +396,7 @@ impl Handle {
             deadline,
         )
         .await?;
-        answer.await.unwrap_or(Err(NodeError::Stopped))
+        answered(answer, deadline, NodeError::Stopped, stands_still).await
     }
 
     /// Asks for something that is answered with `Ok` or an error.
@@ -380,11 +411,7 @@ impl Handle {
         let deadline = Instant::now() + wait;
         let (done, answer) = oneshot::channel();
         self.send(input(deadline, done), deadline).await?;
-        match tokio::time::timeout_at(deadline.into(), answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(NodeError::Stopped),
-            Err(_) => Err(NodeError::Unknown),
-        }
+        answered(answer, deadline, NodeError::Stopped, || NodeError::Unknown).await
     }
 
     /// How far each member is; empty where this node does not lead.
@@ -393,9 +420,12 @@ impl Handle {
     /// [`NodeError`].
     pub async fn progress(&self, wait: Duration) -> Result<BTreeMap<u64, Follower>, NodeError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Input::Progress(reply), Instant::now() + wait)
-            .await?;
-        answer.await.map_err(|_| NodeError::Stopped)
+        let deadline = Instant::now() + wait;
+        self.send(Input::Progress(reply), deadline).await?;
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(answer) => answer.map_err(|_| NodeError::Stopped),
+            Err(_) => Err(stands_still()),
+        }
     }
 }
 
@@ -427,6 +457,7 @@ mod tests {
         not(|s| s.serving = false);
         not(|s| s.leaving = true);
         not(|s| s.leader_id = 0);
+        not(|s| s.stuck = true);
         not(|s| s.stopped = Some("a test".to_owned()));
     }
 }

@@ -44,6 +44,7 @@ use crate::{
         Handle, Input, NodeStatus,
         storage::{Fatal, Storage, fit},
         task::{Parts, Task},
+        watchdog::{self, Pulse},
     },
     transport::{Network, blobs::BlobNet, service::PeerService},
 };
@@ -314,6 +315,8 @@ impl Opened {
         let local = Blobs::open(&config.data_dir)?;
         let blobs = BlobNet::new(local, network.clone(), status.subscribe());
         let feeds = Feeds::new(config.max_watchers, metrics::label(identity.node_id()));
+        let pulse = Pulse::default();
+        let watchdog = watchdog::watch(pulse.clone(), status.clone(), config.election() * 2);
         let task = Task::new(Parts {
             config: config.clone(),
             address,
@@ -326,6 +329,7 @@ impl Opened {
             network: network.clone(),
             handle: handle.clone(),
             status,
+            pulse,
             runtime: tokio::runtime::Handle::current(),
             stop: stop.clone(),
         });
@@ -336,6 +340,7 @@ impl Opened {
         let thread = thread::Builder::new()
             .name("conclave-node".to_owned())
             .spawn(move || own.block_on(task.run(input_queue, message_queue)))?;
+        tokio::spawn(watchdog);
         Ok(Self {
             handle,
             feeds,

@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
+    time::Duration,
 };
 
 use conclave_coordinator::{
@@ -35,10 +36,27 @@ impl Disk {
         self.0.store(2, Ordering::SeqCst);
     }
 
+    /// Syncs do not return until it heals.
+    fn hang(&self) {
+        self.0.store(3, Ordering::SeqCst);
+    }
+
+    fn heal(&self) {
+        self.0.store(0, Ordering::SeqCst);
+    }
+
     fn files(&self) -> LogFiles {
         let state = self.0.clone();
         LogFiles::failing(
             move |operation| match (state.load(Ordering::SeqCst), operation) {
+                (3, Operation::Sync) => {
+                    // A disk tells nobody when it goes on.
+                    while state.load(Ordering::SeqCst) == 3 {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    Ok(())
+                }
+                (3, _) => Ok(()),
                 (1, Operation::Sync) => Err(io::Error::other("the cable is out")),
                 (2, Operation::Sync) | (0 | 1, _) => Ok(()),
                 _ => Err(io::Error::new(io::ErrorKind::StorageFull, "nospace")),
@@ -58,6 +76,41 @@ async fn restart_on(cluster: &mut Cluster, i: usize, disk: &Disk) {
             .await
             .unwrap(),
     );
+}
+
+/// Makes a member lead whose log is on `disk`; returns which.
+async fn leads_on(cluster: &mut Cluster, disk: &Disk) -> usize {
+    let first = cluster.leader().await;
+    restart_on(cluster, first, disk).await;
+    let (id, leader) = {
+        let running = cluster.members[first].running.as_ref().unwrap();
+        let mut status = running.status();
+        tokio::time::timeout(PATIENCE, status.wait_for(|s| s.unready().is_none()))
+            .await
+            .expect("does not come back")
+            .unwrap();
+        (running.status().borrow().node_id, cluster.leader().await)
+    };
+    let transfer = conclave_proto::v1::TransferRequest {
+        node_id: id,
+        force: false,
+    };
+    let handed = async {
+        // Refused until the leader has heard from it.
+        let mut admin = cluster.admin(leader).await;
+        while admin.transfer(transfer).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, handed)
+        .await
+        .expect("not handed over");
+    let mut status = cluster.members[first].running.as_ref().unwrap().status();
+    tokio::time::timeout(PATIENCE, status.wait_for(|s| s.serving))
+        .await
+        .expect("does not lead")
+        .unwrap();
+    first
 }
 
 /// Why member `i` stopped by itself.
@@ -105,37 +158,7 @@ async fn a_leader_whose_disk_is_full_ends_and_the_others_go_on() {
     let mut cluster = Cluster::new(3).await;
     let _worker = Mock::new("w1", cluster.addresses()).run();
     let disk = Disk::default();
-    let first = cluster.leader().await;
-    restart_on(&mut cluster, first, &disk).await;
-    // Lead it on purpose: the member with the disk that will fill up.
-    let (id, leader) = {
-        let running = cluster.members[first].running.as_ref().unwrap();
-        let mut status = running.status();
-        tokio::time::timeout(PATIENCE, status.wait_for(|s| s.unready().is_none()))
-            .await
-            .expect("does not come back")
-            .unwrap();
-        (running.status().borrow().node_id, cluster.leader().await)
-    };
-    let transfer = conclave_proto::v1::TransferRequest {
-        node_id: id,
-        force: false,
-    };
-    let handed = async {
-        // Refused until the leader has heard from it.
-        let mut admin = cluster.admin(leader).await;
-        while admin.transfer(transfer).await.is_err() {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, handed)
-        .await
-        .expect("not handed over");
-    let mut status = cluster.members[first].running.as_ref().unwrap().status();
-    tokio::time::timeout(PATIENCE, status.wait_for(|s| s.serving))
-        .await
-        .expect("does not lead")
-        .unwrap();
+    let first = leads_on(&mut cluster, &disk).await;
     let other = (first + 1) % 3;
     let mut client = cluster.client(other).await;
     let before = submit(&mut client, "what colour?").await.job_id;
@@ -169,6 +192,57 @@ async fn a_leader_whose_disk_is_full_ends_and_the_others_go_on() {
     let mut client = cluster.client(first).await;
     assert_done(&get(&mut client, &before).await);
     assert_done(&get(&mut client, &after).await);
+}
+
+/// A disk that hangs says nothing, and the loop on it looks at no deadline.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_disk_hangs_lets_calls_and_watches_go() {
+    let mut cluster = Cluster::new(3).await;
+    let worker = Mock::new("w1", cluster.addresses());
+    worker.close_gate();
+    let worker = worker.run();
+    let disk = Disk::default();
+    let first = leads_on(&mut cluster, &disk).await;
+    let mut direct = cluster.client(first).await;
+    let mut client = cluster.client((first + 1) % 3).await;
+    let running = submit(&mut client, "what colour?").await.job_id;
+    let watched = {
+        let (mut client, running) = (client.clone(), running.clone());
+        tokio::spawn(async move { done(&mut client, &running).await })
+    };
+    disk.hang();
+    let asked = request("what colour now?");
+    // No deadline of the caller's own: the node's counts.
+    let error = tokio::time::timeout(PATIENCE, direct.submit_job(asked.clone()))
+        .await
+        .expect("a call waits for a disk")
+        .unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    let mut status = cluster.members[first].running.as_ref().unwrap().status();
+    tokio::time::timeout(PATIENCE, status.wait_for(|s| s.stuck && !s.serving))
+        .await
+        .expect("it says that it leads")
+        .unwrap();
+    assert!(status.borrow().unready().is_some());
+    // The others go on: what ran, the watch of it, and what was unknown.
+    worker.mock.open_gate();
+    assert_done(&watched.await.unwrap());
+    let taken = async {
+        loop {
+            match client.submit_job(asked.clone()).await {
+                Ok(taken) => return taken.into_inner().job_id,
+                Err(error) => assert_eq!(error.code(), Code::Unavailable, "{error}"),
+            }
+        }
+    };
+    let job = tokio::time::timeout(PATIENCE, taken).await.expect("none");
+    assert_done(&done(&mut client, &job).await);
+    disk.heal();
+    tokio::time::timeout(PATIENCE, status.wait_for(|s| s.unready().is_none()))
+        .await
+        .expect("does not come back")
+        .unwrap();
+    assert_done(&get(&mut direct, &job).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

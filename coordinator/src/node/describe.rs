@@ -7,6 +7,7 @@ use crate::metrics;
 
 impl Task {
     pub(super) fn publish(&mut self) {
+        self.pulse.beat();
         let status = self.describe();
         self.status.send_if_modified(|old| {
             let changed = *old != status;
@@ -64,6 +65,7 @@ impl Task {
             lineage: self.state.lineage().to_vec(),
             live_jobs: self.counted.1,
             leaving: self.leaving,
+            stuck: false,
             stopped: None,
         }
     }

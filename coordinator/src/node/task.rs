@@ -19,6 +19,7 @@ use super::{
     Handle, Input, NodeError, NodeStatus, Read,
     storage::{Fatal, Storage},
     waiters::{MOST_READS, MOST_WAITERS, Reads, Waiter, Waiters, Wanted},
+    watchdog::Pulse,
 };
 use crate::{
     config::Config,
@@ -51,6 +52,7 @@ pub struct Task {
     pub(super) leadership: Leadership,
     pub(super) handle: Handle,
     pub(super) status: watch::Sender<NodeStatus>,
+    pub(super) pulse: Pulse,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) stop: CancellationToken,
     pub(super) saving: bool,
@@ -98,6 +100,8 @@ pub struct Parts {
     pub handle: Handle,
     /// Where it says what it is.
     pub status: watch::Sender<NodeStatus>,
+    /// Where it says that it moves.
+    pub pulse: Pulse,
     /// Where its helpers run.
     pub runtime: tokio::runtime::Handle,
     /// Ends the loop.
@@ -145,6 +149,7 @@ impl Task {
             leader: None,
             handle: parts.handle,
             status: parts.status,
+            pulse: parts.pulse,
             runtime: parts.runtime,
             stop: parts.stop,
             saving: false,
