@@ -15,23 +15,32 @@ use conclave_proto::v1::{
     JobEvent, WatchJobRequest, WatchJobResponse, contemplation_client::ContemplationClient,
     watch_job_response::Update,
 };
-use futures::Stream;
-use tokio::sync::mpsc;
+use futures::{Stream, StreamExt as _, future, stream};
+use tokio::sync::{
+    mpsc::{self, error::SendTimeoutError},
+    oneshot,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, metadata::MetadataMap, transport::Channel};
 
 use super::{
     Api, LOOK_UP, REPLY, Route, audit::Fetches, contemplation::USERS, convert, look_again,
 };
-use crate::{auth::Principal, feed::Seat};
+use crate::{
+    auth::Principal,
+    feed::{Feed, Seat},
+    node::NodeStatus,
+};
 
 /// Updates that wait for one watcher.
 const QUEUE: usize = 16;
+/// How long a watcher may take nothing before its seat is given to another.
+const STALL: Duration = Duration::from_secs(60);
 /// Events sent between two looks at the feed.
 const PAGE: usize = 64;
 
 type Updates = Pin<Box<dyn Stream<Item = Result<WatchJobResponse, Status>> + Send>>;
-type Queue = mpsc::Sender<Result<WatchJobResponse, Status>>;
+type Queue = mpsc::Sender<WatchJobResponse>;
 
 fn cursor(bytes: &[u8]) -> Result<Cursor, Status> {
     Cursor::decode(bytes)
@@ -44,6 +53,8 @@ enum Leg {
     Over,
     /// The leader changed: go on behind the cursor.
     Next,
+    /// The watcher took nothing for too long.
+    Stalled,
 }
 
 /// One watcher.
@@ -55,6 +66,9 @@ struct Watch {
     tokens: bool,
     cursor: Cursor,
     queue: Queue,
+    /// Why the watch ends, if not by `done`: it needs no room in the queue.
+    end: oneshot::Sender<Status>,
+    stall: Duration,
     _seat: Seat,
 }
 
@@ -81,6 +95,7 @@ impl Api {
         };
         self.job_seen(&caller, &request.job_id, wait).await?;
         let (queue, updates) = mpsc::channel(QUEUE);
+        let (end, ended) = oneshot::channel();
         let watch = Watch {
             api: self,
             caller,
@@ -89,10 +104,14 @@ impl Api {
             tokens: request.tokens,
             cursor,
             queue,
+            end,
+            stall: STALL,
             _seat: seat,
         };
         tokio::spawn(watch.relay());
-        Ok(Box::pin(ReceiverStream::new(updates)))
+        let end = stream::once(ended).filter_map(|end| future::ready(end.ok()));
+        let updates = ReceiverStream::new(updates).map(Ok).chain(end.map(Err));
+        Ok(Box::pin(updates))
     }
 
     async fn job_seen(&self, caller: &Principal, id: &str, wait: Duration) -> Result<(), Status> {
@@ -119,8 +138,17 @@ impl Watch {
             match leg {
                 Ok(Leg::Over) => return,
                 Ok(Leg::Next) => {}
+                Ok(Leg::Stalled) => {
+                    let text = format!(
+                        "nothing was read for {} s: resume with the cursor",
+                        self.stall.as_secs()
+                    );
+                    let _ = self.end.send(Status::unavailable(text));
+                    return;
+                }
                 Err(status) => {
-                    let _ = self.queue.send(Err(status)).await;
+                    // A watcher that left needs no reason.
+                    let _ = self.end.send(status);
                     return;
                 }
             }
@@ -137,7 +165,7 @@ impl Watch {
     /// Passes the leader's stream on.
     async fn there(&mut self, channel: Channel) -> Result<Leg, Status> {
         let mut status = self.api.node.status();
-        status.mark_unchanged();
+        let leader = status.borrow_and_update().leader_id;
         let request = WatchJobRequest {
             job_id: self.job_id.clone(),
             cursor: self.cursor.encode(),
@@ -145,28 +173,37 @@ impl Watch {
         };
         let mut request = self.api.pass_on(&self.metadata, request, Duration::ZERO);
         request.metadata_mut().remove("grpc-timeout");
-        let refusal = match ContemplationClient::new(channel)
-            .max_decoding_message_size(REPLY)
-            .watch_job(request)
-            .await
-        {
-            Err(refusal) => refusal,
-            Ok(response) => {
-                let mut stream = response.into_inner();
-                loop {
-                    match stream.message().await {
-                        Ok(Some(message)) => {
-                            let done = matches!(message.update, Some(Update::Done(_)));
-                            self.cursor = cursor(&message.cursor)?;
-                            if self.queue.send(Ok(message)).await.is_err() || done {
-                                return Ok(Leg::Over);
-                            }
-                        }
-                        Ok(None) => return Ok(Leg::Next),
-                        Err(refusal) => break refusal,
-                    }
+        let mut client = ContemplationClient::new(channel).max_decoding_message_size(REPLY);
+        let mut followed = self.api.node.status();
+        // A leader whose disk hangs, or that is cut off, ends no stream.
+        let replaced = async move {
+            let other = |s: &NodeStatus| s.leader_id != 0 && s.leader_id != leader;
+            if followed.wait_for(other).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let passed = async {
+            let mut stream = client.watch_job(request).await?.into_inner();
+            while let Some(message) = stream.message().await? {
+                let done = matches!(message.update, Some(Update::Done(_)));
+                let behind = cursor(&message.cursor)?;
+                if let Err(leg) = self.pass(message).await {
+                    return Ok(leg);
+                }
+                // After it was passed: this may be broken off while it waits.
+                self.cursor = behind;
+                if done {
+                    return Ok(Leg::Over);
                 }
             }
+            Ok(Leg::Next)
+        };
+        let refusal = tokio::select! {
+            passed = passed => match passed {
+                Ok(leg) => return Ok(leg),
+                Err(refusal) => refusal,
+            },
+            () = replaced => return Ok(Leg::Next),
         };
         if !look_again(&refusal, true) {
             return Err(refusal);
@@ -189,13 +226,8 @@ impl Watch {
             if version.closed {
                 return Ok(Leg::Next);
             }
-            if self.tokens {
-                let mut positions = self.cursor.positions.clone();
-                for update in feed.read(&mut positions) {
-                    if !self.send(update).await {
-                        return Ok(Leg::Over);
-                    }
-                }
+            if let Err(leg) = self.text(&feed).await {
+                return Ok(leg);
             }
             // Text alone asks nothing of the node's loop, which all watchers share.
             let news = read != Some(version.events);
@@ -204,8 +236,8 @@ impl Watch {
                 false => (Vec::new(), false, false),
             };
             for event in events {
-                if !self.send(Update::Event(event)).await {
-                    return Ok(Leg::Over);
+                if let Err(leg) = self.send(Update::Event(event)).await {
+                    return Ok(leg);
                 }
             }
             if more {
@@ -213,12 +245,16 @@ impl Watch {
             }
             read = Some(version.events);
             if ended {
+                // What came while a slow watcher was waited for; no more will.
+                if let Err(leg) = self.text(&feed).await {
+                    return Ok(leg);
+                }
                 // The feed of an ended job may have been made by this very watch.
                 self.api.feeds.ended(&self.job_id);
                 let wait = self.api.config.request_timeout();
                 let job = self.api.show(&self.caller, &self.job_id, wait).await?;
-                self.send(Update::Done(job)).await;
-                return Ok(Leg::Over);
+                let sent = self.send(Update::Done(job)).await;
+                return Ok(sent.err().unwrap_or(Leg::Over));
             }
             tokio::select! {
                 rung = bell.changed() => if rung.is_err() { return Ok(Leg::Next) },
@@ -272,12 +308,38 @@ impl Watch {
         }
     }
 
-    async fn send(&mut self, update: Update) -> bool {
+    /// What the feed holds behind the cursor.
+    async fn text(&mut self, feed: &Feed) -> Result<(), Leg> {
+        if !self.tokens {
+            return Ok(());
+        }
+        let mut positions = self.cursor.positions.clone();
+        for update in feed.read(&mut positions) {
+            self.send(update).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, update: Update) -> Result<(), Leg> {
         self.cursor.pass(&update);
         let message = WatchJobResponse {
             update: Some(update),
             cursor: self.cursor.encode(),
         };
-        self.queue.send(Ok(message)).await.is_ok()
+        self.pass(message).await
+    }
+
+    /// Waits until the watcher has room, which is not for ever.
+    async fn pass(&self, message: WatchJobResponse) -> Result<(), Leg> {
+        self.queue
+            .send_timeout(message, self.stall)
+            .await
+            .map_err(|error| match error {
+                SendTimeoutError::Closed(_) => Leg::Over,
+                SendTimeoutError::Timeout(_) => Leg::Stalled,
+            })
     }
 }
+
+#[cfg(test)]
+mod tests;
