@@ -227,6 +227,7 @@ async fn a_leader_whose_disk_hangs_lets_calls_and_watches_go() {
     // The others go on: what ran, the watch of it, and what was unknown.
     worker.mock.open_gate();
     assert_done(&watched.await.unwrap());
+    // Unknown was the outcome: whoever leads now takes it, once.
     let taken = async {
         loop {
             match client.submit_job(asked.clone()).await {

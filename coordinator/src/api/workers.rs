@@ -16,7 +16,7 @@ use conclave_proto::v1::{
 };
 use futures::Stream;
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -25,7 +25,7 @@ use super::{Api, convert};
 use crate::{
     auth::Role,
     dispatch::{OUTBOX, Outbox, SessionInput},
-    node::{Input, NodeError},
+    node::{Input, NodeError, NodeStatus},
 };
 
 /// How long a worker may take to say hello.
@@ -67,6 +67,11 @@ struct Session {
     dropped: CancellationToken,
     /// The last text asked for again: not asked for twice.
     asked: Option<Resend>,
+}
+
+/// Ends when the node's loop stands still, or is gone.
+async fn stands_still(status: &mut watch::Receiver<NodeStatus>) {
+    let _ = status.wait_for(|s| s.stuck).await;
 }
 
 impl Session {
@@ -128,9 +133,12 @@ impl Session {
         for result in finished {
             self.finished(result).await?;
         }
+        let mut status = self.api.node.status();
         loop {
             let message = tokio::select! {
                 message = messages.message() => message?,
+                // Its loop ends no session; who leads elsewhere waits for the worker.
+                () = stands_still(&mut status) => return self.refuse().await,
                 // The loop dropped the session, or the worker left: it is to come back.
                 () = self.dropped.cancelled() => return Ok(()),
                 () = self.outbox.closed() => return Ok(()),
@@ -156,7 +164,8 @@ impl Session {
         let mut status = self.api.node.status();
         let led = status.wait_for(|status| {
             let elsewhere = status.leader_id != 0 && !status.leads();
-            let known = status.serving || elsewhere || status.stopped.is_some();
+            let ends = status.stuck || status.stopped.is_some();
+            let known = status.serving || elsewhere || ends;
             known && status.term >= hello.term
         });
         tokio::select! {
