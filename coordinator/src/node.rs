@@ -13,7 +13,7 @@ pub mod watchdog;
 mod workers;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -245,6 +245,9 @@ pub enum Input {
         node_id: u64,
         /// What becomes of it.
         change: Change,
+        /// The voters as of which this was found to be safe: with others it is
+        /// [`NodeError::Busy`]. `None`: whoever they are.
+        checked: Option<BTreeSet<u64>>,
         /// When the caller stops waiting.
         deadline: Instant,
         /// Told once the change is applied.

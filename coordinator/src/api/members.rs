@@ -1,6 +1,9 @@
 //! Members come and go: one step at a time, each of which may be repeated.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use conclave_coordinator_core::State;
 use conclave_proto::v1::{
@@ -94,22 +97,34 @@ impl Api {
         let mut look = tokio::time::interval(LOOK);
         loop {
             look.tick().await;
-            let wait = until.saturating_duration_since(Instant::now());
-            let ask = |deadline, done| Input::Change {
-                node_id,
-                change,
-                deadline,
-                done,
-            };
-            match self.node.ask(wait, ask).await {
-                Err(NodeError::Busy) if Instant::now() < until => {}
-                Err(NodeError::Busy) => {
-                    return Err(Status::failed_precondition(
-                        "another change of members is not committed yet: try again",
-                    ));
-                }
-                result => return result.map_err(convert::node_error),
+            if self.try_change(node_id, change, None, until).await? {
+                return Ok(());
             }
+        }
+    }
+
+    /// False if another change is under way, or came after `checked`.
+    async fn try_change(
+        &self,
+        node_id: u64,
+        change: Change,
+        checked: Option<BTreeSet<u64>>,
+        until: Instant,
+    ) -> Result<bool, Status> {
+        let wait = until.saturating_duration_since(Instant::now());
+        let ask = |deadline, done| Input::Change {
+            node_id,
+            change,
+            checked,
+            deadline,
+            done,
+        };
+        match self.node.ask(wait, ask).await {
+            Err(NodeError::Busy) if Instant::now() < until => Ok(false),
+            Err(NodeError::Busy) => Err(Status::failed_precondition(
+                "another change of members is not committed yet: try again",
+            )),
+            result => result.map(|()| true).map_err(convert::node_error),
         }
     }
 
@@ -178,18 +193,31 @@ impl Api {
     pub(super) async fn remove(&self, request: RemoveRequest) -> Result<MembersResponse, Status> {
         let node_id = request.node_id;
         let _turn = self.turn(format!("the removal of {node_id:x}"))?;
-        let status = self.node.now();
-        let Some(member) = status.members.get(&node_id) else {
-            return self.forget(node_id).await;
-        };
-        if node_id == status.node_id {
-            return Err(Status::failed_precondition(leader_stays(&status)));
+        let until = Instant::now() + self.config.request_timeout();
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            look.tick().await;
+            // Anew each time: what was waited for may have changed who votes.
+            let status = self.node.now();
+            let Some(member) = status.members.get(&node_id) else {
+                break;
+            };
+            if node_id == status.node_id {
+                return Err(Status::failed_precondition(leader_stays(&status)));
+            }
+            if !member.learner && !request.force {
+                self.quorum_without(node_id, &status).await?;
+                self.payloads_without(node_id).await?;
+            }
+            let voters = status.members.iter().filter(|(_, m)| !m.learner);
+            let checked = (!request.force).then(|| voters.map(|(id, _)| *id).collect());
+            if self
+                .try_change(node_id, Change::Remove, checked, until)
+                .await?
+            {
+                break;
+            }
         }
-        if !member.learner && !request.force {
-            self.quorum_without(node_id, &status).await?;
-            self.payloads_without(node_id).await?;
-        }
-        self.change(node_id, Change::Remove).await?;
         self.forget(node_id).await
     }
 
@@ -312,4 +340,74 @@ fn leader_stays(status: &NodeStatus) -> String {
          its folder",
         status.node_id, status.live_jobs
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::{
+        api::tests::{api, status},
+        node::{Follower, NodeRole},
+    };
+
+    fn of_voters(ids: &[u64]) -> NodeStatus {
+        let voter = |id: &u64| (*id, MemberInfo::default());
+        NodeStatus {
+            role: NodeRole::Leader,
+            serving: true,
+            leader_id: 1,
+            members: ids.iter().map(voter).collect(),
+            ..status()
+        }
+    }
+
+    /// Member 3, which is down, was made a voter by a change that no caller
+    /// waited for: with it, 2 is needed.
+    #[tokio::test]
+    async fn a_removal_that_waited_for_another_change_is_checked_anew() {
+        let node = watch::Sender::new(of_voters(&[1, 2]));
+        let (inputs, mut queue) = mpsc::channel(8);
+        let (mut api, _folder) = api(inputs, &node);
+        api.config.election_ms = 100;
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = asked.clone();
+        let played = tokio::spawn(async move {
+            let state = State::new();
+            while let Some(input) = queue.recv().await {
+                match input {
+                    Input::Read(read) => (read.run)(Ok(&state)),
+                    Input::Progress(reply) => {
+                        let alive = Follower {
+                            match_index: 9,
+                            active: true,
+                        };
+                        let _ = reply.send([(1, alive)].into());
+                    }
+                    Input::Change { checked, done, .. } => {
+                        counted.fetch_add(1, Ordering::Relaxed);
+                        assert_eq!(checked, Some([1, 2].into()));
+                        node.send_replace(of_voters(&[1, 2, 3]));
+                        let _ = done.send(Err(NodeError::Busy));
+                    }
+                    _ => panic!("not asked for by a removal"),
+                }
+            }
+        });
+        let remove = RemoveRequest {
+            node_id: 2,
+            force: false,
+        };
+        let refused = api.remove(remove).await.unwrap_err();
+        assert!(refused.message().contains("quorum"), "{refused}");
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        drop(api);
+        played.await.unwrap();
+    }
 }

@@ -293,10 +293,17 @@ impl Task {
             Input::Change {
                 node_id,
                 change,
+                checked,
                 deadline,
                 done,
             } => {
-                self.change(node_id, change, deadline, done);
+                let voters = || self.node.conf_state().voters.into_iter().collect();
+                if checked.is_some_and(|checked| checked != voters()) {
+                    // Another change came between: it is to be checked anew.
+                    let _ = done.send(Err(NodeError::Busy));
+                } else {
+                    self.change(node_id, change, deadline, done);
+                }
             }
             Input::Transfer {
                 node_id,
