@@ -29,7 +29,6 @@ use super::{
 use crate::{
     auth::Principal,
     feed::{Feed, Seat},
-    node::NodeStatus,
 };
 
 /// Updates that wait for one watcher.
@@ -174,14 +173,7 @@ impl Watch {
         let mut request = self.api.pass_on(&self.metadata, request, Duration::ZERO);
         request.metadata_mut().remove("grpc-timeout");
         let mut client = ContemplationClient::new(channel).max_decoding_message_size(REPLY);
-        let mut followed = self.api.node.status();
-        // A leader whose disk hangs, or that is cut off, ends no stream.
-        let replaced = async move {
-            let other = |s: &NodeStatus| s.leader_id != 0 && s.leader_id != leader;
-            if followed.wait_for(other).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
+        let api = self.api.clone();
         let passed = async {
             let mut stream = client.watch_job(request).await?.into_inner();
             while let Some(message) = stream.message().await? {
@@ -203,7 +195,8 @@ impl Watch {
                 Ok(leg) => return Ok(leg),
                 Err(refusal) => refusal,
             },
-            () = replaced => return Ok(Leg::Next),
+            // A leader whose disk hangs, or that is cut off, ends no stream.
+            () = api.succeeded(leader) => return Ok(Leg::Next),
         };
         if !look_again(&refusal, true) {
             return Err(refusal);

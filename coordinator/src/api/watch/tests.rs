@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     api::tests::{api, status},
-    node::{Input, NodeRole},
+    node::{Input, NodeRole, NodeStatus},
 };
 
 const JOB: &str = "00000000-0000-7000-8000-000000000001";
