@@ -3,15 +3,16 @@ CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
 
-.PHONY: fuzz help test model binary tests laws fmt lint doc bench deaths load chaos
+.PHONY: help test model binary tests chaos faults simulate laws fuzz deaths load fmt lint doc bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 test: binary model tests ## everything that must hold: builds, fetches the model, runs all tests
 
+# With the features that the tests are built with: what is heavy is built once.
 binary:
-	cargo build --locked -p conclave
+	cargo build --workspace --bins --tests --locked
 
 model: binary
 	$(CONCLAVE) model pull smollm2-135m
@@ -19,14 +20,18 @@ model: binary
 tests: binary
 	cargo test --workspace --locked
 
+# SEED=N for other seeds; as root nothing may be skipped, without it, what needs root is, loudly.
+chaos: faults simulate deaths load laws fuzz ## all that must not lose anything: the six below [SEED=1]
+
+faults: binary model ## real faults against real processes, every scenario, and a table [SEED=1]
+	tests/prepare-chaos
+	$(CARGO_TARGET_DIR)/debug/chaos --seed "$(or $(SEED),1)" $(if $(filter 0,$(shell id -u)),--require-all)
+
+simulate: ## 1,000 worlds of both cores, each law asked as things happen [SEED=0]
+	cargo run --release --locked -p conclave-tests --bin sim -- --seed "$(or $(SEED),0)" --seeds 1000
+
 laws: ## takes the code of each law out, and shows that its test fails
 	cargo run --locked -p conclave-tests --bin laws
-
-# SEED=N for other choices. As root nothing may be skipped; without it, what needs root is, loudly.
-chaos: binary model ## real faults against real processes, every scenario, and a table [SEED=1]
-	tests/prepare-chaos
-	cargo build --locked -p conclave-tests --bin chaos
-	$(CARGO_TARGET_DIR)/debug/chaos --seed "$(or $(SEED),1)" $(if $(filter 0,$(shell id -u)),--require-all)
 
 fmt: ## format
 	cargo fmt --all
