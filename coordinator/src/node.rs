@@ -355,6 +355,13 @@ impl Handle {
         }
     }
 
+    /// Queues what the loop must hear, however busy it is: it would wait for ever
+    /// for what was dropped. Ends with the loop at the latest.
+    pub async fn tell(&self, input: Input) {
+        // A loop that has ended waits for nothing.
+        let _ = self.inputs.send(input).await;
+    }
+
     /// Replicates a command and returns what applying it answered.
     ///
     /// # Errors
@@ -435,6 +442,25 @@ impl Handle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_the_loop_must_hear_waits_for_room_and_not_beyond_its_end() {
+        let (inputs, mut queue) = mpsc::channel(1);
+        let status = watch::Sender::new(NodeStatus::default());
+        let handle = Handle::new(inputs, mpsc::channel(1).0, status.subscribe());
+        handle.tell(Input::Leaving).await;
+        let mut told = std::pin::pin!(handle.tell(Input::BlobArrived));
+        assert!(futures::poll!(told.as_mut()).is_pending());
+        let refused = handle.send(Input::Leaving, Instant::now()).await;
+        assert_eq!(refused, Err(NodeError::Busy));
+        assert!(matches!(queue.recv().await, Some(Input::Leaving)));
+        told.await;
+        assert!(matches!(queue.recv().await, Some(Input::BlobArrived)));
+        handle.tell(Input::Leaving).await;
+        let told = handle.tell(Input::BlobArrived);
+        drop(queue);
+        told.await;
+    }
 
     #[test]
     fn an_empty_a_fresh_and_a_leaving_replica_are_not_ready() {

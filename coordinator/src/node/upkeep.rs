@@ -59,12 +59,12 @@ impl Task {
         self.saving = true;
         let (state, conf_state) = (self.state.clone(), self.node.conf_state());
         let (snapshots, handle) = (self.storage.snapshots.clone(), self.handle.clone());
+        let stop = self.stop.clone();
         self.runtime.spawn(async move {
             let work = move || storage::save(&snapshots, &state, conf_state);
             // The loop waits for word, whatever became of it.
             let saved = tokio::task::spawn_blocking(work).await.unwrap_or_default();
-            let _ = handle
-                .send(Input::SnapshotSaved(saved), Instant::now() + FETCH * 60)
+            stop.run_until_cancelled(handle.tell(Input::SnapshotSaved(saved)))
                 .await;
         });
     }
@@ -133,8 +133,7 @@ fn fetch(
         let fetched = stop.run_until_cancelled(work).await == Some(true);
         drop(under_way);
         if fetched {
-            let _ = handle
-                .send(Input::BlobArrived, Instant::now() + FETCH)
+            stop.run_until_cancelled(handle.tell(Input::BlobArrived))
                 .await;
         }
     });
