@@ -46,7 +46,7 @@ use crate::{
         task::{Parts, Task},
         watchdog::{self, Pulse},
     },
-    transport::{Network, blobs::BlobNet, service::PeerService},
+    transport::{Network, blobs::BlobNet, service::PeerService, turns::Turns},
 };
 
 /// Inputs that wait for the loop.
@@ -169,7 +169,7 @@ impl Coordinator {
             snapshots: opened.snapshots,
             address,
             closing: serve.clone(),
-            fetching: Arc::default(),
+            fetching: Turns::default(),
             max_log_version: config.max_log_version,
         };
         let seeds = find_seeds(config.clone(), network, node.status(), stop.clone());

@@ -4,6 +4,7 @@ pub mod blobs;
 pub mod lanes;
 pub mod service;
 pub mod snapshot;
+pub mod turns;
 
 use std::{
     collections::BTreeMap,

@@ -196,16 +196,23 @@ impl Storage {
     }
 
     /// Takes an own snapshot as the log's beginning, for disk and raft alike.
-    /// `keep` entries before it stay for members that lag a little.
+    /// `keep` entries before it stay for members that lag a little, up to `most` for
+    /// ones that are being sent a snapshot ([`Node::keep_from`]).
     ///
     /// # Errors
     /// [`Fatal`] from the disk.
-    pub fn compact(&mut self, node: &mut Node, saved: Saved, keep: u64) -> Result<(), Fatal> {
+    pub fn compact(
+        &mut self,
+        node: &mut Node,
+        saved: Saved,
+        keep: u64,
+        most: u64,
+    ) -> Result<(), Fatal> {
         let Some(manifest) = saved.manifest.filter(|m| m.index > self.snapshot_index) else {
             return Ok(());
         };
         let snapshot = snapshot_of(&manifest, saved.conf_state);
-        let keep_from = (manifest.index + 1).saturating_sub(keep);
+        let keep_from = node.keep_from(manifest.index, keep, most);
         self.log.compact(&snapshot, keep_from)?;
         node.compact(snapshot, keep_from);
         self.snapshot_index = manifest.index;

@@ -19,6 +19,8 @@ const FETCH: Duration = Duration::from_secs(5);
 const FETCH_PAUSE: Duration = Duration::from_secs(30);
 /// Pause after a snapshot that could not be saved (a full disk).
 const SAVE_AGAIN: Duration = Duration::from_secs(30);
+/// The log keeps entries of so many snapshots for a member that fetches one.
+const MOST_KEPT: u64 = 4;
 /// Age below which an unnamed blob may be on its way into the log.
 const BLOB_AGE: Duration = Duration::from_secs(3600);
 
@@ -77,7 +79,8 @@ impl Task {
             .is_none()
             .then(|| Instant::now() + SAVE_AGAIN);
         let keep = self.config.snapshot_every.min(1_000);
-        self.storage.compact(&mut self.node, saved, keep)?;
+        let most = self.config.snapshot_every.saturating_mul(MOST_KEPT);
+        self.storage.compact(&mut self.node, saved, keep, most)?;
         self.drop_old_snapshots();
         self.sweep_due = true;
         // What was given up or went is looked for again.

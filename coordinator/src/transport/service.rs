@@ -7,7 +7,6 @@ use conclave_proto::v1::{
     PutBlobRequest, PutBlobResponse, RaftBatch, RaftLaneClosed, SnapshotChunk, SnapshotManifest,
     raft_server::Raft,
 };
-use dashmap::DashSet;
 use futures::Stream;
 use prost::Message as _;
 use protobuf::Message as _;
@@ -20,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Network, blobs, snapshot};
+use super::{Network, blobs, snapshot, turns::Turns};
 use crate::{
     auth::{Role, Tokens},
     disk::{blobs::Blobs, snapshots::Snapshots},
@@ -47,8 +46,8 @@ pub struct PeerService {
     pub address: String,
     /// Set when this node goes: lanes end, so that peers dial whoever comes next.
     pub closing: CancellationToken,
-    /// Snapshots that are being fetched, by index.
-    pub fetching: Arc<DashSet<u64>>,
+    /// Raft snapshots whose state is being fetched.
+    pub fetching: Turns<(SnapshotManifest, RaftMessage)>,
     /// The newest log version that this node speaks.
     pub max_log_version: u32,
 }
@@ -169,30 +168,37 @@ impl PeerService {
             );
             return;
         };
-        if !self.fetching.insert(manifest.index) {
+        let Some((turn, first)) = self.fetching.begin(manifest.index, (manifest, message)) else {
             return;
-        }
+        };
         let this = self.clone();
         tokio::spawn(async move {
-            let index = manifest.index;
-            let result = match this.network.address(message.from) {
-                _ if this.snapshots.get(&manifest).is_ok() => Ok(()),
-                Some(from) => {
-                    let cluster = this.node.now().cluster_id.unwrap_or_default();
-                    snapshot::fetch(&this.network, &from, &cluster, &manifest, &this.snapshots)
-                        .await
+            let mut wanted = Some(first);
+            while let Some((manifest, message)) = wanted {
+                match this.fetch_state(message.from, &manifest).await {
+                    Ok(()) => {
+                        this.node.step(message);
+                    }
+                    // Dropped like any message: the leader sends it again.
+                    Err(status) => {
+                        tracing::warn!(index = manifest.index, %status, "a snapshot was not fetched");
+                    }
                 }
-                None => Err(Status::unavailable("the sender's address is unknown")),
-            };
-            this.fetching.remove(&index);
-            match result {
-                Ok(()) => {
-                    this.node.step(message);
-                }
-                // Dropped like any message: the leader sends it again.
-                Err(status) => tracing::warn!(index, %status, "a snapshot was not fetched"),
+                wanted = turn.next();
             }
         });
+    }
+
+    async fn fetch_state(&self, from: u64, manifest: &SnapshotManifest) -> Result<(), Status> {
+        if self.snapshots.get(manifest).is_ok() {
+            return Ok(());
+        }
+        let address = self
+            .network
+            .address(from)
+            .ok_or_else(|| Status::unavailable("the sender's address is unknown"))?;
+        let cluster = self.node.now().cluster_id.unwrap_or_default();
+        snapshot::fetch(&self.network, &address, &cluster, manifest, &self.snapshots).await
     }
 }
 

@@ -10,7 +10,7 @@ use conclave_proto::v1::{
 };
 
 use super::{
-    coordinator::{Coordinator, Stop},
+    coordinator::Coordinator,
     cx::{Addr, Cx, Event, Input, Told, Wire},
     disk::Full,
     waiters::Waiter,
@@ -40,6 +40,12 @@ impl Payloads for Blobs {
 impl Blobs {
     pub(super) fn has(&self, hash: &Hash) -> bool {
         self.0.contains_key(hash)
+    }
+
+    /// Makes one young; false if it is not here.
+    fn renew(&mut self, hash: &Hash, now: u64) -> bool {
+        let found = self.0.get_mut(hash);
+        found.map(|(_, at)| *at = now).is_some()
     }
 
     /// Durable from here on; one that is known is young again.
@@ -101,6 +107,10 @@ enum Store {
 /// What a coordinator has under way with payloads.
 #[derive(Debug, Default)]
 pub(super) struct BlobNet {
+    /// When the process started.
+    started: u64,
+    /// What nothing names is to be dropped.
+    pub(super) sweep_due: bool,
     next: u64,
     spreads: BTreeMap<u64, Spread>,
     /// Being written: lost if the process dies.
@@ -110,6 +120,14 @@ pub(super) struct BlobNet {
 }
 
 impl BlobNet {
+    /// Of a process that starts now.
+    pub(super) fn new(now: u64) -> BlobNet {
+        BlobNet {
+            started: now,
+            ..BlobNet::default()
+        }
+    }
+
     /// How many are under way.
     pub(super) fn under_way(&self) -> usize {
         self.spreads.len() + self.storing.len() + self.fetching.len()
@@ -257,11 +275,18 @@ impl Coordinator {
     /// Looks for payloads that the state names and that are not here, until they are.
     pub(super) fn fetch(&mut self, hashes: impl IntoIterator<Item = Hash>, cx: &mut Cx) {
         for hash in hashes {
-            if !self.disk.blobs.has(&hash) {
+            if !self.disk.blobs.renew(&hash, cx.now) {
                 self.blobs.fetching.entry(hash).or_insert((cx.now, 0));
             }
         }
         self.ask_for_blobs(cx);
+    }
+
+    /// After a snapshot: what the state names and is not here.
+    pub(super) fn fetch_missing(&mut self, cx: &mut Cx) {
+        let mut named = self.state.live_blobs();
+        named.retain(|hash, _| !self.disk.blobs.has(hash));
+        self.fetch(named.into_keys(), cx);
     }
 
     fn ask_for_blobs(&mut self, cx: &mut Cx) {
@@ -304,13 +329,22 @@ impl Coordinator {
         self.ask_for_blobs(cx);
     }
 
-    /// Drops payloads that nothing names, after a snapshot as the shell does.
-    pub(super) fn drop_dead_blobs(&mut self, cx: &mut Cx) -> Result<(), Stop> {
+    /// Drops payloads that nothing names, after a snapshot, once all that is known to be committed is
+    /// applied; none until the process has run for as long as they are young.
+    pub(super) fn drop_dead_blobs_when_due(&mut self, cx: &mut Cx) {
+        let current = self.leadership.leader_id != 0
+            && self.state.applied_index() >= self.node.commit_index();
+        if !self.blobs.sweep_due || !current {
+            return;
+        }
+        self.blobs.sweep_due = false;
+        if self.blobs.started + YOUNG_MS > cx.now {
+            return;
+        }
         for hash in self.disk.blobs.retain(cx.now, &self.state.live_blobs()) {
             cx.ledger.blob_gone(self.id, &hash);
             cx.coverage.hit("deeds", "payload dropped");
         }
-        Ok(())
     }
 
     /// Payloads that are being written are lost with the process.

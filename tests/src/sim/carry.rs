@@ -219,13 +219,14 @@ impl Coordinator {
             return Ok(());
         }
         self.reach(Moment::Saved)?;
-        let keep_from = (index + 1).saturating_sub(keep);
+        let keep_from = self.node.keep_from(index, keep, 4 * self.snapshot_every);
         self.snapshot_index = index;
         self.disk.compact(snapshot.clone(), keep_from)?;
         self.reach(Moment::Compacted)?;
         self.disk.forget_before(index);
-        self.drop_dead_blobs(cx)?;
         self.node.compact(snapshot, keep_from);
+        self.blobs.sweep_due = true;
+        self.fetch_missing(cx);
         Ok(())
     }
 }

@@ -150,7 +150,7 @@ impl Coordinator {
             state,
             leader: None,
             sessions: Sessions::new(),
-            blobs: BlobNet::default(),
+            blobs: BlobNet::new(cx.now),
             watches: Watches::default(),
             waiters: Waiters::new(boot, MOST_WAITERS),
             reads: Reads::new(boot, MOST_READS),
@@ -429,6 +429,7 @@ impl Coordinator {
             }
         }
         self.save_when_due(cx);
+        self.drop_dead_blobs_when_due(cx);
         Ok(())
     }
 

@@ -12,8 +12,11 @@
 
 mod config;
 mod guard;
+mod hold;
 mod output;
 mod storage;
+
+use std::collections::BTreeMap;
 
 use raft::{
     GetEntriesContext, RawNode, SnapshotStatus, StateRole, Storage as _,
@@ -80,6 +83,8 @@ pub struct Node {
     raw: RawNode<Log>,
     seed: u64,
     leadership: Leadership,
+    /// Members that were sent a snapshot and have not reached it: its index.
+    sent: BTreeMap<u64, u64>,
 }
 
 impl Node {
@@ -115,6 +120,7 @@ impl Node {
             raw,
             seed: config.seed,
             leadership,
+            sent: BTreeMap::new(),
         };
         node.pin_timeout();
         Ok(node)
@@ -278,6 +284,7 @@ impl Node {
             leadership: self.leadership_change(),
             persist,
         };
+        self.note_snapshots(&output);
         self.raw.mut_store().take(&output.persist);
         self.raw.advance_append_async(ready);
         Some(output)

@@ -134,6 +134,34 @@ fn a_follower_that_took_an_older_snapshot_goes_on_from_it() {
 }
 
 #[test]
+fn the_log_keeps_what_a_member_that_fetches_a_snapshot_needs_next() {
+    let mut net = Net::voters(&[1, 2, 3]);
+    net.report = false;
+    net.cut.insert(3);
+    (0..5).for_each(|i| net.propose(&format!("c{i}")));
+    net.compact(1);
+    let sent = net.node(1).commit_index();
+    net.cut.clear();
+    while !net.flight.iter().any(is(MessageType::MsgSnapshot)) {
+        net.peers.values_mut().for_each(|p| p.node.tick());
+        net.pump();
+        net.deliver(|m| m.get_msg_type() != MessageType::MsgSnapshot);
+        net.pump();
+    }
+    net.lose(is(MessageType::MsgSnapshot));
+    net.cut.insert(3);
+    (5..9).for_each(|i| net.propose(&format!("c{i}")));
+    let now = net.node(1).commit_index();
+    assert_eq!(now, sent + 4);
+    let keep = |net: &mut Net, most| net.peer(1).node.keep_from(now, 0, most);
+    assert_eq!(keep(&mut net, 100), sent + 1);
+    assert_eq!(keep(&mut net, 2), now - 1, "no more than the most");
+    // One that does not answer is not waited for.
+    net.ticks(40);
+    assert_eq!(keep(&mut net, 100), now + 1);
+}
+
+#[test]
 fn a_new_leader_probes_each_log_and_overwrites_what_differs() {
     // The logs of the Raft paper's figure 7, one term on: behind, cut short, and with entries of
     // leaders that nobody followed.
