@@ -4,6 +4,7 @@ pub mod audit;
 pub mod cluster;
 pub mod contemplation;
 pub mod convert;
+mod hand_over;
 mod hop;
 pub mod members;
 pub mod save;

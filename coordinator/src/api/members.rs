@@ -7,8 +7,7 @@ use std::{
 
 use conclave_coordinator_core::State;
 use conclave_proto::v1::{
-    AddRequest, MembersResponse, PutBlobRequest, RemoveRequest, SetMemberAddress,
-    command::Command as Body,
+    AddRequest, MembersResponse, RemoveRequest, SetMemberAddress, command::Command as Body,
 };
 use tonic::Status;
 
@@ -150,44 +149,6 @@ impl Api {
                 )));
             }
         }
-    }
-
-    /// A voter counts for the majority that must hold a payload: it gets all
-    /// of them first (law 9).
-    async fn hand_over_blobs(&self, node_id: u64, until: Instant) -> Result<(), Status> {
-        let wait = self.config.request_timeout();
-        let live = self
-            .node
-            .read(false, wait, State::live_blobs)
-            .await
-            .map_err(convert::node_error)?;
-        let address = self.network.address(node_id).unwrap_or_default();
-        let cluster_id = self.node.now().cluster_id.unwrap_or_default();
-        let count = live.len();
-        for (given, hash) in live.into_keys().enumerate() {
-            if Instant::now() > until {
-                return Err(Status::deadline_exceeded(format!(
-                    "{node_id:x} stays a learner: it was given {given} of {count} payloads"
-                )));
-            }
-            let local = self.blobs.local.clone();
-            let data = tokio::task::spawn_blocking(move || local.get(&hash))
-                .await
-                .map_err(|e| Status::internal(e.to_string()))?
-                .map_err(|e| crate::transport::blobs::status_of(&e))?;
-            let mut peer = self
-                .network
-                .peer(&address)
-                .map_err(|e| Status::invalid_argument(e.to_string()))?;
-            let put = PutBlobRequest {
-                cluster_id: cluster_id.clone(),
-                data,
-            };
-            let mut request = self.network.request(put);
-            request.set_timeout(wait);
-            peer.put_blob(request).await?;
-        }
-        Ok(())
     }
 
     pub(super) async fn remove(&self, request: RemoveRequest) -> Result<MembersResponse, Status> {

@@ -4,8 +4,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use conclave_proto::v1::{
     FetchSnapshotRequest, GetBlobRequest, GetBlobResponse, IdentifyRequest, IdentifyResponse,
-    PutBlobRequest, PutBlobResponse, RaftBatch, RaftLaneClosed, SnapshotChunk, SnapshotManifest,
-    raft_server::Raft,
+    LackedBlobsRequest, LackedBlobsResponse, PutBlobRequest, PutBlobResponse, RaftBatch,
+    RaftLaneClosed, SnapshotChunk, SnapshotManifest, raft_server::Raft,
 };
 use futures::Stream;
 use prost::Message as _;
@@ -280,6 +280,25 @@ impl Raft for PeerService {
             .map_err(|e| Status::internal(e.to_string()))?
             .map_err(|e| blobs::status_of(&e))?;
         Ok(Response::new(GetBlobResponse { data }))
+    }
+
+    async fn lacked_blobs(
+        &self,
+        request: Request<LackedBlobsRequest>,
+    ) -> Result<Response<LackedBlobsResponse>, Status> {
+        self.peer(&request)?;
+        let mut asked = request.into_inner();
+        self.same_cluster(&asked.cluster_id)?;
+        let blobs = self.blobs.clone();
+        let absent = move || {
+            let here = |hash: &Vec<u8>| hash.as_slice().try_into().is_ok_and(|h| blobs.has(&h));
+            asked.hashes.retain(|hash| !here(hash));
+            asked.hashes
+        };
+        let hashes = spawn_blocking(absent)
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(LackedBlobsResponse { hashes }))
     }
 
     async fn identify(
