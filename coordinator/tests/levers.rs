@@ -19,8 +19,8 @@ use conclave_coordinator::{
 };
 use conclave_proto::v1::{AddRequest, Job, LineageKind, SaveSnapshotRequest};
 use harness::{
-    Cluster, PATIENCE, assert_done, config, done, export, get, refused, request, start, status,
-    submit, worker::Mock,
+    Cluster, PATIENCE, assert_done, config, done, export, free_address, get, refused, request,
+    start, status, submit, worker::Mock,
 };
 use tonic::Code;
 
@@ -49,7 +49,9 @@ async fn save_bytes(cluster: &Cluster, i: usize) -> Vec<u8> {
     }
 }
 
-/// Puts blank members in the places of all but `i`, and adds them.
+/// Puts blank members in the places of all but `i`, and adds them. They listen
+/// elsewhere: a connection that outlived a member crashed in this process would
+/// answer for it.
 async fn replace_others(cluster: &mut Cluster, i: usize) {
     for other in (0..cluster.members.len()).filter(|other| *other != i) {
         if cluster.members[other].running.is_some() {
@@ -57,6 +59,7 @@ async fn replace_others(cluster: &mut Cluster, i: usize) {
         }
         let folder = cluster.members[other].folder.clone();
         cluster.members[other].folder = folder.with_extension("anew");
+        cluster.members[other].address = free_address();
         cluster.start(other).await;
         let add = AddRequest {
             address: cluster.members[other].address.clone(),

@@ -42,7 +42,7 @@ pub struct Cluster {
 
 /// A port that stays free while its member is down: below the range that the
 /// system hands out, and never the same one twice in a process.
-fn free_address() -> String {
+pub fn free_address() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     loop {
         let turn = NEXT.fetch_add(1, Ordering::Relaxed);
