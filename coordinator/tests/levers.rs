@@ -17,7 +17,7 @@ use conclave_coordinator::{
     },
     snapshot_file::{Checker, MAGIC, SnapshotFileError, Step, write_frame},
 };
-use conclave_proto::v1::{AddRequest, Job, LineageKind, SaveSnapshotRequest};
+use conclave_proto::v1::{AddRequest, Job, LineageKind, SaveSnapshotRequest, TransferRequest};
 use harness::{
     Cluster, PATIENCE, assert_done, config, done, export, free_address, get, refused, request,
     start, status, submit, worker::Mock,
@@ -283,4 +283,17 @@ async fn a_half_done_recovery_serves_nobody_and_can_be_finished() {
     assert_eq!(again.cluster_id, new.cluster_id);
     cluster.start(0).await;
     cluster.leader().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_through_a_follower_moves_leadership_once() {
+    let cluster = Cluster::new(3).await;
+    let (leader, follower) = (cluster.leader().await, cluster.follower().await);
+    let before = status(&cluster, leader);
+    let any = TransferRequest::default();
+    let mut admin = cluster.admin(follower).await;
+    let after = admin.transfer(any).await.unwrap().into_inner();
+    assert_eq!(after.term, before.term + 1, "{after:?}");
+    let leads = after.members.iter().find(|m| m.leader).unwrap().node_id;
+    assert_ne!(leads, before.node_id, "{after:?}");
 }

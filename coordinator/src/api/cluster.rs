@@ -15,7 +15,10 @@ use conclave_proto::v1::{
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
-use super::{Api, Route, convert, look_again, members::CATCH_UP, patience, save::Frames, timed};
+use super::{
+    Api, NOT_LEADER, PROXIED, Route, convert, look_again, members::CATCH_UP, patience,
+    save::Frames, timed,
+};
 use crate::{
     auth::Role,
     node::{Input, NodeError},
@@ -111,7 +114,17 @@ impl Api {
         let other = |s: &crate::node::NodeStatus| s.leader_id != 0 && s.leader_id != before.node_id;
         let waited = tokio::time::timeout(wait, status.wait_for(other)).await;
         match waited.map(|found| found.map(|_| ())) {
-            Ok(Ok(())) => self.members_by_new_leader(metadata, wait).await,
+            // The transfer is done: whatever is said from here on must not make the follower that
+            // passed the call on look for a leader again, and transfer once more.
+            Ok(Ok(())) => {
+                let mut caller = metadata.clone();
+                caller.remove(PROXIED);
+                let found = self.members_by_new_leader(&caller, wait).await;
+                found.map_err(|mut refusal| {
+                    refusal.metadata_mut().remove(NOT_LEADER);
+                    refusal
+                })
+            }
             Ok(Err(_)) => Err(convert::node_error(NodeError::Stopped)),
             Err(_) => Err(Status::unavailable("the member did not take over in time")),
         }

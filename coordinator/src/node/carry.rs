@@ -211,7 +211,8 @@ impl Task {
         let new = self.leadership;
         if new.leader_id != 0 && new.leader_id != old.leader_id {
             metrics::leader_changed();
-            tracing::info!(leader = new.leader_id, term = new.term, "a leader is known");
+            let leader = format_args!("{:x}", new.leader_id);
+            tracing::info!(%leader, term = new.term, "a leader is known");
         }
         let leads = new.role == Role::Leader;
         let same = self.leader_of(new.term).is_some();
