@@ -1,18 +1,57 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::node::NodeStatus;
+use crate::node::{NodeRole, NodeStatus};
+
+/// A member that finds no leader for so long is ready all the same: no readiness of its own would bring
+/// one, and a rollout that waits for it would never bring the member that is missing.
+const LEADERLESS: Duration = Duration::from_secs(30);
 
 #[derive(Clone)]
 struct App {
     metrics: PrometheusHandle,
     status: watch::Receiver<NodeStatus>,
+    readiness: Arc<Mutex<Readiness>>,
+}
+
+/// What `/readyz` said before.
+#[derive(Debug, Default)]
+struct Readiness {
+    /// It was caught up once in this process.
+    once: bool,
+    leaderless_since: Option<Instant>,
+}
+
+impl Readiness {
+    /// Why this replica is not ready; `None` if it is. A member that was ready stays so without a leader:
+    /// it is not its fault, and to a supervisor all members would break at once. `grpc.health.v1` tells
+    /// clients what holds at the moment.
+    fn look(&mut self, status: &NodeStatus, now: Instant) -> Option<String> {
+        let Some(why) = status.unready() else {
+            (self.once, self.leaderless_since) = (true, None);
+            return None;
+        };
+        let outside = matches!(status.role, NodeRole::Blank | NodeRole::Removed);
+        let broken = status.stopped.is_some() || status.leaving || status.stuck;
+        if outside || broken || status.leader_id != 0 {
+            self.leaderless_since = None;
+            return Some(why);
+        }
+        let since = *self.leaderless_since.get_or_insert(now);
+        let long = now.duration_since(since) >= LEADERLESS;
+        (!self.once && !long).then_some(why)
+    }
 }
 
 /// Serves on `listener` until `stop`.
@@ -32,7 +71,11 @@ pub async fn serve(
         )
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
-        .with_state(App { metrics, status });
+        .with_state(App {
+            metrics,
+            status,
+            readiness: Arc::default(),
+        });
     axum::serve(listener, routes)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
@@ -66,12 +109,81 @@ async fn healthy(State(app): State<App>) -> impl IntoResponse {
     }
 }
 
-/// Ready once this replica has caught up with a leader that it knows.
+/// Ready once this replica has caught up with a leader that it knows; see [`Readiness::look`].
 async fn ready(State(app): State<App>) -> impl IntoResponse {
-    let status = app.status.borrow();
-    let why = match status.unready() {
-        None => return (StatusCode::OK, "ready\n".to_owned()),
-        Some(why) => why,
-    };
-    (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"))
+    let status = app.status.borrow().clone();
+    let mut readiness = app.readiness.lock().unwrap_or_else(PoisonError::into_inner);
+    match readiness.look(&status, Instant::now()) {
+        None if status.leader_id == 0 => (StatusCode::OK, "ready, without a leader\n".to_owned()),
+        None => (StatusCode::OK, "ready\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::node::MemberInfo;
+
+    fn caught_up() -> NodeStatus {
+        NodeStatus {
+            role: NodeRole::Follower,
+            leader_id: 1,
+            commit: 5,
+            applied: 5,
+            members: BTreeMap::from([(1, MemberInfo::default())]),
+            ..NodeStatus::default()
+        }
+    }
+
+    fn without_leader() -> NodeStatus {
+        NodeStatus {
+            leader_id: 0,
+            ..caught_up()
+        }
+    }
+
+    #[test]
+    fn losing_the_quorum_does_not_clear_readiness_and_its_own_faults_do() {
+        let (mut readiness, now) = (Readiness::default(), Instant::now());
+        assert_eq!(readiness.look(&caught_up(), now), None);
+        assert_eq!(readiness.look(&without_leader(), now), None);
+        for fault in [
+            |s: &mut NodeStatus| s.stuck = true,
+            |s: &mut NodeStatus| s.leaving = true,
+            |s: &mut NodeStatus| s.stopped = Some("a test".to_owned()),
+            |s: &mut NodeStatus| s.role = NodeRole::Removed,
+        ] {
+            let mut status = without_leader();
+            fault(&mut status);
+            assert!(readiness.look(&status, now).is_some(), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn a_start_without_a_leader_is_ready_after_a_while_and_a_blank_node_never() {
+        let (mut readiness, start) = (Readiness::default(), Instant::now());
+        let nearly = start + LEADERLESS - Duration::from_millis(1);
+        assert!(readiness.look(&without_leader(), start).is_some());
+        assert!(readiness.look(&without_leader(), nearly).is_some());
+        assert_eq!(readiness.look(&without_leader(), start + LEADERLESS), None);
+        let blank = NodeStatus::default();
+        assert!(readiness.look(&blank, start).is_some());
+        assert!(readiness.look(&blank, start + LEADERLESS * 9).is_some());
+    }
+
+    #[test]
+    fn one_that_has_a_leader_to_catch_up_with_is_not_ready_before() {
+        let (mut readiness, now) = (Readiness::default(), Instant::now());
+        let behind = NodeStatus {
+            applied: 4,
+            ..caught_up()
+        };
+        assert!(readiness.look(&without_leader(), now).is_some());
+        assert!(readiness.look(&behind, now + LEADERLESS).is_some());
+        let later = now + LEADERLESS * 2;
+        assert!(readiness.look(&without_leader(), later).is_some());
+    }
 }
