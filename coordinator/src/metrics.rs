@@ -28,6 +28,7 @@ pub fn describe() {
     describe_raft();
     describe_disk();
     describe_jobs();
+    begin_at_zero();
     describe_histogram!(
         "conclave_grpc_handling_seconds",
         Unit::Seconds,
@@ -38,6 +39,39 @@ pub fn describe() {
         Unit::Count,
         "gRPC calls answered, by method and code"
     );
+}
+
+/// A counter that first appears at 1 has no rate of its first event: what may happen is there from the start.
+fn begin_at_zero() {
+    for name in [
+        "conclave_raft_leader_changes_total",
+        "conclave_raft_proposals_committed_total",
+        "conclave_raft_proposals_failed_total",
+        "conclave_raft_messages_dropped_total",
+        "conclave_raft_snapshots_installed_total",
+        "conclave_leases_renewed_total",
+        "conclave_leases_withheld_total",
+        "conclave_leases_lost_total",
+        "conclave_jobs_would_expand_total",
+    ] {
+        counter!(name).increment(0);
+    }
+    for reason in ["max_live_jobs", "disk_reserve"] {
+        counter!("conclave_submissions_refused_total", "reason" => reason).increment(0);
+    }
+    for mode in ["instant", "thinking", "contemplating"] {
+        counter!("conclave_jobs_submitted_total", "mode" => mode).increment(0);
+        for outcome in ["done", "degraded", "failed", "cancelled"] {
+            counter!("conclave_jobs_ended_total", "outcome" => outcome, "mode" => mode)
+                .increment(0);
+        }
+    }
+    for kind in ["prompt", "cached", "thought", "answer"] {
+        tokens(kind, 0);
+    }
+    for role in ["proposer", "refiner", "distiller", "chair"] {
+        tokens_by_role(role.to_owned(), 0);
+    }
 }
 
 fn describe_raft() {
@@ -61,6 +95,11 @@ fn describe_raft() {
         (
             "conclave_raft_log_entries",
             "Entries kept behind the newest snapshot",
+        ),
+        ("conclave_raft_voters", "Voters, as this member knows them"),
+        (
+            "conclave_raft_voters_active",
+            "Voters that this leader hears from, itself included; 0 if it does not lead",
         ),
     ];
     for (name, help) in gauges {
@@ -178,6 +217,11 @@ fn describe_jobs() {
         "Worker leases renewed by this member"
     );
     describe_counter!(
+        "conclave_leases_lost_total",
+        Unit::Count,
+        "Leases that ran out under a worker that had not drained, while this member led"
+    );
+    describe_counter!(
         "conclave_leases_withheld_total",
         Unit::Count,
         "Heartbeats without renewal: work, but no steps"
@@ -206,6 +250,10 @@ pub struct RaftGauges {
     pub snapshot: u64,
     /// Proposals that wait.
     pub pending: usize,
+    /// Voters.
+    pub voters: usize,
+    /// Voters that the leader hears from; 0 elsewhere.
+    pub voters_active: usize,
 }
 
 /// Shows where the raft node stands.
@@ -230,6 +278,8 @@ pub fn raft(node: &Label, gauges: RaftGauges) {
     let entries = gauges.applied.saturating_sub(gauges.snapshot);
     set("conclave_raft_log_entries", entries as f64);
     set("conclave_raft_proposals_pending", gauges.pending as f64);
+    set("conclave_raft_voters", gauges.voters as f64);
+    set("conclave_raft_voters_active", gauges.voters_active as f64);
 }
 
 /// Room on the disk of the data folder, bytes.
@@ -333,6 +383,11 @@ pub fn workers(node: &Label, leases: usize, sessions: usize) {
 /// Leases were renewed.
 pub fn leases_renewed(count: usize) {
     counter!("conclave_leases_renewed_total").increment(count as u64);
+}
+
+/// Leases ran out, and nobody had said goodbye.
+pub fn leases_lost(count: usize) {
+    counter!("conclave_leases_lost_total").increment(count as u64);
 }
 
 /// A worker has work and makes no steps.

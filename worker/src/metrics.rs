@@ -224,6 +224,7 @@ impl SessionMetrics {
     /// For the worker of this id.
     pub fn new(worker: &str) -> Self {
         let owned = worker.to_owned();
+        begin_at_zero(worker);
         Self {
             connected: gauge!("conclave_worker_session_connected", "worker" => owned.clone()),
             term: gauge!("conclave_worker_term", "worker" => owned.clone()),
@@ -288,6 +289,36 @@ impl SessionMetrics {
                 ("kind", kind.into()),
             ];
             counter!("conclave_tokens_total", &labels).increment(tokens);
+        }
+    }
+}
+
+/// A counter that first appears at 1 has no rate of its first event: what may happen is there from the start.
+fn begin_at_zero(worker: &str) {
+    let count = |name: &'static str, more: &[(&'static str, &'static str)]| {
+        let own = [("worker", worker.to_owned())].into_iter();
+        let more = more.iter().map(|(key, value)| (*key, (*value).to_owned()));
+        let labels: Vec<(&'static str, String)> = own.chain(more).collect();
+        counter!(name, &labels).increment(0);
+    };
+    for reason in [
+        "unreachable",
+        "refused",
+        "not_leader",
+        "stale_term",
+        "silent",
+        "broken",
+        "closed",
+    ] {
+        count("conclave_worker_session_ends_total", &[("reason", reason)]);
+    }
+    for role in [Role::Proposer, Role::Refiner, Role::Distiller, Role::Chair].map(role_label) {
+        for outcome in ["done", "cut", "transient", "permanent", "drained"] {
+            let more = [("role", role), ("outcome", outcome)];
+            count("conclave_worker_attempts_total", &more);
+        }
+        for kind in ["prompt", "cached", "thought", "answer"] {
+            count("conclave_tokens_total", &[("role", role), ("kind", kind)]);
         }
     }
 }

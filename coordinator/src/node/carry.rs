@@ -128,7 +128,9 @@ impl Task {
             Payload::Command { context, data } => {
                 let command = codec::decode(&data)?;
                 speakable(codec::needs(&command), self.config.max_log_version)?;
+                let held = self.leased(command.command.as_ref());
                 let applied = self.state.apply(index, term, &command);
+                self.count_lost(&held);
                 self.note_member(command.command.as_ref());
                 self.applied(&context, applied);
             }
@@ -153,6 +155,20 @@ impl Task {
             }
         }
         Ok(())
+    }
+
+    /// Workers that hold a lease and do not drain, before a tick of this leader's.
+    fn leased(&self, body: Option<&Body>) -> Vec<String> {
+        if self.leader.is_none() || !matches!(body, Some(Body::Tick(_))) {
+            return Vec::new();
+        }
+        let stay = self.state.workers().filter(|worker| !worker.draining);
+        stay.map(|worker| worker.worker_id.clone()).collect()
+    }
+
+    fn count_lost(&self, held: &[String]) {
+        let lost = held.iter().filter(|id| self.state.worker(id).is_none());
+        metrics::leases_lost(lost.count());
     }
 
     fn note_member(&self, body: Option<&Body>) {

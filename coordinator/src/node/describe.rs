@@ -99,6 +99,9 @@ impl Task {
     }
 
     pub(super) fn gauges(&self) {
+        let voters = self.node.conf_state().voters;
+        let progress = self.node.progress();
+        let active = progress.iter().filter(|p| !p.learner && p.active);
         metrics::raft(
             &self.label,
             metrics::RaftGauges {
@@ -109,6 +112,8 @@ impl Task {
                 applied: self.state.applied_index(),
                 snapshot: self.storage.snapshot_index,
                 pending: self.waiters.len(),
+                voters: voters.len(),
+                voters_active: active.count(),
             },
         );
         if let Some(free) = crate::disk::free_bytes(&self.config.data_dir) {
