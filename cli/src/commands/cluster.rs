@@ -13,6 +13,7 @@ use conclave_proto::v1::{
 use serde_json::{Value, json};
 use tonic::{Request, Response, Status};
 
+use super::membership;
 use crate::{
     args::Global,
     client::{Client, Link, may_retry, reason},
@@ -38,6 +39,10 @@ Example, with three coordinators started by `conclave coordinator`:
         #[command(flatten)]
         print: Print,
     },
+    /// Make these coordinators members, those that are missing one after another
+    Ensure(membership::EnsureArgs),
+    /// Remove every coordinator that is not one of these
+    Keep(membership::KeepArgs),
     /// List the coordinators
     Members(Print),
     /// Add a blank coordinator: a learner first, a voter once it caught up
@@ -64,6 +69,9 @@ Example, with three coordinators started by `conclave coordinator`:
         print: Print,
     },
     /// Hand leadership to another coordinator
+    #[command(after_help = "\
+Before a coordinator is stopped, from beside it:
+  conclave cluster transfer --if-leader --endpoint 127.0.0.1:7400")]
     Transfer {
         /// Its id [default: the one that is most caught up]
         #[arg(value_parser = node_id, default_value = "0", hide_default_value = true)]
@@ -71,6 +79,9 @@ Example, with three coordinators started by `conclave coordinator`:
         /// Even to one that lags far behind: nothing is accepted until it has caught up
         #[arg(long)]
         force: bool,
+        /// Only if the first --endpoint leads; else nothing is done
+        #[arg(long)]
+        if_leader: bool,
         /// How to print.
         #[command(flatten)]
         print: Print,
@@ -103,7 +114,7 @@ fn node_id(text: &str) -> Result<u64, String> {
 }
 
 /// Shows what a change of the members came to.
-const LOOK: &str = "conclave cluster members";
+pub const LOOK: &str = "conclave cluster members";
 
 /// How to print.
 #[derive(Debug, Clone, Copy, Args)]
@@ -121,6 +132,8 @@ pub async fn run(global: &Global, command: ClusterCommand) -> Result<(), CliErro
             let members = init(&client.links()[0], join, client.timeout()).await?;
             print_members(&members, print)
         }
+        ClusterCommand::Ensure(args) => membership::ensure(global, args).await,
+        ClusterCommand::Keep(args) => membership::keep(global, args).await,
         ClusterCommand::Members(print) => {
             let call = async |link: Link, request| link.cluster().members(request).await;
             print_members(
@@ -157,8 +170,13 @@ pub async fn run(global: &Global, command: ClusterCommand) -> Result<(), CliErro
         ClusterCommand::Transfer {
             node_id,
             force,
+            if_leader,
             print,
         } => {
+            if if_leader && !membership::leads(&client.links()[0]).await? {
+                out::note(format!("{} does not lead.", client.links()[0].address()));
+                return Ok(());
+            }
             let call = async |link: Link, request| link.cluster().transfer(request).await;
             print_members(
                 &client
@@ -261,7 +279,8 @@ pub async fn workers(client: &Client) -> Result<Vec<WorkerStatus>, CliError> {
         .workers)
 }
 
-fn print_members(members: &MembersResponse, print: Print) -> Result<(), CliError> {
+/// The members, a line each.
+pub fn print_members(members: &MembersResponse, print: Print) -> Result<(), CliError> {
     if print.json {
         return out::document(&json::members(members));
     }

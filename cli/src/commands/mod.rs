@@ -14,6 +14,7 @@ pub mod cancel;
 pub mod cluster;
 pub mod coordinator;
 pub mod jobs;
+pub mod membership;
 pub mod model;
 pub mod recover;
 pub mod replay;
