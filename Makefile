@@ -1,14 +1,15 @@
-# `make test` needs a Rust toolchain, a C compiler and Python with pip; it fetches the rest.
+# `make test` needs a Rust toolchain, a C compiler, Python with pip, and npm and apt (or root to install npm); it fetches
+# the rest.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
 
-.PHONY: help test model binary tests chaos faults simulate laws fuzz deaths load fmt lint doc bench
+.PHONY: help test model binary tests deploy-test chaos faults simulate laws fuzz deaths load fmt lint doc bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-test: binary model tests ## everything that must hold: builds, fetches the model, runs all tests
+test: binary model tests deploy-test ## everything that must hold: builds, fetches the model, runs all tests
 
 # With the features that the tests are built with: what is heavy is built once.
 binary:
@@ -19,6 +20,11 @@ model: binary
 
 tests: binary
 	cargo test --workspace --locked
+
+# Fetches helm, promtool and prometheus into the cache; no Kubernetes takes part.
+deploy-test: binary model ## chart, rules and dashboards: schemas, policies, promtool, real processes
+	tools="$$(deploy/tests/fetch-tools)" && CONCLAVE_TOOLS="$$tools" CONCLAVE_BINARY="$(CONCLAVE)" \
+		"$$tools/python/bin/python" -B -m unittest discover -s deploy/tests -p 'test_*.py'
 
 # SEED=N for other seeds; as root nothing may be skipped, without it, what needs root is, loudly.
 chaos: faults simulate deaths load laws fuzz ## all that must not lose anything: the six below [SEED=1]

@@ -1,0 +1,18 @@
+{{/* What a schema cannot say. */}}
+{{- define "conclave.checks" -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.host) -}}
+{{- fail "ingress.host is needed" -}}
+{{- end -}}
+{{- range $name, $pool := .Values.workerPools -}}
+{{- $pool = include "conclave.pool" (dict "root" $ "pool" $pool) | fromYaml -}}
+{{- if and $pool.autoscaling.hpa.enabled $pool.autoscaling.keda.enabled -}}
+{{- fail (printf "workerPools.%s.autoscaling: hpa or keda, not both" $name) -}}
+{{- end -}}
+{{- if and $pool.autoscaling.keda.enabled (not $pool.autoscaling.keda.serverAddress) -}}
+{{- fail (printf "workerPools.%s.autoscaling.keda.serverAddress is needed" $name) -}}
+{{- end -}}
+{{- if and (not $pool.model.fetch.enabled) (or (not $pool.model.volume.existingClaim) (not $pool.model.volume.path)) -}}
+{{- fail (printf "workerPools.%s.model: fetch.enabled, or volume.existingClaim and volume.path" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,155 @@
+{{- define "conclave.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The StatefulSet and its headless service: pod names hang on it, so it never changes. */}}
+{{- define "conclave.coordinator" -}}{{ include "conclave.fullname" . }}-coordinator{{- end -}}
+
+{{- define "conclave.secret" -}}
+{{- default (printf "%s-tokens" (include "conclave.fullname" .)) .Values.auth.existingSecret -}}
+{{- end -}}
+
+{{- define "conclave.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "conclave.labels" -}}
+{{ include "conclave.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "conclave.image" -}}
+{{- $tag := default .Chart.AppVersion .Values.image.tag -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .Values.image.repository $tag -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "conclave.account" -}}
+{{- /* dict "root" . "part" "coordinator" */ -}}
+{{- if .root.Values.serviceAccount.create -}}
+{{- printf "%s-%s" (include "conclave.fullname" .root) .part -}}
+{{- else -}}
+{{- .root.Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What coordinator number .index advertises. */}}
+{{- define "conclave.address" -}}
+{{- $name := include "conclave.coordinator" .root -}}
+{{- printf "%s-%d.%s.%s.svc.%s:7400" $name (int .index) $name .root.Release.Namespace .root.Values.clusterDomain -}}
+{{- end -}}
+
+{{/* Every coordinator's address as arguments, a YAML list. */}}
+{{- define "conclave.addresses" -}}
+{{- range $index := until (int .Values.coordinator.replicas) }}
+- {{ include "conclave.address" (dict "root" $ "index" $index) }}
+{{- end }}
+{{- end -}}
+
+{{- define "conclave.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "conclave.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* A map of settings as lines of TOML: JSON's texts, numbers and booleans are TOML's. */}}
+{{- define "conclave.toml" -}}
+{{- range $key, $value := . }}
+{{ $key }} = {{ if kindIs "float64" $value }}{{ if eq $value (floor $value) }}{{ int64 $value }}{{ else }}{{ $value }}{{ end }}{{ else }}{{ $value | toJson }}{{ end }}
+{{- end }}
+{{- end -}}
+
+{{/* A pool with what it leaves to the defaults. dict "root" . "pool" $pool */}}
+{{- define "conclave.pool" -}}
+{{- mergeOverwrite (deepCopy .root.Values.workerDefaults) (deepCopy .pool) | toYaml -}}
+{{- end -}}
+
+{{/* The pod of a job that calls the cluster once. dict "root" . "args" list "token" name "deadline" seconds */}}
+{{- define "conclave.caller" -}}
+{{- $root := .root -}}
+metadata:
+  labels:
+    {{- include "conclave.selector" $root | nindent 4 }}
+    app.kubernetes.io/component: caller
+spec:
+  restartPolicy: Never
+  serviceAccountName: {{ include "conclave.account" (dict "root" $root "part" "coordinator") }}
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  {{- with $root.Values.imagePullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  securityContext:
+    {{- include "conclave.podSecurity" $root | nindent 4 }}
+  containers:
+    - name: conclave
+      image: {{ include "conclave.image" $root }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      command: [conclave]
+      args:
+        {{- toYaml .args | nindent 8 }}
+      env:
+        - name: CONCLAVE_ENDPOINT
+          value: {{ printf "%s.%s.svc.%s:%d" (include "conclave.fullname" $root) $root.Release.Namespace $root.Values.clusterDomain (int $root.Values.service.port) }}
+      securityContext:
+        {{- include "conclave.containerSecurity" $root | nindent 8 }}
+      resources:
+        {{- toYaml $root.Values.hooks.resources | nindent 8 }}
+      volumeMounts:
+        - { name: token, mountPath: /etc/conclave, readOnly: true }
+  volumes:
+    - name: token
+      secret:
+        secretName: {{ include "conclave.secret" $root }}
+        items:
+          - { key: {{ .token }}, path: {{ .token }} }
+        defaultMode: 0440
+{{- end -}}
+
+{{/* Egress rules. */}}
+{{- define "conclave.dns" -}}
+- ports:
+    - { port: 53, protocol: UDP }
+    - { port: 53, protocol: TCP }
+{{- end -}}
+
+{{- define "conclave.toCoordinators" -}}
+- to:
+    - podSelector:
+        matchLabels:
+          {{- include "conclave.selector" . | nindent 10 }}
+          app.kubernetes.io/component: coordinator
+  ports:
+    - { port: 7400, protocol: TCP }
+{{- end -}}

@@ -1,0 +1,404 @@
+"""The chart: lint, schemas of values and objects, policies, and what each template has to say."""
+
+import json
+import re
+import unittest
+
+import kubernetes_validate
+import yaml
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule, ServiceMonitor
+
+from chart import CHART, CI, DASHBOARDS, ROOT, RULES, Refused, containers, helm, of_kind, one, pod_specs, render, rendered
+
+# The oldest that Chart.yaml admits, and the newest whose schemas there are.
+VERSIONS = ["1.29", "1.37"]
+CUSTOM = {
+    "ServiceMonitor": ServiceMonitor,
+    "PodMonitor": PodMonitor,
+    "PrometheusRule": PrometheusRule,
+    "ScaledObject": ScaledObject,
+}
+
+
+def strange(sent, known, path=""):
+    """Keys of `sent` that a model did not keep: it knows them not."""
+    if isinstance(sent, dict) and isinstance(known, dict):
+        for key, value in sent.items():
+            if key in known:
+                yield from strange(value, known[key], f"{path}.{key}")
+            else:
+                yield f"{path}.{key}"
+    elif isinstance(sent, list) and isinstance(known, list):
+        for index, (a, b) in enumerate(zip(sent, known)):
+            yield from strange(a, b, f"{path}[{index}]")
+
+
+class Everywhere(unittest.TestCase):
+    """What holds with every values file of ci/."""
+
+    def each(self):
+        for file in CI:
+            with self.subTest(values=file.name):
+                yield rendered(file.name)
+
+    def test_lint(self):
+        for file in CI:
+            with self.subTest(values=file.name):
+                helm("lint", "--strict", CHART, "-f", file)
+
+    def test_objects_fit_their_schemas(self):
+        for objects in self.each():
+            for o in objects:
+                name = f"{o['kind']} {o['metadata']['name']}"
+                if o["kind"] not in CUSTOM:
+                    for version in VERSIONS:
+                        with self.subTest(object=name, kubernetes=version):
+                            kubernetes_validate.validate(o, version, strict=True)
+                    continue
+                model = CUSTOM[o["kind"]].model_validate(o)
+                known = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
+                self.assertEqual([], list(strange(o, known)), name)
+
+    def test_every_custom_kind_is_rendered_by_some_file(self):
+        kinds = {o["kind"] for file in CI for o in rendered(file.name)}
+        self.assertLessEqual(set(CUSTOM) | {"HorizontalPodAutoscaler", "Ingress"}, kinds)
+
+    def test_names_are_short_and_single(self):
+        for objects in self.each():
+            names = [(o["kind"], o["metadata"]["name"]) for o in objects]
+            self.assertEqual(len(names), len(set(names)))
+            for _, name in names:
+                self.assertLessEqual(len(name), 63, name)
+
+    def test_selectors_find_pods(self):
+        for objects in self.each():
+            pods = [meta["labels"] for _, meta, _ in pod_specs(objects)]
+            for o in objects:
+                spec = o.get("spec", {})
+                selector = spec.get("podSelector") or spec.get("selector") or {}
+                wanted = selector.get("matchLabels", selector)
+                # A ServiceMonitor selects services.
+                if not wanted or o["kind"] == "ServiceMonitor":
+                    continue
+                found = [pod for pod in pods if wanted.items() <= pod.items()]
+                self.assertTrue(found, f"{o['kind']} {o['metadata']['name']} selects nothing")
+
+    def test_what_pods_mount_is_there(self):
+        for objects in self.each():
+            there = {(o["kind"], o["metadata"]["name"]) for o in objects}
+            for o, _, spec in pod_specs(objects):
+                volumes = {v["name"]: v for v in spec.get("volumes", [])}
+                claims = o["spec"].get("volumeClaimTemplates", [])
+                names = set(volumes) | {claim["metadata"]["name"] for claim in claims}
+                for container in containers(spec):
+                    mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+                    self.assertLessEqual(mounted, names)
+                for volume in volumes.values():
+                    if "configMap" in volume:
+                        self.assertIn(("ConfigMap", volume["configMap"]["name"]), there)
+                    secret = volume.get("secret", {}).get("secretName")
+                    self.assertTrue(secret is None or ("Secret", secret) in there or secret == "conclave-tokens")
+                account = spec["serviceAccountName"]
+                self.assertTrue(("ServiceAccount", account) in there or account == "restricted")
+
+    def test_policies(self):
+        for objects in self.each():
+            for o, _, spec in pod_specs(objects):
+                name = f"{o['kind']} {o['metadata']['name']}"
+                with self.subTest(pod=name):
+                    self.policies_of(spec, runs_on=o["kind"] in ("StatefulSet", "Deployment"))
+            for account in of_kind(objects, "ServiceAccount"):
+                self.assertIs(account["automountServiceAccountToken"], False)
+            for kind in ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"):
+                self.assertEqual([], of_kind(objects, kind), "nothing needs a right")
+
+    def policies_of(self, spec, runs_on):
+        self.assertIs(spec["automountServiceAccountToken"], False)
+        for forbidden in ("hostNetwork", "hostPID", "hostIPC"):
+            self.assertNotIn(forbidden, spec)
+        self.assertFalse([v for v in spec.get("volumes", []) if "hostPath" in v])
+        pod = spec["securityContext"]
+        self.assertIs(pod["runAsNonRoot"], True)
+        self.assertGreater(pod["runAsUser"], 0)
+        self.assertEqual("RuntimeDefault", pod["seccompProfile"]["type"])
+        for container in containers(spec):
+            own = container["securityContext"]
+            self.assertIs(own["allowPrivilegeEscalation"], False)
+            self.assertIs(own["readOnlyRootFilesystem"], True)
+            self.assertIs(own["runAsNonRoot"], True)
+            self.assertEqual({"drop": ["ALL"]}, own["capabilities"])
+            self.assertRegex(container["image"], r"(:[^:/]+|@sha256:[0-9a-f]{64})$")
+            self.assertFalse(container["image"].endswith(":latest"))
+            self.assertTrue({"cpu", "memory"} <= set(container["resources"]["requests"]))
+            self.assertIn("memory", container["resources"]["limits"])
+            # No secret in an environment: it would stand in every dump of the process.
+            for variable in container.get("env", []):
+                self.assertNotIn("secretKeyRef", variable.get("valueFrom", {}))
+        if runs_on:
+            for container in spec["containers"]:
+                for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                    self.assertIn(probe, container)
+                ports = {port["name"] for port in container["ports"]}
+                self.assertIn(container["readinessProbe"]["httpGet"]["port"], ports)
+
+    def test_labels_that_change_restart_no_pod(self):
+        for objects in self.each():
+            for o, meta, _ in pod_specs(objects):
+                if o["kind"] != "Pod":
+                    self.assertNotIn("helm.sh/chart", meta["labels"])
+                    self.assertNotIn("app.kubernetes.io/version", meta["labels"])
+
+
+class Coordinators(unittest.TestCase):
+    def setUp(self):
+        self.objects = rendered("minimal.yaml")
+        self.set = one(self.objects, "StatefulSet")["spec"]
+        self.pod = self.set["template"]["spec"]
+
+    def test_they_start_together_and_are_upgraded_one_by_one(self):
+        self.assertEqual(3, self.set["replicas"])
+        self.assertEqual("Parallel", self.set["podManagementPolicy"])
+        self.assertEqual({"type": "RollingUpdate"}, self.set["updateStrategy"])
+        self.assertEqual(1, one(self.objects, "PodDisruptionBudget", "-coordinator")["spec"]["maxUnavailable"])
+
+    def test_they_find_each_other_before_they_are_ready(self):
+        headless = one(self.objects, "Service", "-coordinator")
+        self.assertEqual(self.set["serviceName"], headless["metadata"]["name"])
+        self.assertEqual("None", headless["spec"]["clusterIP"])
+        self.assertIs(headless["spec"]["publishNotReadyAddresses"], True)
+        self.assertNotIn("publishNotReadyAddresses", one(self.objects, "Service", "t-conclave")["spec"])
+
+    def test_what_a_pod_advertises_is_what_the_join_job_asks_for(self):
+        args = self.pod["containers"][0]["args"]
+        advertised = next(a for a in args if a.startswith("--advertise=")).removeprefix("--advertise=")
+        name = one(self.objects, "StatefulSet")["metadata"]["name"]
+        pods = [f"{name}-{index}" for index in range(3)]
+        wanted = [advertised.replace("$(POD_NAME)", pod).replace("$(POD_NAMESPACE)", "default") for pod in pods]
+        job = next(j for j in of_kind(self.objects, "Job") if "-join-" in j["metadata"]["name"])
+        self.assertEqual(wanted, job["spec"]["template"]["spec"]["containers"][0]["args"][-3:])
+
+    def test_leadership_goes_before_the_pod_does(self):
+        stop = self.pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        self.assertEqual(["conclave", "cluster", "transfer", "--if-leader"], stop[:4])
+        seconds = sum(int(re.search(f"--{flag}=(\\d+)s", " ".join(stop + self.pod["containers"][0]["args"]))[1])
+                      for flag in ("timeout", "drain"))
+        self.assertGreater(self.pod["terminationGracePeriodSeconds"], seconds)
+
+    def test_probes_ask_what_the_quorum_does_not_change(self):
+        container = self.pod["containers"][0]
+        self.assertEqual("/healthz", container["livenessProbe"]["httpGet"]["path"])
+        self.assertEqual("/healthz", container["startupProbe"]["httpGet"]["path"])
+        self.assertEqual("/readyz", container["readinessProbe"]["httpGet"]["path"])
+
+    def test_a_claim_outlives_its_pod_unless_told_otherwise(self):
+        policy = {"whenDeleted": "Retain", "whenScaled": "Retain"}
+        self.assertEqual(policy, self.set["persistentVolumeClaimRetentionPolicy"])
+        five = one(rendered("five.yaml"), "StatefulSet")["spec"]
+        self.assertEqual("Delete", five["persistentVolumeClaimRetentionPolicy"]["whenScaled"])
+
+    def test_growing_restarts_no_pod_that_is_there(self):
+        three, five = render(), render("--set", "coordinator.replicas=5")
+        for kind in ("StatefulSet", "Deployment"):
+            self.assertEqual(one(three, kind)["spec"]["template"], one(five, kind)["spec"]["template"])
+
+    def test_anti_affinity(self):
+        soft = self.pod["affinity"]["podAntiAffinity"]
+        self.assertIn("preferredDuringSchedulingIgnoredDuringExecution", soft)
+        hard = one(rendered("production.yaml"), "StatefulSet")["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"]
+        term = hard["requiredDuringSchedulingIgnoredDuringExecution"][0]
+        self.assertEqual("topology.kubernetes.io/zone", term["topologyKey"])
+
+    def test_settings_become_toml(self):
+        text = one(rendered("production.yaml"), "ConfigMap", "-coordinator")["data"]["coordinator.toml"]
+        self.assertIn("\ndisk_reserve_bytes = 2147483648\n", text)
+        restarted = [one(o, "StatefulSet")["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+                     for o in (self.objects, rendered("production.yaml"))]
+        self.assertNotEqual(*restarted)
+
+
+class Membership(unittest.TestCase):
+    def jobs(self, *words):
+        return {re.search("-(join|part)", job["metadata"]["name"])[1]: job for job in of_kind(render(*words), "Job")}
+
+    def args(self, job):
+        return job["spec"]["template"]["spec"]["containers"][0]["args"]
+
+    def test_only_an_install_may_create_a_cluster(self):
+        self.assertIn("--init", self.args(self.jobs()["join"]))
+        self.assertNotIn("--init", self.args(self.jobs("--is-upgrade")["join"]))
+        self.assertNotIn("--init", self.args(self.jobs("--set", "cluster.init=never")["join"]))
+
+    def test_the_join_job_is_no_hook_and_another_one_has_another_name(self):
+        one_, two = self.jobs()["join"], self.jobs("--set", "coordinator.replicas=5")["join"]
+        self.assertNotIn("annotations", one_["metadata"])
+        self.assertNotEqual(one_["metadata"]["name"], two["metadata"]["name"])
+        self.assertEqual(one_["metadata"]["name"], self.jobs()["join"]["metadata"]["name"])
+
+    def test_members_go_before_their_pods(self):
+        part = self.jobs("--set", "coordinator.replicas=1")["part"]
+        self.assertEqual("pre-upgrade,pre-rollback", part["metadata"]["annotations"]["helm.sh/hook"])
+        self.assertEqual(["cluster", "keep"], self.args(part)[:2])
+        self.assertEqual(1, len([a for a in self.args(part) if a.endswith(":7400")]))
+
+    def test_the_test_submits_a_job(self):
+        pod = one(render(), "Pod")
+        self.assertEqual("test", pod["metadata"]["annotations"]["helm.sh/hook"])
+        self.assertEqual(["submit", "--watch"], pod["spec"]["containers"][0]["args"][:2])
+
+
+class Workers(unittest.TestCase):
+    def test_a_deployment_for_each_pool(self):
+        objects = rendered("pools.yaml")
+        names = {o["metadata"]["labels"]["conclave/pool"]: o for o in of_kind(objects, "Deployment")}
+        self.assertEqual({"cpu", "small", "large", "gpu"}, set(names))
+        gpu = names["gpu"]["spec"]["template"]["spec"]
+        self.assertEqual(1, gpu["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+        self.assertEqual("nvidia", gpu["runtimeClassName"])
+        self.assertNotIn("initContainers", gpu)
+        self.assertEqual({"claimName": "models", "readOnly": True}, gpu["volumes"][-1]["persistentVolumeClaim"])
+        config = one(objects, "ConfigMap", "-worker-gpu")["data"]["worker.toml"]
+        self.assertIn('path = "/models/big/model.gguf"', config)
+        fetch = names["large"]["spec"]["template"]["spec"]["initContainers"][0]
+        self.assertEqual(["model", "pull", "tiny", "--from=hf:owner/repository/model.Q8_0.gguf"], fetch["args"])
+
+    def test_the_default_pool_can_be_taken_out(self):
+        self.assertEqual([], of_kind(render("--set", "workerPools.cpu=null"), "Deployment"))
+
+    def test_autoscaling(self):
+        objects = rendered("hpa.yaml")
+        self.assertNotIn("replicas", one(objects, "Deployment")["spec"])
+        scaler = one(objects, "HorizontalPodAutoscaler")["spec"]
+        self.assertEqual((1, 3), (scaler["minReplicas"], scaler["maxReplicas"]))
+        self.assertEqual("conclave_agents_queued", scaler["metrics"][0]["external"]["metric"]["name"])
+        trigger = one(rendered("ingress-keda.yaml"), "ScaledObject")["spec"]["triggers"][0]["metadata"]
+        self.assertEqual('conclave:agents_queued{conclave_cluster="conclave"}', trigger["query"])
+        recorded = re.findall("record: (.*)", RULES.read_text())
+        self.assertIn("conclave:agents_queued", recorded)
+
+    def test_contradictions_are_refused(self):
+        scaled = "workerDefaults.autoscaling"
+        for words, why in [
+            (["--set", f"{scaled}.hpa.enabled=true,{scaled}.keda.enabled=true"], "not both"),
+            (["--set", f"{scaled}.keda.enabled=true"], "serverAddress is needed"),
+            (["--set", "workerDefaults.model.fetch.enabled=false"], "volume.existingClaim"),
+            (["--set", "ingress.enabled=true"], "ingress.host"),
+        ]:
+            with self.assertRaisesRegex(Refused, why):
+                render(*words)
+
+
+class Doors(unittest.TestCase):
+    def test_tokens(self):
+        secret = one(rendered("minimal.yaml"), "Secret")
+        self.assertEqual("keep", secret["metadata"]["annotations"]["helm.sh/resource-policy"])
+        lines = [json.loads(line) for line in secret["stringData"]["tokens.jsonl"].splitlines()]
+        self.assertEqual({"operator", "submitter", "worker", "peer"}, {line["role"] for line in lines})
+        self.assertEqual(4, len({line["token"] for line in lines}))
+        for role in ("operator", "submitter", "worker"):
+            token = next(line["token"] for line in lines if line["role"] == role)
+            self.assertEqual(token, secret["stringData"][f"{role}-token"])
+        self.assertEqual([], of_kind(rendered("production.yaml"), "Secret"), "an existing one is left alone")
+
+    def test_pods_see_only_the_tokens_they_need(self):
+        seen = {}
+        for o, _, spec in pod_specs(rendered("minimal.yaml")):
+            keys = [i["key"] for v in spec["volumes"] for i in v.get("secret", {}).get("items", [])]
+            seen.setdefault(o["kind"], set()).update(keys)
+        self.assertEqual({"tokens.jsonl", "operator-token"}, seen["StatefulSet"])
+        self.assertEqual({"worker-token"}, seen["Deployment"])
+        self.assertEqual({"operator-token"}, seen["Job"])
+        self.assertEqual({"submitter-token"}, seen["Pod"])
+
+    def test_network(self):
+        objects = rendered("production.yaml")
+        coordinator = one(objects, "NetworkPolicy", "-coordinator")["spec"]
+        self.assertEqual(["Ingress", "Egress"], coordinator["policyTypes"])
+        self.assertEqual([7400, 7410], [rule["ports"][0]["port"] for rule in coordinator["ingress"]])
+        self.assertIn({"namespaceSelector": {"matchLabels": {"conclave-client": "true"}}}, coordinator["ingress"][0]["from"])
+        worker = one(objects, "NetworkPolicy", "-worker")["spec"]
+        self.assertEqual([7420], [rule["ports"][0]["port"] for rule in worker["ingress"]])
+        self.assertNotIn("ingress", one(objects, "NetworkPolicy", "-caller")["spec"], "nothing calls it")
+        self.assertEqual([], of_kind(rendered("single.yaml"), "NetworkPolicy"))
+
+
+class Values(unittest.TestCase):
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    def closed(self, schema, path=()):
+        """Paths of the objects that list their keys."""
+        if "$ref" in schema:
+            schema = self.schema["definitions"][schema["$ref"].rsplit("/", 1)[1]]
+        if schema.get("additionalProperties") is False:
+            yield path
+        for key, inner in schema.get("properties", {}).items():
+            yield from self.closed(inner, (*path, key))
+        if isinstance(schema.get("additionalProperties"), dict) and path == ("workerPools",):
+            yield from self.closed(schema["additionalProperties"], (*path, "cpu"))
+
+    def test_unknown_keys_are_refused_everywhere(self):
+        paths = list(self.closed(self.schema))
+        self.assertGreater(len(paths), 30)
+        for path in paths:
+            if not path or path[-1] not in ("resources", "requests", "limits"):
+                with self.assertRaisesRegex(Refused, "unknownKey", msg=path):
+                    render("--set", ".".join((*path, "unknownKey")) + "=x")
+
+    def test_every_value_has_a_type(self):
+        def look(values, schema, path):
+            if "$ref" in schema:
+                schema = self.schema["definitions"][schema["$ref"].rsplit("/", 1)[1]]
+            known = schema.get("properties", {})
+            for key, value in (values or {}).items():
+                self.assertTrue(key in known or schema.get("additionalProperties"), f"{path}.{key}")
+                if isinstance(value, dict) and key in known:
+                    look(value, known[key], f"{path}.{key}")
+
+        look(self.values, self.schema, "")
+
+    def test_settings_are_those_of_the_program(self):
+        for part, schema, own in [
+            ("coordinator", self.schema["properties"]["coordinator"]["properties"]["settings"],
+             {"data_dir", "listen", "advertise", "http_listen", "seeds", "tokens_file", "open", "open_beyond_loopback"}),
+            ("worker", self.schema["definitions"]["pool"]["properties"]["settings"],
+             {"worker_id", "data_dir", "coordinators", "http_listen", "models", "token", "token_file"}),
+        ]:
+            source = (ROOT / part / "src/config.rs").read_text()
+            keys = set(re.findall(r'"(\w+)"', re.search(r"const KEYS:[^;]*;[^;]*;", source)[0]))
+            self.assertEqual(keys - own, set(schema["properties"]), part)
+
+    def test_bad_values_are_refused(self):
+        for words in ["coordinator.replicas=2", "coordinator.replicas=4", "image.tag=latest", "coordinator.drain=soon",
+                      "workerPools.Bad_Name.replicas=1", "image.digest=abc", "coordinator.terminationGracePeriodSeconds=5"]:
+            with self.assertRaises(Refused, msg=words):
+                render("--set", words)
+
+
+class Sources(unittest.TestCase):
+    """One source for rules and dashboards; versions that agree."""
+
+    def test_the_chart_carries_the_rules_and_dashboards(self):
+        objects = rendered("production.yaml")
+        rule = one(objects, "PrometheusRule")["spec"]
+        moved = RULES.read_text().replace("docs/OPERATIONS.md", "runbooks/conclave")
+        self.assertEqual(yaml.safe_load(moved), rule)
+        carried = one(objects, "ConfigMap", "-dashboards")["data"]
+        here = {path.name: json.loads(path.read_text()) for path in DASHBOARDS.glob("*.json")}
+        self.assertEqual(here, {name: json.loads(text) for name, text in carried.items()})
+        self.assertGreater(len(here), 3)
+
+    def test_the_version_is_the_programs(self):
+        chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+        cargo = re.search(r'\[workspace.package\]\nversion = "(.*)"', (ROOT / "Cargo.toml").read_text())
+        self.assertEqual(cargo[1], chart["appVersion"])
+
+    def test_the_notes_name_the_first_command(self):
+        notes = helm("install", "t", CHART, "--dry-run=client", "--set", "service.port=443").split("NOTES:")[1]
+        self.assertIn("port-forward service/t-conclave 7400:443", notes)
+        self.assertIn("conclave submit --watch --endpoint 127.0.0.1:7400", notes)
+        self.assertIn("helm test t -n default", notes)
+
+
+if __name__ == "__main__":
+    unittest.main()
