@@ -177,13 +177,8 @@ pub async fn run(global: &Global, command: ClusterCommand) -> Result<(), CliErro
                 out::note(format!("{} does not lead.", client.links()[0].address()));
                 return Ok(());
             }
-            let call = async |link: Link, request| link.cluster().transfer(request).await;
-            print_members(
-                &client
-                    .once("Transfer", TransferRequest { node_id, force }, LOOK, call)
-                    .await?,
-                print,
-            )
+            let members = transfer(&client, node_id, force).await?;
+            print_members(&members, print)
         }
         ClusterCommand::Upgrade(print) => upgrade(&client, print).await,
         ClusterCommand::Status(print) => status(&client, print).await,
@@ -253,6 +248,18 @@ async fn on_this_node<M>(
         "{call}: {address}: {}; `conclave cluster status --endpoint {address}` shows what it is",
         reason(&status)
     )))
+}
+
+/// Hands leadership to this node, or, for 0, to the one that is most caught up.
+pub async fn transfer(
+    client: &Client,
+    node_id: u64,
+    force: bool,
+) -> Result<MembersResponse, CliError> {
+    let call = async |link: Link, request| link.cluster().transfer(request).await;
+    client
+        .once("Transfer", TransferRequest { node_id, force }, LOOK, call)
+        .await
 }
 
 async fn upgrade(client: &Client, print: Print) -> Result<(), CliError> {

@@ -5,12 +5,11 @@ use std::{collections::BTreeSet, time::Duration};
 use clap::Args;
 use conclave_proto::v1::{
     Member, MembersRequest, MembersResponse, RemoveRequest, StatusRequest, StatusResponse,
-    TransferRequest,
 };
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Request;
 
-use super::cluster::{LOOK, Print, add, init, print_members};
+use super::cluster::{LOOK, Print, add, init, print_members, transfer};
 use crate::{
     args::Global,
     client::{Client, Link},
@@ -270,7 +269,10 @@ pub async fn keep(global: &Global, args: KeepArgs) -> Result<(), CliError> {
         match part(&known.members, &args.addresses) {
             Parting::Done => return print_members(&known, args.print),
             Parting::Refuse(why) => return Err(CliError::Differs(why)),
-            Parting::Transfer(node_id) => transfer(&client, node_id).await?,
+            Parting::Transfer(node_id) => {
+                transfer(&client, node_id, false).await?;
+                out::note(format!("{node_id:016x} leads."));
+            }
             Parting::Remove(node_id) => {
                 let call = async |link: Link, request| link.cluster().remove(request).await;
                 let request = RemoveRequest {
@@ -282,17 +284,6 @@ pub async fn keep(global: &Global, args: KeepArgs) -> Result<(), CliError> {
             }
         }
     }
-}
-
-async fn transfer(client: &Client, node_id: u64) -> Result<(), CliError> {
-    let call = async |link: Link, request| link.cluster().transfer(request).await;
-    let request = TransferRequest {
-        node_id,
-        force: false,
-    };
-    client.once("Transfer", request, LOOK, call).await?;
-    out::note(format!("{node_id:016x} leads."));
-    Ok(())
 }
 
 /// Whether the node behind `link` leads.
