@@ -74,35 +74,37 @@ fn begin_at_zero() {
     }
 }
 
+/// Where raft stands: name and help.
+const RAFT_GAUGES: [(&str, &str); 10] = [
+    (
+        "conclave_raft_has_leader",
+        "1 if this member knows a leader",
+    ),
+    ("conclave_raft_is_leader", "1 if this member leads"),
+    ("conclave_raft_term", "Raft term"),
+    ("conclave_raft_commit_index", "Highest committed entry"),
+    ("conclave_raft_applied_index", "Highest applied entry"),
+    (
+        "conclave_raft_snapshot_index",
+        "Entry of the newest snapshot",
+    ),
+    (
+        "conclave_raft_proposals_pending",
+        "Proposals that wait for their entry",
+    ),
+    (
+        "conclave_raft_log_entries",
+        "Entries kept behind the newest snapshot",
+    ),
+    ("conclave_raft_voters", "Voters, as this member knows them"),
+    (
+        "conclave_raft_voters_active",
+        "Voters that this leader hears from, itself included; 0 if it does not lead",
+    ),
+];
+
 fn describe_raft() {
-    let gauges = [
-        (
-            "conclave_raft_has_leader",
-            "1 if this member knows a leader",
-        ),
-        ("conclave_raft_is_leader", "1 if this member leads"),
-        ("conclave_raft_term", "Raft term"),
-        ("conclave_raft_commit_index", "Highest committed entry"),
-        ("conclave_raft_applied_index", "Highest applied entry"),
-        (
-            "conclave_raft_snapshot_index",
-            "Entry of the newest snapshot",
-        ),
-        (
-            "conclave_raft_proposals_pending",
-            "Proposals that wait for their entry",
-        ),
-        (
-            "conclave_raft_log_entries",
-            "Entries kept behind the newest snapshot",
-        ),
-        ("conclave_raft_voters", "Voters, as this member knows them"),
-        (
-            "conclave_raft_voters_active",
-            "Voters that this leader hears from, itself included; 0 if it does not lead",
-        ),
-    ];
-    for (name, help) in gauges {
+    for (name, help) in RAFT_GAUGES {
         describe_gauge!(name, Unit::Count, help);
     }
     let counters = [
