@@ -49,6 +49,15 @@ fn matmul_of_every_type_equals_the_reference() {
     }
 }
 
+#[test]
+fn products_large_enough_for_many_tasks_equal_the_reference() {
+    for ty in [WeightType::Q4_1, WeightType::Q8_0, WeightType::Bf16] {
+        for m in [1, 9] {
+            check_matmul(ty, Activation::Int8, m, 1000, 18, 1);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 

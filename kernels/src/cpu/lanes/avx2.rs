@@ -73,6 +73,11 @@ unsafe impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn sum_i8(from: *const i8) -> i32 {
+        unsafe { super::sum_i8_by_eights(from) }
+    }
+
+    #[inline(always)]
     unsafe fn store_i8(self, to: *mut i8) {
         unsafe {
             // Packs work within 128-bit halves: the permutation puts the 16-bit lanes in order again.

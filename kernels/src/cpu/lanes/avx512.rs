@@ -50,6 +50,11 @@ unsafe impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn sum_i8(from: *const i8) -> i32 {
+        unsafe { super::sum_i8_by_eights(from) }
+    }
+
+    #[inline(always)]
     unsafe fn store_i8(self, to: *mut i8) {
         unsafe {
             let ints = _mm512_cvtps_epi32(self.0);

@@ -54,6 +54,13 @@ unsafe impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn sum_i8(from: *const i8) -> i32 {
+        // SAFETY: the trait asks for 16 elements.
+        let byte = |i| unsafe { *from.add(i) };
+        (0..WIDTH).map(|i| i32::from(byte(i))).sum()
+    }
+
+    #[inline(always)]
     unsafe fn store_i8(self, to: *mut i8) {
         for (i, v) in self.0.into_iter().enumerate() {
             // SAFETY: the trait asks for 16 elements.

@@ -10,6 +10,7 @@ mod format;
 mod portable;
 mod quantize;
 
+
 use super::dispatch::per_isa;
 use super::{Kernels, SendPtr};
 use crate::isa::Isa;
@@ -28,6 +29,13 @@ const INLINE_WORK: usize = 1 << 17;
 
 /// Multiply-adds a task should have, so that cores that others use too are evened out.
 const TASK_WORK: usize = 1 << 17;
+
+/// Rows for which a weight's multiply-adds take about as long as its way from memory.
+const STREAM_ROWS: usize = 16;
+
+/// Multiply-adds a task of a product should have, [`STREAM_ROWS`] among them: claiming it costs as much as some
+/// ten thousand.
+const PRODUCT_WORK: usize = 1 << 21;
 
 /// One of several products of the same inputs.
 pub struct Product<'a> {
@@ -98,7 +106,7 @@ impl Kernels {
             k,
         };
         let tiles: usize = jobs.iter().map(|job| job.w.tiles()).sum();
-        let tasks = self.split(tiles, tiles * TILE * k * m);
+        let tasks = self.split_product(tiles, tiles * TILE * k, m);
         self.pool.run(tasks, &|task| {
             let mut mine = tiles * task / tasks..tiles * (task + 1) / tasks;
             for job in &jobs {
@@ -123,8 +131,8 @@ impl Kernels {
             },
             SendPtr(scratch.rows.as_mut_ptr()),
         );
-        // Rounding an input costs about as much as 16 multiply-adds.
-        let tasks = self.split(m, m * k * 16);
+        // Rounding an input costs about as much as 8 multiply-adds.
+        let tasks = self.split(m, m * k * 8);
         self.pool.run(tasks, &|task| {
             for row in m * task / tasks..m * (task + 1) / tasks {
                 // SAFETY: the row is within `x` and the buffer, and no other task writes it.
@@ -133,6 +141,18 @@ impl Kernels {
                 }
             }
         });
+    }
+
+    /// Tasks for a product of `weights` weights, in `tiles` tiles, by `m` rows.
+    fn split_product(&self, tiles: usize, weights: usize, m: usize) -> usize {
+        let threads = self.pool.threads();
+        if threads == 1 || weights * m < INLINE_WORK {
+            return 1;
+        }
+        let tasks = weights * (m + STREAM_ROWS) / PRODUCT_WORK;
+        // Whole rounds: a last task alone would keep the others waiting.
+        let rounds = tasks.div_ceil(threads).clamp(1, 16);
+        (rounds * threads).min(tiles)
     }
 
     /// Tasks for `items` things that together are `work` multiply-adds.

@@ -1,6 +1,6 @@
 //! Inputs rounded to 8 bit: per row the integers of all blocks, then a [`Meta`] a block.
 
-use crate::cpu::lanes::{Lanes, WIDTH, sum};
+use crate::cpu::lanes::{Lanes, WIDTH};
 
 /// What a kernel needs of a block of 32 rounded inputs besides the integers.
 #[derive(Clone, Copy)]
@@ -70,18 +70,17 @@ pub(super) unsafe fn quantize_row<L: Lanes>(x: *const f32, k: usize, to: *mut u8
             let (a, b) = (L::load(from), L::load(from.add(WIDTH)));
             let amax = a.abs().max(b.abs()).max_lane();
             let inverse = L::splat(if amax > 0.0 { 127.0 / amax } else { 0.0 });
-            let (a, b) = (a.mul(inverse).round(), b.mul(inverse).round());
             let ints = to.add(block * 32).cast::<i8>();
-            a.store_i8(ints);
-            b.store_i8(ints.add(WIDTH));
-            // Exact: the sums stay far below 2^24.
-            let (first, second) = (sum(a), sum(b));
+            a.mul(inverse).store_i8(ints);
+            b.mul(inverse).store_i8(ints.add(WIDTH));
+            let (first, second) = (L::sum_i8(ints), L::sum_i8(ints.add(WIDTH)));
             let scale = amax / 127.0;
             to.add(k).cast::<Meta>().add(block).write(Meta {
                 scale,
-                scaled_sum: scale * (first + second),
-                neg_sum: -(first + second) as i32,
-                neg_first: -first as i32,
+                // Exact: the sum is far below 2^24.
+                scaled_sum: scale * (first + second) as f32,
+                neg_sum: -(first + second),
+                neg_first: -first,
             });
         }
     }
