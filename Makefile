@@ -4,7 +4,7 @@ CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
 
-.PHONY: help test model binary tests deploy-test chaos faults simulate laws fuzz deaths load fmt lint doc bench
+.PHONY: help test model binary tests deploy-test chaos faults simulate laws fuzz deaths load fmt lint doc bench bench-peers
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -52,6 +52,12 @@ bench: ## the figures of README.md
 	cargo build --release --locked -p conclave -p conclave-benches
 	$(CARGO_TARGET_DIR)/release/conclave model pull smollm2-135m
 	$(CARGO_TARGET_DIR)/release/numbers
+
+# The first run builds llama.cpp (10 minutes and more on two cores) in the cache, never in this folder.
+bench-peers: ## ours beside llama.cpp and mistral.rs on the same file, in turn [ISA=avx2] [TURNS=3]
+	cargo build --release --locked -p conclave -p conclave-benches
+	$(CARGO_TARGET_DIR)/release/conclave model pull smollm2-135m
+	benches/peers/run --ours $(CARGO_TARGET_DIR)/release/peer $(if $(ISA),--isa $(ISA)) --turns $(or $(TURNS),3)
 
 # Without TARGET: all, one after another. With INPUT: that file once more.
 fuzz: ## parsers of outside bytes, guided by coverage [TARGET=gguf] [SECONDS=60] [INPUT=finding]

@@ -15,7 +15,7 @@ mod scratch;
 mod weights;
 
 pub use attention::{AttnPlan, BLOCK, KvCache, KvDtype, KvLayer, SPAN, SeqSpan};
-pub use cpu::{Kernels, Product};
+pub use cpu::{Kernels, Product, Sweep};
 pub use isa::{Isa, detect};
 pub use pool::{Lent, Pool};
 pub use rope::{RopeStyle, RopeTable};

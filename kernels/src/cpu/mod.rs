@@ -7,7 +7,7 @@ mod lanes;
 mod matmul;
 mod span;
 
-pub use matmul::Product;
+pub use matmul::{Product, Sweep};
 
 use crate::isa::Isa;
 use crate::pool::Pool;

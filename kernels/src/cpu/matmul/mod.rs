@@ -9,7 +9,9 @@ mod float;
 mod format;
 mod portable;
 mod quantize;
+mod sweep;
 
+pub use sweep::Sweep;
 
 use super::dispatch::per_isa;
 use super::{Kernels, SendPtr};
