@@ -25,6 +25,7 @@ async fn a_worker_follows_the_hint_of_a_coordinator_that_does_not_lead() {
     let not_leader = NotLeader {
         leader: leader.address.clone(),
         members: vec![follower.address.clone(), leader.address.clone()],
+        ..NotLeader::default()
     };
     session.send(3, FromLeader::NotLeader(not_leader)).await;
     let (_session, again) = leader.welcome(3).await;
@@ -131,17 +132,18 @@ async fn a_cluster_that_took_anothers_place_gets_a_worker_that_forgot_its_attemp
     let of = |cluster: &str| {
         FromLeader::Welcome(Welcome {
             cluster_id: cluster.into(),
+            came_from: vec!["first".into()],
             ..welcome()
         })
     };
     let mut session = coordinator.accept().await;
     let hello = session.hello().await;
     assert_eq!(hello.cluster_id, "");
-    session.send(1, of("old")).await;
-    session.send(1, start(1, 5, &hello)).await;
+    session.send(1_000_039, of("old")).await;
+    session.send(1_000_039, start(1, 5, &hello)).await;
     session.result(&mut Vec::new()).await;
     backend.gate.close();
-    session.send(1, start(2, 50, &hello)).await;
+    session.send(1_000_039, start(2, 50, &hello)).await;
     drop(session);
     // The same cluster is told of both; another one has names for other work.
     let mut session = coordinator.accept().await;
@@ -150,7 +152,8 @@ async fn a_cluster_that_took_anothers_place_gets_a_worker_that_forgot_its_attemp
         (again.cluster_id.as_str(), again.finished.len()),
         ("old", 1)
     );
-    session.send(1_000_002, of("new")).await;
+    // Begun on an older save: its term is the lower one.
+    session.send(1_000_005, of("new")).await;
     assert!(session.closed().await);
     let mut session = coordinator.accept().await;
     let fresh = session.hello().await;
@@ -161,12 +164,58 @@ async fn a_cluster_that_took_anothers_place_gets_a_worker_that_forgot_its_attemp
     );
     assert_ne!(fresh.incarnation, hello.incarnation);
     backend.gate.open();
-    session.send(1_000_002, of("new")).await;
-    session.send(1_000_002, start(1, 3, &fresh)).await;
+    session.send(1_000_005, of("new")).await;
+    session.send(1_000_005, start(1, 3, &fresh)).await;
     let result = session.result(&mut Vec::new()).await;
     assert_eq!(
         (result.key, result.incarnation),
-        (Some(key(1)), fresh.incarnation)
+        (Some(key(1)), fresh.incarnation.clone())
     );
+    // What is left of the clusters before wins the worker back neither by its term nor by its place.
+    for over in ["old", "first"] {
+        drop(session);
+        session = coordinator.accept().await;
+        let told = session.hello().await;
+        assert_eq!(
+            (told.cluster_id.as_str(), told.term, told.incarnation),
+            ("new", 1_000_005, fresh.incarnation.clone())
+        );
+        session.send(2_000_000, of(over)).await;
+        session.send(2_000_000, start(2, 3, &fresh)).await;
+        assert!(session.closed().await, "the worker hangs up on `{over}`");
+    }
+    let (_session, told) = coordinator.welcome(1_000_005).await;
+    assert!(told.running.is_empty(), "{told:?}");
+    drop(worker);
+}
+
+#[tokio::test]
+async fn a_node_of_no_cluster_sends_a_worker_on_and_its_term_means_nothing() {
+    let mut coordinator = MockCoordinator::listen().await;
+    let backend = MockBackend::new(4);
+    let worker = worker(&backend, &[&coordinator.address]).await;
+    let member = FromLeader::Welcome(Welcome {
+        cluster_id: "mine".into(),
+        ..welcome()
+    });
+    let mut session = coordinator.accept().await;
+    session.hello().await;
+    session.send(7, member.clone()).await;
+    drop(session);
+    for (cluster_id, term) in [("", 0), ("another", 1_000_000)] {
+        let mut session = coordinator.accept().await;
+        assert_eq!(session.hello().await.term, 7);
+        let refusal = NotLeader {
+            cluster_id: cluster_id.into(),
+            ..NotLeader::default()
+        };
+        session.send(term, FromLeader::NotLeader(refusal)).await;
+        assert!(session.closed().await);
+    }
+    let mut session = coordinator.accept().await;
+    let hello = session.hello().await;
+    session.send(7, member).await;
+    session.send(7, start(1, 3, &hello)).await;
+    assert_eq!(session.result(&mut Vec::new()).await.key, Some(key(1)));
     drop(worker);
 }

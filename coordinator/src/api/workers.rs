@@ -74,6 +74,11 @@ async fn stands_still(status: &mut watch::Receiver<NodeStatus>) {
     let _ = status.wait_for(|s| s.stuck).await;
 }
 
+/// Whether the worker was welcomed last by another cluster, whose terms and attempts mean nothing here.
+fn is_foreign(hello: &Hello, status: &NodeStatus) -> bool {
+    !hello.cluster_id.is_empty() && status.cluster_id.as_ref() != Some(&hello.cluster_id)
+}
+
 impl Session {
     fn new(api: Arc<Api>, outbox: Outbox) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -113,7 +118,11 @@ impl Session {
         if !self.may_lead(&hello) {
             return self.refuse().await;
         }
-        let finished = std::mem::take(&mut hello.finished);
+        let mut finished = std::mem::take(&mut hello.finished);
+        if is_foreign(&hello, &self.api.node.status().borrow()) {
+            // Another cluster's: they name other work here. Its worker is told whose this is.
+            finished.clear();
+        }
         // The loop needs the keys only; the results follow one by one.
         hello.finished = finished
             .iter()
@@ -151,11 +160,11 @@ impl Session {
         }
     }
 
-    /// A worker that has seen a higher term belongs to another leader (law 5).
+    /// A worker that has seen a higher term of this cluster belongs to another leader (law 5).
     fn may_lead(&self, hello: &Hello) -> bool {
         let status = self.api.node.status();
         let status = status.borrow();
-        status.serving && hello.term <= status.term
+        status.serving && (hello.term <= status.term || is_foreign(hello, &status))
     }
 
     /// Waits, a while at most, until it is known who leads. A worker that is turned away during an election
@@ -164,9 +173,9 @@ impl Session {
         let mut status = self.api.node.status();
         let led = status.wait_for(|status| {
             let elsewhere = status.leader_id != 0 && !status.leads();
-            let ends = status.stuck || status.stopped.is_some();
-            let known = status.serving || elsewhere || ends;
-            known && status.term >= hello.term
+            let ends = status.stuck || status.stopped.is_some() || status.cluster_id.is_none();
+            let known = status.serving || elsewhere;
+            ends || known && (status.term >= hello.term || is_foreign(hello, status))
         });
         tokio::select! {
             _ = tokio::time::timeout(ELECTION, led) => {}
@@ -181,6 +190,7 @@ impl Session {
         let refusal = NotLeader {
             leader: self.api.network.address(leader).unwrap_or_default(),
             members: self.api.network.addresses().into_values().collect(),
+            cluster_id: status.cluster_id.unwrap_or_default(),
         };
         let message = CoordinatorMessage {
             term: status.term,

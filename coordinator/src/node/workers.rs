@@ -86,8 +86,15 @@ impl Task {
             leader: self.address.clone(),
             members: self.network.addresses().into_values().collect(),
             cluster_id: self.identity.cluster_id().unwrap_or_default().to_owned(),
+            came_from: self.came_from(),
         };
         self.send_in(session, ToWorker::Welcome(welcome));
+    }
+
+    /// The clusters that this one came out of, oldest first.
+    fn came_from(&self) -> Vec<String> {
+        let lineage = self.state.lineage().iter();
+        lineage.map(|from| from.from_cluster_id.clone()).collect()
     }
 
     /// Tells workers where to go, and closes their sessions.
@@ -98,7 +105,11 @@ impl Task {
             .and_then(|id| self.network.address(id))
             .unwrap_or_default();
         let members = self.network.addresses().into_values().collect();
-        let message = ToWorker::NotLeader(NotLeader { leader, members });
+        let message = ToWorker::NotLeader(NotLeader {
+            leader,
+            members,
+            cluster_id: self.identity.cluster_id().unwrap_or_default().to_owned(),
+        });
         self.sessions.dismiss(self.leadership.term, &message);
     }
 }

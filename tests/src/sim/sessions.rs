@@ -51,7 +51,7 @@ impl Coordinator {
         for id in self.sessions.keys().copied().collect::<Vec<_>>() {
             let message = ToWorker::NotLeader(NotLeader {
                 leader: leader.clone(),
-                members: Vec::new(),
+                ..NotLeader::default()
             });
             self.send_in(id, message, cx);
         }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use conclave_proto::v1::{CoordinatorMessage, Prepared, Welcome, coordinator_message};
+use conclave_proto::v1::{CoordinatorMessage, NotLeader, Prepared, Welcome, coordinator_message};
 use conclave_worker_core::SeqId;
 use uuid::Uuid;
 
 use super::desk::{Action, Planned};
+use super::fence::Welcomed;
 use super::{LinkState, Session, Worked};
 use crate::backend::{Backend, transient};
 use crate::engine_thread::{Command, SeqEvent};
@@ -19,22 +20,16 @@ const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_millis(20), Durat
 impl<B: Backend> Session<B> {
     pub(super) fn message(&mut self, message: CoordinatorMessage) {
         use coordinator_message::Message as M;
-        if message.term < self.term {
-            tracing::warn!(
-                term = message.term,
-                seen = self.term,
-                "refused a coordinator of an older term"
-            );
-            return self.lose("stale_term");
+        let term = message.term;
+        let word = match message.message {
+            Some(M::Welcome(welcome)) => return self.welcome(&welcome, term),
+            Some(M::NotLeader(not_leader)) => return self.sent_on(&not_leader, term),
+            word => word,
+        };
+        if let Err(seen) = self.fence.hear(term) {
+            return self.refuse_term(term, seen);
         }
-        self.term = message.term;
-        let action = match message.message {
-            Some(M::Welcome(welcome)) => return self.welcomed(&welcome),
-            Some(M::NotLeader(not_leader)) => {
-                self.members.learn(&not_leader.members);
-                self.members.hint(&not_leader.leader);
-                return self.lose("not_leader");
-            }
+        let action = match word {
             Some(M::Prepare(prepare)) => self.desk.prepare(prepare),
             Some(M::Start(start)) => self.desk.start(start, Instant::now()),
             Some(M::Cancel(cancel)) => self.desk.cancel(cancel),
@@ -46,6 +41,8 @@ impl<B: Backend> Session<B> {
                 self.desk.resend(resend);
                 None
             }
+            // Handled above.
+            Some(M::Welcome(_) | M::NotLeader(_)) => None,
             None => {
                 tracing::debug!("a message of a kind that this version does not know");
                 None
@@ -56,11 +53,69 @@ impl<B: Backend> Session<B> {
         }
     }
 
-    fn welcomed(&mut self, welcome: &Welcome) {
-        if self.is_foreign(&welcome.cluster_id) {
-            return self.begin_anew(&welcome.cluster_id);
+    /// The coordinator of `term` leads no more, and may not know.
+    fn refuse_term(&mut self, term: u64, seen: u64) {
+        tracing::warn!(term, seen, "refused a coordinator of an older term");
+        self.lose("stale_term");
+    }
+
+    /// A coordinator that does not lead names the one that does.
+    fn sent_on(&mut self, not_leader: &NotLeader, term: u64) {
+        let NotLeader {
+            leader,
+            members,
+            cluster_id,
+        } = not_leader;
+        if self.fence.is_past(cluster_id) {
+            return self.lose("past_cluster");
         }
-        self.cluster_id.clone_from(&welcome.cluster_id);
+        self.fence.hear_of(cluster_id, term);
+        self.members.learn(members);
+        self.members.hint(leader);
+        self.lose("not_leader");
+    }
+
+    fn welcome(&mut self, welcome: &Welcome, term: u64) {
+        let before = self.fence.cluster_id().to_owned();
+        let Welcome {
+            cluster_id,
+            came_from,
+            ..
+        } = welcome;
+        match self.fence.welcome(cluster_id, came_from, term) {
+            Welcomed::Again => self.welcomed(welcome),
+            Welcomed::Elsewhere => self.begin_anew(welcome, &before),
+            Welcomed::OlderTerm(seen) => self.refuse_term(term, seen),
+            Welcomed::Past => self.refuse_past(cluster_id),
+        }
+    }
+
+    /// What is left of a cluster that another one replaced.
+    fn refuse_past(&mut self, cluster_id: &str) {
+        let coordinator = self.peer().to_owned();
+        self.lose("past_cluster");
+        let failures = self.members.failures();
+        if failures.is_power_of_two() {
+            tracing::warn!(
+                coordinator,
+                cluster_id,
+                follows = self.fence.cluster_id(),
+                failures,
+                "refused a coordinator of a cluster that another one replaced: stop it; if that cluster \
+                 is to go on after all, restart this worker"
+            );
+        }
+    }
+
+    /// Who is at the other end; empty without a link.
+    fn peer(&self) -> &str {
+        match &self.link {
+            LinkState::Greeting(link, _) | LinkState::Up(link) => &link.address,
+            LinkState::Waiting(_) | LinkState::Dialing(_) => "",
+        }
+    }
+
+    fn welcomed(&mut self, welcome: &Welcome) {
         let (least, most) = HEARTBEAT_BOUNDS;
         if welcome.heartbeat_ms > 0 {
             self.heartbeat_every = Duration::from_millis(welcome.heartbeat_ms).clamp(least, most);
@@ -71,7 +126,7 @@ impl<B: Backend> Session<B> {
         let state = std::mem::replace(&mut self.link, LinkState::Waiting(Instant::now()));
         self.link = match state {
             LinkState::Greeting(link, _) | LinkState::Up(link) => {
-                tracing::info!(address = link.address, term = self.term, "welcomed");
+                tracing::info!(address = link.address, term = self.fence.term(), "welcomed");
                 self.parts.status.up.store(true, Ordering::Relaxed);
                 self.metrics.connected(true);
                 LinkState::Up(link)
@@ -80,23 +135,24 @@ impl<B: Backend> Session<B> {
         };
     }
 
-    fn is_foreign(&self, cluster_id: &str) -> bool {
-        !self.cluster_id.is_empty() && !cluster_id.is_empty() && self.cluster_id != cluster_id
-    }
-
     /// The cluster was restored or recovered: another one, which knows the same jobs. What this
-    /// worker runs and holds for the old one may go by names that the new one gives to other work.
-    fn begin_anew(&mut self, cluster_id: &str) {
-        tracing::warn!(
-            before = self.cluster_id,
-            cluster_id,
-            "another cluster took the place of the one before: its attempts are forgotten"
+    /// worker runs and holds for the old one may go by names that the new one gives to other work, so
+    /// it is let go, and the worker says hello as a new incarnation.
+    fn begin_anew(&mut self, welcome: &Welcome, before: &str) {
+        tracing::info!(
+            before,
+            cluster_id = welcome.cluster_id,
+            attempts = self.desk.running(),
+            results = self.desk.unacknowledged(),
+            "another cluster took the place of the one before: its attempts are cancelled and its results \
+             forgotten; the new one starts them again"
         );
-        cluster_id.clone_into(&mut self.cluster_id);
         self.parts.incarnation = Uuid::now_v7().to_string();
         for action in self.desk.begin_anew(&self.parts.incarnation) {
             self.act(action);
         }
+        let leader = self.peer().to_owned();
+        self.members.begin_anew(&leader, &welcome.members);
         self.lose("another_cluster");
     }
 

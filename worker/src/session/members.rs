@@ -61,6 +61,15 @@ impl Members {
         }
     }
 
+    /// A leader of another cluster took us on: it is dialed again at once, and of the coordinators
+    /// that the old cluster named none is left.
+    pub fn begin_anew(&mut self, leader: &str, members: &[String]) {
+        self.learned.clear();
+        self.learn(members);
+        self.welcomed();
+        self.hint = Some(leader.to_owned());
+    }
+
     /// A leader welcomed us.
     pub fn welcomed(&mut self) {
         (self.failures, self.hints, self.hint) = (0, 0, None);
@@ -157,6 +166,18 @@ mod tests {
         }
         members.hint("z:9");
         assert!(members.wait() > Duration::ZERO && members.choose() != "z:9");
+    }
+
+    #[test]
+    fn another_cluster_is_dialed_at_once_and_the_old_ones_members_no_more() {
+        let mut members = members();
+        members.learn(&["old:1".into()]);
+        members.failed();
+        members.begin_anew("new:1", &["new:1".into(), "new:2".into()]);
+        assert_eq!(members.wait(), Duration::ZERO);
+        let tried: Vec<String> = (0..5).map(|_| members.choose()).collect();
+        assert_eq!(tried[0], "new:1");
+        assert!(!tried.contains(&"old:1".into()), "{tried:?}");
     }
 
     #[test]

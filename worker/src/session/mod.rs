@@ -6,6 +6,7 @@
 
 pub mod blocking;
 pub mod desk;
+pub mod fence;
 mod inbound;
 pub mod link;
 pub mod members;
@@ -28,6 +29,7 @@ use crate::engine_thread::{Command, EngineHandle, SeqEvent};
 use crate::metrics::SessionMetrics;
 use blocking::Blocking;
 use desk::{Desk, Ended};
+use fence::Fence;
 use link::{Dialer, Link, LinkError};
 use members::Members;
 
@@ -140,10 +142,7 @@ pub struct Session<B: Backend> {
     members: Members,
     blocking: Blocking<Worked<B::Plan>>,
     link: LinkState,
-    /// Highest term seen: lower ones are refused.
-    term: u64,
-    /// The cluster that welcomed it last.
-    cluster_id: String,
+    fence: Fence,
     heartbeat_every: Duration,
     heartbeat_at: Instant,
     progress_at: Instant,
@@ -170,8 +169,7 @@ impl<B: Backend> Session<B> {
             members: Members::new(&parts.coordinators, &parts.incarnation),
             blocking: Blocking::new(BLOCKING_AT_A_TIME, PREPARE_QUEUE + parts.capacity),
             link: LinkState::Waiting(now),
-            term: 0,
-            cluster_id: String::new(),
+            fence: Fence::default(),
             heartbeat_every: HEARTBEAT_EVERY,
             heartbeat_at: now,
             progress_at: now,
@@ -192,8 +190,8 @@ impl<B: Backend> Session<B> {
             let now = Instant::now();
             self.tick(now);
             self.pump(now);
-            self.metrics
-                .standing(self.term, self.desk.planning(), self.desk.unacknowledged());
+            let (planning, kept) = (self.desk.planning(), self.desk.unacknowledged());
+            self.metrics.standing(self.fence.term(), planning, kept);
             if self.has_left(now) {
                 break;
             }
@@ -341,7 +339,8 @@ impl<B: Backend> Session<B> {
             tracing::info!(reason, "the session is over");
         }
         match &self.link {
-            _ if reason == "not_leader" => {}
+            // Whom to dial next was said.
+            _ if matches!(reason, "not_leader" | "another_cluster") => {}
             LinkState::Up(link) | LinkState::Greeting(link, _) => self.members.lost(&link.address),
             _ => self.members.failed(),
         }

@@ -32,9 +32,9 @@ impl<B: Backend> Session<B> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             running,
             finished,
-            term: self.term,
+            term: self.fence.term(),
             draining: self.desk.draining() || self.engine_gone,
-            cluster_id: self.cluster_id.clone(),
+            cluster_id: self.fence.cluster_id().to_owned(),
         }
     }
 
