@@ -6,13 +6,12 @@
 //! an idempotency key, calls whose repetition changes nothing); the others are
 //! sent [once](Client::once).
 use std::{
-    error::Error as _,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
 use conclave_proto::v1::{
-    audit_client::AuditClient, cluster_client::ClusterClient,
+    StatusRequest, audit_client::AuditClient, cluster_client::ClusterClient,
     contemplation_client::ContemplationClient,
 };
 use tokio::time::Instant;
@@ -23,9 +22,11 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+pub use crate::refusal::{may_retry, reason};
 use crate::{
-    error::{CliError, causes, with_causes},
+    error::CliError,
     out,
+    refusal::{BLANK, hint, is_blank, is_outcome, retry_after, was_never_sent, weight},
 };
 
 /// Where `conclave up` listens unless told otherwise.
@@ -36,6 +37,9 @@ const MESSAGE_LIMIT: usize = 64 << 20;
 /// Longest wait for one endpoint's answer before another is tried.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(15);
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+/// How long an endpoint may say nothing before it is asked whether it is there, and may take to
+/// answer that.
+pub const QUIET: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -171,56 +175,13 @@ impl Client {
         M: Clone,
         F: AsyncFn(Link, Request<M>) -> Result<Response<R>, Status>,
     {
-        let deadline = Instant::now() + self.timeout;
-        let mut pause = Pause::new(self.links.len());
-        let mut told: Option<(Link, Status)> = None;
-        let mut blank = 0;
-        loop {
-            let link = self.preferred().clone();
-            let left = deadline
-                .saturating_duration_since(Instant::now())
-                .min(ATTEMPT_LIMIT);
-            let mut request = Request::new(message.clone());
-            request.set_timeout(left);
-            let status = match tokio::time::timeout(left, send(link.clone(), request)).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => status,
-                Err(_) => {
-                    Status::deadline_exceeded(format!("no answer within {} ms", left.as_millis()))
-                }
-            };
-            blank = if is_blank(&status) { blank + 1 } else { 0 };
-            // A blank node knows of no cluster; another endpoint may be a member of one.
-            if !may_retry(&status) && (blank == 0 || blank >= self.links.len()) {
-                return Err(CliError::Refused {
-                    call,
-                    status: Box::new(status),
-                });
-            }
-            tracing::debug!(endpoint = link.address(), call, %status, "passing over");
-            self.pass_over();
-            let wait = pause.next(&status);
-            // Once, when every endpoint was tried in vain: silence would look like a hang.
-            if wait == FIRST_PAUSE {
-                out::note(format!(
-                    "{}: {}; trying on for {} s.",
-                    link.address(),
-                    reason(&status),
-                    left_of(deadline)
-                ));
-            }
-            keep_most_telling(&mut told, &link, &status);
-            if Instant::now() + wait >= deadline {
-                let (link, status) = told.unwrap_or((link, status));
-                return Err(self.unreachable(call, &link, &status));
-            }
-            tokio::time::sleep(wait).await;
-        }
+        // Boxed: it holds a whole call, in the futures of all who wait for one.
+        Box::pin(self.pass_over_until_served(call, message, Repeat::Safe, send)).await
     }
 
-    /// One unary call that must not be made twice. Endpoints that nobody listens on are passed
-    /// over; once a request went out, an unclear end is told with `look`: the command that shows
-    /// whether it took effect.
+    /// One unary call that must not be made twice. Endpoints that do not answer, or that say that
+    /// they did nothing, are passed over; once a request went out, an unclear end is told with
+    /// `look`: the command that shows whether it took effect.
     pub async fn once<M, R, F>(
         &self,
         call: &'static str,
@@ -232,45 +193,67 @@ impl Client {
         M: Clone,
         F: AsyncFn(Link, Request<M>) -> Result<Response<R>, Status>,
     {
+        let repeat = Repeat::Never { look };
+        Box::pin(self.pass_over_until_served(call, message, repeat, send)).await
+    }
+
+    async fn pass_over_until_served<M, R, F>(
+        &self,
+        call: &'static str,
+        message: M,
+        repeat: Repeat<'_>,
+        send: F,
+    ) -> Result<R, CliError>
+    where
+        M: Clone,
+        F: AsyncFn(Link, Request<M>) -> Result<Response<R>, Status>,
+    {
         let deadline = Instant::now() + self.timeout;
-        let mut untried = self.links.len();
+        let mut pause = Pause::new(self.links.len());
         let mut told: Option<(Link, Status)> = None;
         let mut blank = 0;
         loop {
             let link = self.preferred().clone();
-            let left = deadline.saturating_duration_since(Instant::now());
-            let mut request = Request::new(message.clone());
-            request.set_timeout(left);
-            let status = match tokio::time::timeout(left, send(link.clone(), request)).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => status,
-                Err(_) => {
-                    Status::deadline_exceeded(format!("no answer within {} ms", left.as_millis()))
-                }
-            };
-            blank += usize::from(is_blank(&status));
-            if !may_retry(&status) && (!is_blank(&status) || blank >= self.links.len()) {
+            let Failure { status, sent } =
+                match attempt(&link, message.clone(), deadline, repeat, &send).await {
+                    Ok(response) => return Ok(response.into_inner()),
+                    Err(failure) => failure,
+                };
+            blank = if is_blank(&status) { blank + 1 } else { 0 };
+            // A blank node knows of no cluster; another endpoint may be a member of one.
+            if !may_retry(&status) && (blank == 0 || blank >= self.links.len()) {
                 return Err(CliError::Refused {
                     call,
                     status: Box::new(status),
                 });
             }
-            untried -= 1;
-            keep_most_telling(&mut told, &link, &status);
-            match (was_never_sent(&status) || is_blank(&status), untried) {
-                (true, 0) => {
-                    let (link, status) = told.unwrap_or((link, status));
-                    return Err(self.unreachable(call, &link, &status));
-                }
-                (true, _) => self.pass_over(),
-                (false, _) => {
-                    return Err(CliError::Unavailable(format!(
-                        "{call}: {}: {}\n  Whether it took effect is not known, and it is not sent twice: `{look}` shows.",
-                        link.address(),
-                        reason(&status),
-                    )));
-                }
+            if let (Repeat::Never { look }, true) = (repeat, sent) {
+                return Err(CliError::Unavailable(format!(
+                    "{call}: {}: {}\n  Whether it took effect is not known, and it is not sent twice: `{look}` shows.",
+                    link.address(),
+                    reason(&status),
+                )));
             }
+            tracing::debug!(endpoint = link.address(), call, %status, "passing over");
+            self.pass_over();
+            let tried_all = pause.tried_all();
+            let wait = pause.next(&status);
+            keep_most_telling(&mut told, &link, &status);
+            let gives_up = matches!(repeat, Repeat::Never { .. }) && tried_all;
+            if gives_up || Instant::now() + wait >= deadline {
+                let (link, status) = told.unwrap_or((link, status));
+                return Err(self.unreachable(call, &link, &status));
+            }
+            // Once, when every endpoint was tried in vain: silence would look like a hang.
+            if wait == FIRST_PAUSE {
+                out::note(format!(
+                    "{}: {}; trying on for {} s.",
+                    link.address(),
+                    reason(&status),
+                    left_of(deadline)
+                ));
+            }
+            tokio::time::sleep(wait).await;
         }
     }
 
@@ -291,6 +274,87 @@ impl Client {
             if is_blank(status) { BLANK } else { &why },
             hint(status),
         ))
+    }
+}
+
+/// Whether a call may be sent again.
+#[derive(Clone, Copy)]
+enum Repeat<'a> {
+    /// Its repetition changes nothing.
+    Safe,
+    /// It may go out once; `look` shows whether it took effect.
+    Never {
+        /// A command.
+        look: &'a str,
+    },
+}
+
+/// One endpoint did not serve a call.
+struct Failure {
+    status: Status,
+    /// It may have been carried out all the same.
+    sent: bool,
+}
+
+/// One try at one endpoint. One that says nothing is asked what it is, which each answers at once by
+/// itself: a process that hangs is found out in two seconds, and a slow call is left alone.
+async fn attempt<M, R, F>(
+    link: &Link,
+    message: M,
+    deadline: Instant,
+    repeat: Repeat<'_>,
+    send: &F,
+) -> Result<Response<R>, Failure>
+where
+    F: AsyncFn(Link, Request<M>) -> Result<Response<R>, Status>,
+{
+    let left = deadline.saturating_duration_since(Instant::now());
+    let left = match repeat {
+        Repeat::Safe => left.min(ATTEMPT_LIMIT),
+        // Asked before: what reached the socket of a process that hangs is carried out when it wakes.
+        Repeat::Never { .. } if is_silent(link).await => {
+            let (status, sent) = (silent(), false);
+            return Err(Failure { status, sent });
+        }
+        Repeat::Never { .. } => left,
+    };
+    let mut request = Request::new(message);
+    request.set_timeout(left);
+    let status = tokio::select! {
+        answer = tokio::time::timeout(left, send(link.clone(), request)) => match answer {
+            Ok(Ok(response)) => return Ok(response),
+            Ok(Err(status)) => status,
+            Err(_) => {
+                Status::deadline_exceeded(format!("no answer within {} ms", left.as_millis()))
+            }
+        },
+        () = falls_silent(link) => silent(),
+    };
+    let sent = !was_never_sent(&status) && !is_blank(&status) && !is_outcome(&status, "none");
+    Err(Failure { status, sent })
+}
+
+fn silent() -> Status {
+    Status::deadline_exceeded(format!(
+        "no answer within {} ms, not even what it is: its process or machine hangs",
+        QUIET.as_millis()
+    ))
+}
+
+/// Whether the endpoint leaves the simplest question unanswered; a refusal is an answer.
+async fn is_silent(link: &Link) -> bool {
+    let mut service = link.cluster();
+    let question = service.status(Request::new(StatusRequest {}));
+    tokio::time::timeout(QUIET, question).await.is_err()
+}
+
+/// Ends once the endpoint is silent.
+async fn falls_silent(link: &Link) {
+    loop {
+        tokio::time::sleep(QUIET).await;
+        if is_silent(link).await {
+            return;
+        }
     }
 }
 
@@ -317,8 +381,9 @@ fn dial(address: &str) -> Result<Channel, CliError> {
     Ok(endpoint
         .connect_timeout(CONNECT_LIMIT)
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(Duration::from_secs(5))
+        // A watch that waits for its job's text tells a silent peer by this alone.
+        .http2_keep_alive_interval(2 * QUIET)
+        .keep_alive_timeout(2 * QUIET)
         .keep_alive_while_idle(false)
         .connect_lazy())
 }
@@ -339,12 +404,21 @@ impl Pause {
         }
     }
 
+    /// Whether no endpoint is left that was not tried.
+    pub fn tried_all(&self) -> bool {
+        self.untried == 0
+    }
+
     /// The wait after this refusal.
     pub fn next(&mut self, status: &Status) -> Duration {
         let asked = retry_after(status).unwrap_or(Duration::ZERO);
         if self.untried > 0 {
             self.untried -= 1;
-            return asked;
+            // One that is not available speaks for itself; a leader that has no room, for all.
+            return match status.code() {
+                Code::Unavailable => Duration::ZERO,
+                _ => asked,
+            };
         }
         let wait = self.next.max(asked);
         self.next = (self.next * 2).min(LONGEST_PAUSE);
@@ -352,84 +426,14 @@ impl Pause {
     }
 }
 
-/// Whether another endpoint, or the same one later, may serve the call.
-pub fn may_retry(status: &Status) -> bool {
-    match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded => true,
-        Code::ResourceExhausted => retry_after(status).is_some(),
-        // A connection that broke under the call; the peer said nothing.
-        Code::Unknown | Code::Cancelled | Code::Internal => status.source().is_some(),
-        _ => false,
-    }
-}
-
-/// How a coordinator without a cluster begins its refusal.
-const BLANK: &str = "this node belongs to no cluster yet";
-
-/// Whether the node that answered is a member of no cluster.
-fn is_blank(status: &Status) -> bool {
-    status.code() == Code::FailedPrecondition && status.message().starts_with(BLANK)
-}
-
-/// How much an endpoint's answer tells of why the cluster does not serve a call: a leader's
-/// refusal more than that there is no leader, that more than a blank node's, and any answer more
-/// than none.
-fn weight(status: &Status) -> u8 {
-    match status.code() {
-        _ if is_outcome_unknown(status) => 4,
-        Code::ResourceExhausted => 3,
-        _ if is_blank(status) => 1,
-        Code::DeadlineExceeded => 0,
-        _ if status.source().is_some() => 0,
-        _ => 2,
-    }
-}
-
-/// Keeps the more telling of two answers; of two alike, the newer.
+/// Keeps the more telling of two answers; of two alike, the newer, unless that is no answer at all.
 fn keep_most_telling(told: &mut Option<(Link, Status)>, link: &Link, status: &Status) {
-    if told
-        .as_ref()
-        .is_none_or(|(_, known)| weight(known) <= weight(status))
-    {
+    let silent = status.code() == Code::DeadlineExceeded;
+    if told.as_ref().is_none_or(|(_, known)| {
+        weight(known) < weight(status) || weight(known) == weight(status) && !silent
+    }) {
         *told = Some((link.clone(), status.clone()));
     }
-}
-
-/// What to do about it.
-fn hint(status: &Status) -> &'static str {
-    match weight(status) {
-        4 => "It may yet take effect: repeat it with the same --key.",
-        3 if status.message().contains("disk_reserve_bytes") => {
-            "Free space there, or hand leadership to a member with room: `conclave cluster transfer`."
-        }
-        3 => "Try again later.",
-        2 => {
-            "The cluster needs a majority of its members: `conclave cluster status` shows who answers. If a majority is lost for good, see docs/OPERATIONS.md, \"A lost quorum\"."
-        }
-        1 => "No other endpoint answered: start the members, or name one with --endpoint.",
-        _ if was_never_sent(status) => {
-            "Is a cluster running there? `conclave up` starts a local one; --endpoint names another."
-        }
-        _ => "`conclave cluster status` shows who answers; --endpoint names another.",
-    }
-}
-
-/// Whether the call failed before any of it left: nobody listens there.
-fn was_never_sent(status: &Status) -> bool {
-    causes(status.source()).any(|error| error.is::<tonic::ConnectError>())
-}
-
-/// The wait that the server asked for.
-fn retry_after(status: &Status) -> Option<Duration> {
-    let value = status.metadata().get("retry-after-ms")?.to_str().ok()?;
-    value.parse().ok().map(Duration::from_millis)
-}
-
-fn is_outcome_unknown(status: &Status) -> bool {
-    status
-        .metadata()
-        .get("outcome")
-        .is_some_and(|value| value == "unknown")
 }
 
 /// Whole seconds until `deadline`, rounded up.
@@ -438,11 +442,6 @@ fn left_of(deadline: Instant) -> u64 {
         .saturating_duration_since(Instant::now())
         .as_millis()
         .div_ceil(1000) as u64
-}
-
-/// A status with the causes that tonic hides behind "transport error".
-pub fn reason(status: &Status) -> String {
-    with_causes(status.message(), status.source())
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ async fn a_dead_cluster_is_unavailable_within_the_timeout() {
         Duration::from_millis(300),
     )
     .unwrap();
-    let message = conclave_proto::v1::StatusRequest {};
+    let message = StatusRequest {};
     let error = client
         .unary("Status", message, async |link, request| {
             link.cluster().status(request).await
@@ -81,7 +81,7 @@ async fn what_a_server_said_outlives_that_nobody_listens_elsewhere() {
     drop(socket);
     let endpoints = ["127.0.0.1:1".to_owned(), dead.clone()];
     let client = Client::new(&endpoints, None, Duration::from_millis(300)).unwrap();
-    let message = conclave_proto::v1::StatusRequest {};
+    let message = StatusRequest {};
     let error = client
         .unary("Status", message, async |link, request| {
             if link.address() == dead {
@@ -135,4 +135,67 @@ async fn a_blank_node_speaks_for_no_other() {
     assert!(text.contains(BLANK) && !text.contains("init"), "{text}");
     let text = told_of(blank(), blank()).await;
     assert!(text.contains("cluster init"), "{text}");
+}
+
+/// Takes connections and never says a word, like a process that was stopped.
+fn stopped() -> (std::net::TcpListener, String) {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    (socket, address)
+}
+
+#[tokio::test]
+async fn an_endpoint_that_hangs_costs_two_seconds_and_not_the_whole_timeout() {
+    let (_socket, hangs) = stopped();
+    let endpoints = [hangs.clone(), "127.0.0.1:1".to_owned()];
+    let client = Client::new(&endpoints, None, Duration::from_secs(30)).unwrap();
+    let began = Instant::now();
+    let answer: Result<u8, _> = client
+        .unary("X", (), async |link: Link, _| {
+            if link.address() == hangs {
+                std::future::pending::<()>().await;
+            }
+            Ok(Response::new(7))
+        })
+        .await;
+    assert_eq!(answer.unwrap(), 7);
+    assert!(began.elapsed() < ATTEMPT_LIMIT / 2, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn what_may_go_out_once_never_goes_to_an_endpoint_that_hangs() {
+    let (_socket, hangs) = stopped();
+    let endpoints = [hangs.clone(), "127.0.0.1:1".to_owned()];
+    let client = Client::new(&endpoints, None, Duration::from_secs(30)).unwrap();
+    let answer: Result<u8, _> = client
+        .once("X", (), "look", async |link: Link, _| {
+            assert_ne!(
+                link.address(),
+                hangs,
+                "it would be carried out when it wakes"
+            );
+            Ok(Response::new(7))
+        })
+        .await;
+    assert_eq!(answer.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn an_unclear_end_is_told_as_unclear_only_where_something_may_have_been_done() {
+    let once = async |status: Status| {
+        let endpoints = ["127.0.0.1:1".to_owned()];
+        let client = Client::new(&endpoints, None, Duration::from_secs(2)).unwrap();
+        let call = async |_: Link, _| Err::<Response<()>, _>(status.clone());
+        let end = client.once("X", (), "look", call).await;
+        end.unwrap_err().to_string()
+    };
+    let no_leader = || Status::unavailable("no leader with a quorum was found in time");
+    let text = once(no_leader()).await;
+    assert!(text.contains("not known"), "{text}");
+    let text = once(with_metadata(no_leader(), "outcome", "none")).await;
+    assert!(!text.contains("not known"), "{text}");
+    assert!(
+        text.contains("no leader") && text.contains("majority"),
+        "{text}"
+    );
 }

@@ -20,6 +20,7 @@ mod logging;
 mod metrics;
 mod model_source;
 mod out;
+mod refusal;
 mod settings;
 mod spec;
 mod view;

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::membership;
 use crate::{
     args::Global,
-    client::{Client, Link, may_retry, reason},
+    client::{Client, Link, QUIET, may_retry, reason},
     error::CliError,
     out,
     view::{json, time::utc},
@@ -322,11 +322,13 @@ pub fn print_members(members: &MembersResponse, print: Print) -> Result<(), CliE
 async fn status(client: &Client, print: Print) -> Result<(), CliError> {
     let asked = client.links().iter().map(|link| async move {
         let mut request = Request::new(StatusRequest {});
-        request.set_timeout(client.timeout());
-        let reply = tokio::time::timeout(client.timeout(), link.cluster().status(request)).await;
+        // Each answers by itself, at once: one that takes longer hangs.
+        let within = client.timeout().min(2 * QUIET);
+        request.set_timeout(within);
+        let reply = tokio::time::timeout(within, link.cluster().status(request)).await;
         (
             link.address().to_owned(),
-            reply.map_err(|_| "no answer in time".to_owned()),
+            reply.map_err(|_| format!("no answer within {} ms", within.as_millis())),
         )
     });
     let answers = futures::future::join_all(asked).await;

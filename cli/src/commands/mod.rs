@@ -29,7 +29,9 @@ impl Command {
     /// The log filter when the user gave none.
     pub fn default_log(&self) -> &'static str {
         match self {
-            Self::Coordinator(_) | Self::Worker(_) => "info",
+            // What the log store's library says at a start after a crash sounds worse than it is; what it
+            // means for the node, the coordinator says itself.
+            Self::Coordinator(_) | Self::Worker(_) => "info,raft_engine=error",
             _ => "warn",
         }
     }
