@@ -44,13 +44,27 @@ pub enum SnapshotFileError {
         found: u32,
     },
     /// It ends before its end.
-    #[error("the snapshot is cut off after {frames} whole frames: it was not saved to its end")]
+    #[error(
+        "the snapshot is cut off after {frames} whole frames: it was not saved, or not copied, to its \
+         end; copy or save it again, or take another file"
+    )]
     CutOff {
         /// Frames that are whole.
         frames: u64,
     },
+    /// It goes on behind its end.
+    #[error(
+        "the snapshot's {frames} frames are whole, and bytes were appended behind them: take an \
+         untouched copy of the file, or another one"
+    )]
+    Trailing {
+        /// Frames of the snapshot, the end included.
+        frames: u64,
+    },
     /// A byte of it is not what was saved.
-    #[error("the snapshot is damaged at frame {frame}: {why}")]
+    #[error(
+        "the snapshot is damaged at frame {frame} ({why}): copy or save it again, or take another file"
+    )]
     Damaged {
         /// Counted from 0.
         frame: u64,
@@ -285,7 +299,13 @@ pub fn read(
         match checker.take(&frame)? {
             Step::More => {}
             Step::Payload(hash, data) => payload(hash, data)?,
-            Step::Whole(contents) => whole = Some(*contents),
+            Step::Whole(contents) => {
+                if !file.fill_buf()?.is_empty() {
+                    let frames = contents.frames;
+                    return Err(SnapshotFileError::Trailing { frames });
+                }
+                whole = Some(*contents);
+            }
         }
     }
     whole.ok_or(SnapshotFileError::CutOff {

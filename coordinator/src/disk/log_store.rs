@@ -32,9 +32,8 @@ pub enum LogError {
     /// What was synced is damaged.
     #[error(
         "raft log {}: the record at byte {} is damaged, and whole records behind it say that it \
-         was on the disk: entries behind {}, and perhaps votes, are lost here. Nothing was \
-         changed; {REPLACE}",
-        .0.file.display(), .0.offset, .0.entry
+         was on the disk: {}, and perhaps votes, are lost here. Nothing was changed; {REPLACE}",
+        .0.file.display(), .0.offset, lost_behind(.0.entry)
     )]
     Damaged(Damage),
     /// The folder's log cannot be opened.
@@ -68,6 +67,14 @@ pub enum LogError {
         /// What the file system says.
         why: String,
     },
+}
+
+/// Which entries a damaged log has lost.
+fn lost_behind(entry: u64) -> String {
+    match entry {
+        0 => "all entries of this log".to_owned(),
+        last => format!("the entries behind {last}, the last one that reads"),
+    }
 }
 
 struct EntryExt;

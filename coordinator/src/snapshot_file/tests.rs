@@ -123,12 +123,18 @@ fn any_changed_byte_and_any_cut_is_found() {
             "cut at {at}: {cut}"
         );
     }
-    let mut longer = whole;
-    longer.extend(frames()[0].encode_length_delimited_to_vec());
-    assert!(matches!(
-        read_all(&longer),
-        Err(SnapshotFileError::Damaged { .. })
-    ));
+    for behind in [
+        frames()[0].encode_length_delimited_to_vec(),
+        vec![0xff],
+        b"junk".to_vec(),
+    ] {
+        let mut longer = whole.clone();
+        longer.extend(behind);
+        assert!(matches!(
+            read_all(&longer),
+            Err(SnapshotFileError::Trailing { .. })
+        ));
+    }
 }
 
 #[test]
