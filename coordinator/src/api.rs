@@ -46,9 +46,9 @@ pub const REPLY: usize = 64 << 20;
 const LOOK_UP: Duration = Duration::from_millis(250);
 /// Elections in a row without a leader after which calls are refused: this node is cut off, and
 /// another may serve them. The first two are the silence of the leader, or its own.
-const LEADERLESS: u32 = 5;
+pub(crate) const LEADERLESS: u32 = 5;
 /// How long a member is given to say that it is there.
-const PROBE: Duration = Duration::from_millis(500);
+pub(crate) const PROBE: Duration = Duration::from_millis(500);
 
 /// What every service holds.
 pub struct Api {
@@ -92,7 +92,12 @@ pub enum Route {
     /// This node leads.
     Here,
     /// Another node leads.
-    Leader(Channel),
+    Leader {
+        /// Who was found to lead: what is asked through `channel` ends with it.
+        id: u64,
+        /// The way there.
+        channel: Channel,
+    },
 }
 
 impl Api {
@@ -164,9 +169,10 @@ impl Api {
                     && !now.leads()
                     && let Some(address) = self.network.address(now.leader_id)
                 {
+                    let id = now.leader_id;
                     let channel = self.network.channel(&address);
                     return channel
-                        .map(Route::Leader)
+                        .map(|channel| Route::Leader { id, channel })
                         .map_err(|e| Status::internal(e.to_string()));
                 }
             }
@@ -224,23 +230,14 @@ impl Api {
 
     /// UNAVAILABLE, with the members that do not answer.
     async fn no_leader(&self) -> Status {
-        let members = self.node.now().members;
-        let probes = members.into_iter().map(|(id, member)| async move {
-            let here = id == self.node.now().node_id
-                || self.network.identify(&member.address, PROBE).await.is_ok();
-            (!here).then(|| format!("{id:x} at {}", member.address))
-        });
-        let missing: Vec<_> = futures::future::join_all(probes)
-            .await
-            .into_iter()
-            .flatten()
-            .collect();
+        let missing = silent_members(&self.network, &self.node.now()).await;
         let why = if missing.is_empty() {
             "every member answers: try again".to_owned()
         } else {
             format!("members that do not answer: {}", missing.join(", "))
         };
-        Status::unavailable(format!("no leader with a quorum was found in time; {why}"))
+        let text = format!("no leader with a quorum was found in time; {why}");
+        convert::later(Status::unavailable(text), self.config.election())
     }
 
     /// A request to pass on, with the caller's own authorization.
@@ -257,6 +254,20 @@ impl Api {
         request.set_timeout(wait);
         request
     }
+}
+
+/// Asks every other member who it is; those that do not answer, by name.
+pub(crate) async fn silent_members(network: &Network, status: &NodeStatus) -> Vec<String> {
+    let others = status
+        .members
+        .iter()
+        .filter(|(id, _)| **id != status.node_id);
+    let probes = others.map(|(id, member)| async move {
+        let silent = network.identify(&member.address, PROBE).await.is_err();
+        silent.then(|| format!("{id:x} at {}", member.address))
+    });
+    let asked = futures::future::join_all(probes).await;
+    asked.into_iter().flatten().collect()
 }
 
 /// What is left to wait once asking the members who is there has its share.
@@ -291,7 +302,7 @@ fn timeout(text: &str) -> Option<Duration> {
     }
 }
 
-/// Counts and times a unary call.
+/// Counts and times a unary call; a refusal that a later try may not meet says when to come again.
 ///
 /// # Errors
 /// What the call says.
@@ -300,7 +311,10 @@ pub async fn timed<T>(
     call: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {
     let started = Instant::now();
-    let result = call.await;
+    let result = call.await.map_err(|status| match status.code() {
+        Code::Unavailable => convert::later(status, LOOK_UP),
+        _ => status,
+    });
     let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
     metrics::grpc(method, code, started.elapsed());
     result

@@ -4,6 +4,7 @@
 pub mod carry;
 mod describe;
 pub mod lead;
+pub mod lookout;
 mod membership;
 pub mod storage;
 pub mod task;
@@ -120,7 +121,10 @@ impl NodeStatus {
         }
         match self.role {
             NodeRole::Blank => Some("this node belongs to no cluster yet".to_owned()),
-            NodeRole::Removed => Some("this node was removed from its cluster".to_owned()),
+            NodeRole::Removed => Some(
+                "this node was removed from its cluster: stop it, or add it anew on an empty folder"
+                    .to_owned(),
+            ),
             _ if self.leader_id == 0 => Some("no leader is known".to_owned()),
             _ if self.applied == 0 || self.members.values().all(|m| m.learner) => {
                 Some("nothing has come from the leader yet".to_owned())
@@ -280,6 +284,8 @@ pub enum Input {
     Unreachable(u64),
     /// Nothing listens where this member listened: its process has ended.
     Gone(u64),
+    /// A leader said that this node is no member any more.
+    Removed,
     /// This node is about to be shut down: it is ready for nothing more.
     Leaving,
     /// A snapshot of this node's own is on disk, or could not be saved.

@@ -41,7 +41,7 @@ use crate::{
     feed::Feeds,
     http, metrics,
     node::{
-        Handle, Input, NodeStatus,
+        Handle, Input, NodeStatus, lookout,
         storage::{Fatal, Storage, fit},
         task::{Parts, Task},
         watchdog::{self, Pulse},
@@ -138,15 +138,13 @@ impl Coordinator {
         let grpc_addr = listener.local_addr()?;
         let http_addr = http_listener.as_ref().map(TcpListener::local_addr);
         let http_addr = http_addr.transpose()?;
-        let address = match config.advertise.as_str() {
-            "" => grpc_addr.to_string(),
-            advertise => advertise.to_owned(),
-        };
+        let address = advertised(&config, grpc_addr);
         let stop = CancellationToken::new();
         let serve = CancellationToken::new();
         let network = Network::new(tokens.peer(), config.max_message_bytes + ENVELOPE);
         let opened = Opened::open(&config, address.clone(), &network, &stop, files)?;
         let (node, thread) = (opened.handle.clone(), opened.thread);
+        let reserve = Reserve::new(config.data_dir.clone(), config.disk_reserve_bytes);
         let api = Arc::new(Api {
             tokens: tokens.clone(),
             node: node.clone(),
@@ -157,7 +155,7 @@ impl Coordinator {
             address: address.clone(),
             submitting: AtomicUsize::new(0),
             closing: serve.clone(),
-            reserve: Reserve::new(config.data_dir.clone(), config.disk_reserve_bytes),
+            reserve: reserve.clone(),
             saves: Arc::new(Semaphore::new(1)),
             changing: Arc::default(),
         });
@@ -171,12 +169,15 @@ impl Coordinator {
             closing: serve.clone(),
             fetching: Turns::default(),
             max_log_version: config.max_log_version,
+            reserve: reserve.clone(),
         };
-        let seeds = find_seeds(config.clone(), network, node.status(), stop.clone());
-        let mut tasks = vec![
-            tokio::spawn(serve_grpc(listener, api, peers, serve.clone())),
-            tokio::spawn(seeds),
-        ];
+        let mut tasks = vec![tokio::spawn(serve_grpc(
+            listener,
+            api,
+            peers,
+            serve.clone(),
+        ))];
+        tasks.extend(lookout::begin(&config, &network, &node, reserve, &stop));
         if let Some(listener) = http_listener {
             let served = http::serve(listener, metrics, node.status(), serve.clone());
             tasks.push(tokio::spawn(log_end(served)));
@@ -444,46 +445,12 @@ async fn report_health(
     }
 }
 
-/// Asks seeds who they are while no leader is known: members may all have moved.
-async fn find_seeds(
-    config: Config,
-    network: Network,
-    mut status: watch::Receiver<NodeStatus>,
-    stop: CancellationToken,
-) {
-    let search = async {
-        let mut period = tokio::time::interval(config.election());
-        let mut first = true;
-        while !config.seeds.is_empty()
-            && (first || status.wait_for(|s| s.leader_id == 0).await.is_ok())
-        {
-            period.tick().await;
-            for seed in &config.seeds {
-                if let Ok(found) = network.identify(seed, config.election()).await {
-                    let mine = status.borrow().cluster_id.clone();
-                    same_cluster(first, seed, &found.cluster_id, mine.as_deref());
-                    network.learn(found.node_id, seed);
-                }
-            }
-            first = false;
-        }
-    };
-    stop.run_until_cancelled(search).await;
-}
-
-/// Says, once a start, that a seed and this node are of different clusters: one
-/// of the two has another one's data folder.
-fn same_cluster(first: bool, seed: &str, theirs: &str, mine: Option<&str>) {
-    let Some(mine) = mine.filter(|mine| first && !theirs.is_empty() && *mine != theirs) else {
-        return;
-    };
-    tracing::error!(
-        seed,
-        theirs,
-        mine,
-        "this node and its seed belong to different clusters: one of them runs on another \
-         cluster's data folder"
-    );
+/// Where others dial this node.
+fn advertised(config: &Config, bound: SocketAddr) -> String {
+    match config.advertise.as_str() {
+        "" => bound.to_string(),
+        advertise => advertise.to_owned(),
+    }
 }
 
 /// Runs a listener to its end, and says so if it did not end well.

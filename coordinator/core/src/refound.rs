@@ -1,10 +1,11 @@
 //! A cluster goes on as another one: begun on a saved snapshot, or by one member of a cluster that
 //! lost its quorum.
 //!
-//! Whoever belonged to the cluster before may still run. So the new one takes another id (messages
-//! and folders of the old members are refused), a term far above (so that no entry of the old log
-//! is newer), what it came out of (its workers obey no leader of that), and no worker: their attempts start again elsewhere, and a worker
-//! that says hello with another cluster's attempts is told to forget them.
+//! Whoever belonged to the cluster before may still run. So the new one takes another id
+//! (messages and folders of the old members are refused), a term far above (so that no entry of
+//! the old log is newer), what it came out of (its workers obey no leader of that), and no
+//! worker: their attempts start again elsewhere, and a worker that says hello with another
+//! cluster's attempts is told to forget them.
 //!
 //! Jobs, keys of clients, audit chains and the signing key go on: what a client was told stays true.
 

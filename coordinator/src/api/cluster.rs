@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     auth::Role,
-    node::{Input, NodeError},
+    node::{Input, NodeError, lookout::roomy_successor},
 };
 
 /// Who may change the membership, and who may look at it.
@@ -102,6 +102,13 @@ impl Api {
         if node_id == before.node_id {
             return self.members().await;
         }
+        // Without a wish: one that can accept what this one may not have room for.
+        let node_id = match node_id {
+            0 => roomy_successor(&self.node, &self.network)
+                .await
+                .unwrap_or(0),
+            wish => wish,
+        };
         self.node
             .ask(wait, |_, done| Input::Transfer {
                 node_id,
@@ -144,7 +151,7 @@ impl Api {
             look.tick().await;
             let found = match self.route(metadata, until).await? {
                 Route::Here => self.members().await?,
-                Route::Leader(channel) => {
+                Route::Leader { channel, .. } => {
                     let left = until.saturating_duration_since(Instant::now());
                     let request = self.pass_on(metadata, MembersRequest {}, left);
                     let asked = ClusterClient::new(channel).members(request).await;

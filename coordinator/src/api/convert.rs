@@ -8,6 +8,9 @@ use tonic::{Status, metadata::AsciiMetadataValue};
 
 use crate::{metrics, node::NodeError};
 
+/// When to come again, milliseconds.
+const RETRY_AFTER: &str = "retry-after-ms";
+
 /// A metadata value of a literal.
 pub fn ascii(text: &'static str) -> AsciiMetadataValue {
     AsciiMetadataValue::from_static(text)
@@ -37,12 +40,24 @@ pub fn node_error(error: NodeError) -> Status {
 
 /// RESOURCE_EXHAUSTED, with when to come again: in our word, and in the one that gRPC's own retries heed.
 pub fn exhausted(text: String, after: Duration) -> Status {
-    let mut status = Status::resource_exhausted(text);
+    let mut status = later(Status::resource_exhausted(text), after);
+    if let Some(after) = status.metadata().get(RETRY_AFTER).cloned() {
+        status
+            .metadata_mut()
+            .insert("grpc-retry-pushback-ms", after);
+    }
+    status
+}
+
+/// Says when to come again, unless that was said. In our word only: gRPC's would replace a client's growing
+/// pauses, and its few tries would not outlast an election.
+pub fn later(mut status: Status, after: Duration) -> Status {
     let text = after.as_millis().to_string();
-    if let Ok(value) = text.parse::<AsciiMetadataValue>() {
-        let metadata = status.metadata_mut();
-        metadata.insert("retry-after-ms", value.clone());
-        metadata.insert("grpc-retry-pushback-ms", value);
+    let metadata = status.metadata_mut();
+    if !metadata.contains_key(RETRY_AFTER)
+        && let Ok(value) = text.parse::<AsciiMetadataValue>()
+    {
+        metadata.insert(RETRY_AFTER, value);
     }
     status
 }
@@ -167,6 +182,18 @@ pub fn count_live(node: &metrics::Label, state: &State) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn when_to_come_again_is_said_once() {
+        let first = exhausted("full".to_owned(), Duration::from_secs(10));
+        let status = later(first, Duration::from_millis(250));
+        for key in [RETRY_AFTER, "grpc-retry-pushback-ms"] {
+            assert_eq!(status.metadata().get(key).unwrap(), "10000");
+        }
+        let status = later(Status::unavailable("no leader"), Duration::from_secs(1));
+        assert_eq!(status.metadata().get(RETRY_AFTER).unwrap(), "1000");
+        assert!(!status.metadata().contains_key("grpc-retry-pushback-ms"));
+    }
 
     #[test]
     fn a_proposal_that_may_yet_commit_says_that_its_outcome_is_unknown() {

@@ -61,21 +61,27 @@ impl Api {
         let deadline = Instant::now() + patience(request.metadata(), longest);
         let (metadata, _, message) = request.into_parts();
         let mut status = self.node.status();
-        let mut sent = false;
+        let (mut sent, mut begun) = (false, false);
         loop {
             status.mark_unchanged();
             let found = deadline.min(Instant::now() + self.config.request_timeout());
             let route = self.route(&metadata, found).await;
-            let (refusal, twice) = match route.map_err(|e| unless_known(e, sent))? {
+            let route = route.map_err(|refusal| match sent || begun {
+                true => unless_known(refusal, sent),
+                false => nothing_done(refusal),
+            });
+            let (refusal, twice) = match route? {
                 Route::Here => match here(metadata.clone(), message.clone()).await {
                     Ok(answer) => return Ok(Response::new(answer)),
                     // It handed leadership over before anything was proposed.
-                    Err(refusal) => (refusal, false),
+                    Err(refusal) => {
+                        begun = true;
+                        (refusal, false)
+                    }
                 },
-                Route::Leader(channel) => {
+                Route::Leader { id: asked, channel } => {
                     let wait = deadline.saturating_duration_since(Instant::now());
                     let request = self.pass_on(&metadata, message.clone(), wait);
-                    let asked = status.borrow().leader_id;
                     let answer = tokio::select! {
                         biased;
                         answer = there(channel, request) => answer,
@@ -116,11 +122,16 @@ pub fn look_again(refusal: &Status, twice: bool) -> bool {
     twice && lost && !told(refusal)
 }
 
-/// The leader said itself what became of the call.
+/// The leader said itself what became of the call: that it is unknown, or that it does not lead.
 fn told(refusal: &Status) -> bool {
-    ["outcome", "retry-after-ms", NOT_LEADER]
-        .iter()
-        .any(|k| refusal.metadata().contains_key(*k))
+    let metadata = refusal.metadata();
+    metadata.contains_key(NOT_LEADER) || metadata.get("outcome").is_some_and(|o| o == "unknown")
+}
+
+/// The leader said itself that the call left no trace.
+fn did_nothing(refusal: &Status) -> bool {
+    let outcome = refusal.metadata().get("outcome");
+    outcome.is_some_and(|outcome| outcome == "none")
 }
 
 /// True if a call that was passed on and failed so may have been carried out:
@@ -132,7 +143,14 @@ fn may_be_done(failure: &Status) -> bool {
     );
     let mut chain = std::iter::successors(failure.source(), |&error| error.source());
     let reached = !chain.any(|e| e.is::<tonic::ConnectError>());
-    lost && reached && !told(failure)
+    lost && reached && !told(failure) && !did_nothing(failure)
+}
+
+/// Says that the call left no trace: nobody was found who could carry it out.
+fn nothing_done(mut refusal: Status) -> Status {
+    let metadata = refusal.metadata_mut();
+    metadata.insert("outcome", convert::ascii("none"));
+    refusal
 }
 
 /// Says that the call may have been carried out all the same, if it was `sent`:
@@ -190,8 +208,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_call_that_found_no_leader_says_that_it_did_nothing() {
+        let node = watch::Sender::new(status());
+        node.send_modify(|s| s.leader_id = 0);
+        let (inputs, _queue) = mpsc::channel(1);
+        let (api, _folder) = api(inputs, &node);
+        let there = |_, _| async { panic!("nobody leads") };
+        let here = |_, ()| async { panic!("this node does not lead") };
+        let mut request = Request::new(());
+        request.set_timeout(Duration::from_millis(400));
+        let call = api.on_leader::<(), (), _, _, _, _>(request, false, here, there);
+        let refusal = call.await.unwrap_err();
+        assert_eq!(refusal.code(), Code::Unavailable);
+        assert_eq!(refusal.metadata().get("outcome").unwrap(), "none");
+        assert!(refusal.metadata().contains_key("retry-after-ms"));
+    }
+
+    #[tokio::test]
     async fn what_a_lost_leader_may_have_done_stays_unknown() {
-        let unknown = |status: &Status| status.metadata().contains_key("outcome");
+        let unknown = |status: &Status| {
+            let outcome = status.metadata().get("outcome");
+            outcome.is_some_and(|outcome| outcome == "unknown")
+        };
         let lost = [
             || Status::unavailable("broken pipe"),
             || Status::unknown("h2 protocol error"),

@@ -9,7 +9,7 @@ use conclave_coordinator_core::State;
 use conclave_proto::v1::{
     AddRequest, MembersResponse, RemoveRequest, SetMemberAddress, command::Command as Body,
 };
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{Api, convert};
 use crate::node::{Change, Input, MemberInfo, NodeError, NodeStatus};
@@ -34,12 +34,8 @@ impl Api {
         let wait = self.config.request_timeout();
         let address = request.address;
         let _turn = self.turn(format!("the addition of {address}"))?;
-        let found = self.network.identify(&address, wait).await.map_err(|e| {
-            Status::unavailable(format!(
-                "{address} does not say what it is: {}",
-                e.message()
-            ))
-        })?;
+        let found = self.network.identify(&address, wait).await;
+        let found = found.map_err(|e| no_member(&address, &e))?;
         let mine = self.node.now().cluster_id.unwrap_or_default();
         if !found.cluster_id.is_empty() && found.cluster_id != mine {
             return Err(Status::failed_precondition(format!(
@@ -303,6 +299,21 @@ fn leader_stays(status: &NodeStatus) -> String {
     )
 }
 
+/// Why `address` cannot be added. FAILED_PRECONDITION: this leader is sound, and another endpoint would
+/// hear the same.
+fn no_member(address: &str, why: &Status) -> Status {
+    Status::failed_precondition(match why.code() {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled => format!(
+            "{address} does not answer: start a coordinator there first, on an empty folder"
+        ),
+        _ => format!(
+            "{address} answers, and does not say what it is ({}): it is no coordinator, or takes \
+             another peers' token",
+            why.message()
+        ),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{
@@ -327,6 +338,27 @@ mod tests {
             members: ids.iter().map(voter).collect(),
             ..status()
         }
+    }
+
+    #[tokio::test]
+    async fn an_address_where_nobody_listens_is_told_by_name() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap().to_string();
+        drop(socket);
+        let node = watch::Sender::new(of_voters(&[1, 2]));
+        let (inputs, _queue) = mpsc::channel(1);
+        let (api, _folder) = api(inputs, &node);
+        let add = AddRequest {
+            address: address.clone(),
+            learner: false,
+        };
+        let refused = api.add(add, CATCH_UP).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        let text = refused.message();
+        assert!(
+            text.starts_with(&address) && text.contains("start"),
+            "{text}"
+        );
     }
 
     /// Member 3, which is down, was made a voter by a change that no caller

@@ -21,7 +21,7 @@ use tokio::sync::{
     oneshot,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status, metadata::MetadataMap, transport::Channel};
+use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
 
 use super::{
     Api, LOOK_UP, REPLY, Route, audit::Fetches, contemplation::USERS, convert, look_again,
@@ -146,6 +146,10 @@ impl Watch {
                     return;
                 }
                 Err(status) => {
+                    let status = match status.code() {
+                        Code::Unavailable => convert::later(status, LOOK_UP),
+                        _ => status,
+                    };
                     // A watcher that left needs no reason.
                     let _ = self.end.send(status);
                     return;
@@ -157,14 +161,14 @@ impl Watch {
     async fn leg(&mut self, deadline: Instant) -> Result<Leg, Status> {
         match self.api.route(&self.metadata, deadline).await? {
             Route::Here => self.here().await,
-            Route::Leader(channel) => self.there(channel).await,
+            Route::Leader { id, channel } => self.there(id, channel).await,
         }
     }
 
     /// Passes the leader's stream on.
-    async fn there(&mut self, channel: Channel) -> Result<Leg, Status> {
+    async fn there(&mut self, leader: u64, channel: Channel) -> Result<Leg, Status> {
         let mut status = self.api.node.status();
-        let leader = status.borrow_and_update().leader_id;
+        status.mark_unchanged();
         let request = WatchJobRequest {
             job_id: self.job_id.clone(),
             cursor: self.cursor.encode(),

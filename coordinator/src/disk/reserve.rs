@@ -1,7 +1,7 @@
 //! Room on the disk that is kept for consensus and for running jobs.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -36,6 +36,11 @@ impl Reserve {
             bytes,
             short: Arc::default(),
         }
+    }
+
+    /// The folder whose disk it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Looks at the disk.

@@ -64,6 +64,8 @@ pub struct Task {
     pub(super) started: Instant,
     /// When workers and jobs were last counted.
     pub(super) counted_at: Instant,
+    /// A leader said that it is no member any more, and none was heard of since.
+    pub(super) removed: bool,
     /// It is being shut down.
     pub(super) leaving: bool,
     /// The node's id, as metrics name it.
@@ -157,6 +159,7 @@ impl Task {
             save_after: None,
             started: Instant::now(),
             counted_at: Instant::now(),
+            removed: false,
             leaving: false,
             label,
             public_key: Vec::new(),
@@ -331,6 +334,7 @@ impl Task {
             }
             Input::Unreachable(node_id) => self.node.report_unreachable(node_id),
             Input::Gone(node_id) => self.node.report_gone(node_id),
+            Input::Removed => self.removed = self.leadership.leader_id == 0,
             Input::Leaving => self.leaving = true,
             Input::SnapshotSaved(saved) => self.snapshot_saved(saved)?,
         }

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use super::Network;
+use super::{Network, service::REMOVED};
 use crate::node::{Handle, Input};
 
 /// Messages that wait for one peer.
@@ -85,6 +85,7 @@ impl Lanes {
                 to,
                 batch: Batch::new(self.sender.most),
                 refusal: None,
+                removed: false,
             };
             let stop = self.stop.clone();
             self.runtime.spawn(async move {
@@ -158,6 +159,8 @@ struct Lane {
     batch: Batch,
     /// What the peer was last heard to refuse, and when that was logged.
     refusal: Option<(String, Instant)>,
+    /// The peer said that this node is no member any more.
+    removed: bool,
 }
 
 impl Lane {
@@ -167,6 +170,9 @@ impl Lane {
             let address = self.network.address(self.to);
             if let Some(address) = &address {
                 self.stream(address, &mut queue).await;
+            }
+            if std::mem::take(&mut self.removed) {
+                self.tell(Input::Removed).await;
             }
             self.batch.clear();
             // What was on its way is lost: raft goes back to what is known to
@@ -216,6 +222,7 @@ impl Lane {
 
     fn ended<T>(&mut self, address: &str, result: Result<T, tonic::Status>) {
         let Err(status) = result else { return };
+        self.removed |= status.metadata().contains_key(REMOVED);
         let to = format!("{:x}", self.to);
         let refused = matches!(
             status.code(),

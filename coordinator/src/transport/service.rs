@@ -17,14 +17,17 @@ use raft::{
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, metadata::AsciiMetadataValue};
 
 use super::{Network, blobs, snapshot, turns::Turns};
 use crate::{
     auth::{Role, Tokens},
-    disk::{blobs::Blobs, snapshots::Snapshots},
+    disk::{blobs::Blobs, reserve::Reserve, snapshots::Snapshots},
     node::{Handle, Input},
 };
+
+/// Marks the refusal of a node that was removed.
+pub(super) const REMOVED: &str = "conclave-removed";
 
 /// How long binding a blank node may take.
 const BIND: Duration = Duration::from_secs(5);
@@ -50,6 +53,8 @@ pub struct PeerService {
     pub fetching: Turns<(SnapshotManifest, RaftMessage)>,
     /// The newest log version that this node speaks.
     pub max_log_version: u32,
+    /// Room on this node's disk.
+    pub reserve: Reserve,
 }
 
 impl PeerService {
@@ -151,19 +156,22 @@ impl PeerService {
         if !asks || !status.serving || status.members.contains_key(&message.from) {
             return Ok(());
         }
-        Err(Status::failed_precondition(format!(
+        let mut refusal = Status::failed_precondition(format!(
             "node {:x} is no member of cluster {}: it was removed; stop it, or give it an empty \
              data folder and add it as a new member",
             message.from,
             status.cluster_id.as_deref().unwrap_or_default()
-        )))
+        ));
+        let yes = AsciiMetadataValue::from_static("true");
+        refusal.metadata_mut().insert(REMOVED, yes);
+        Err(refusal)
     }
 
     /// The raft snapshot is a manifest: the state behind it comes first.
     fn fetch_then_step(&self, message: RaftMessage) {
         let Ok(manifest) = SnapshotManifest::decode(message.get_snapshot().get_data()) else {
             tracing::warn!(
-                from = message.from,
+                from = format!("{:x}", message.from),
                 "a snapshot without manifest was dropped"
             );
             return;
@@ -312,6 +320,7 @@ impl Raft for PeerService {
             cluster_id: status.cluster_id.unwrap_or_default(),
             address: self.address.clone(),
             max_log_version: self.max_log_version,
+            disk_short: self.reserve.check().is_err(),
         }))
     }
 }

@@ -159,7 +159,7 @@ async fn a_watcher_that_takes_nothing_loses_its_seat_and_is_told_why() {
         .expect("it keeps its seat")
         .unwrap();
     let why = played.ended.await.unwrap();
-    assert_eq!(why.code(), tonic::Code::Unavailable, "{why}");
+    assert_eq!(why.code(), Code::Unavailable, "{why}");
     // What it was sent is there to resume behind.
     let mut last = None;
     while let Some(message) = played.updates.recv().await {
