@@ -208,7 +208,7 @@ impl Arena {
     }
 }
 
-/// Whether `/readyz` says 200.
+/// Whether `/readyz` says that it has caught up with a leader; without one, a member may be ready too.
 async fn is_ready(http: &str) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect(http).await?;
@@ -219,5 +219,7 @@ async fn is_ready(http: &str) -> bool {
         std::io::Result::Ok(answer)
     };
     let answer = tokio::time::timeout(Duration::from_secs(2), ask).await;
-    answer.is_ok_and(|answer| answer.is_ok_and(|text| text.starts_with("HTTP/1.1 200")))
+    let caught_up =
+        |text: String| text.starts_with("HTTP/1.1 200") && text.ends_with("\r\n\r\nready\n");
+    answer.is_ok_and(|answer| answer.is_ok_and(caught_up))
 }
