@@ -18,23 +18,25 @@ pub(super) unsafe fn tile<F: Format>(tile: &Tile, rows: Rows, first: usize, m: u
     while row < m {
         // SAFETY: rows `row..row + M` are within the `m` that the caller vouches for.
         unsafe {
-            let (at, to) = (first + row, out.row(row));
+            let (at, to, ask) = (first + row, out.row(row), row == 0);
             row += match m - row {
+                4.. if F::BYTE => few::<F, 4, 2>(tile, 0, rows, at, to, ask),
                 4.. if F::PARTS == 1 => {
-                    few::<F, 4, 1>(tile, 0, rows, at, to);
-                    few::<F, 4, 1>(tile, 1, rows, at, to)
+                    few::<F, 4, 1>(tile, 0, rows, at, to, ask);
+                    few::<F, 4, 1>(tile, 1, rows, at, to, false)
                 }
                 2.. => {
-                    few::<F, 2, 1>(tile, 0, rows, at, to);
-                    few::<F, 2, 1>(tile, 1, rows, at, to)
+                    few::<F, 2, 1>(tile, 0, rows, at, to, ask);
+                    few::<F, 2, 1>(tile, 1, rows, at, to, false)
                 }
-                _ => few::<F, 1, 2>(tile, 0, rows, at, to),
+                _ => few::<F, 1, 2>(tile, 0, rows, at, to, ask),
             };
         }
     }
 }
 
 /// `H` halves of a tile from `half` on times `M` rows: each weight register is unpacked once and used `M` times.
+/// With `ask`, what comes next is asked for: the first rows do it for all.
 ///
 /// # Safety
 /// As for [`tile`].
@@ -45,10 +47,13 @@ unsafe fn few<F: Format, const M: usize, const H: usize>(
     rows: Rows,
     row: usize,
     out: Out,
+    ask: bool,
 ) -> usize {
     let mut acc = [[_mm256_setzero_ps(); H]; M];
     for block in 0..tile.blocks() {
-        tile.prefetch::<F>(block);
+        if ask {
+            tile.prefetch::<F>(block);
+        }
         // SAFETY: the block is within the tile and the rows.
         unsafe {
             let dots = dots::<F, M, H>(tile, half, rows, row, block);
@@ -103,7 +108,9 @@ unsafe fn dots<F: Format, const M: usize, const H: usize>(
     let second = F::PARTS - 1;
     let mut wide = [[[zero; 2]; H]; M];
     let mut narrow = [[[zero; 2]; H]; M];
-    for j in 0..4 {
+    // Unrolled, bytes of two halves by four rows do not fit the registers; nibbles of one half do.
+    let pairs = if F::BYTE && M == 4 { tile.pairs } else { 4 };
+    for j in 0..pairs {
         let mut w = [(zero, zero); H];
         for (h, w) in w.iter_mut().enumerate() {
             // SAFETY: the caller's block.
