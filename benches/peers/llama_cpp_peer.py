@@ -37,7 +37,8 @@ class Model:
         piece = ctypes.create_string_buffer(256)
         out = b""
         for token in ids:
-            out += piece.raw[: ll.llama_token_to_piece(self.vocab, token, piece, 256, 0, True)]
+            length = ll.llama_token_to_piece(self.vocab, token, piece, 256, 0, True)
+            out += piece.raw[:length]
         return out.decode(errors="replace")
 
 
