@@ -7,6 +7,10 @@
 use super::format::{Format, Out, Tile};
 use super::quantize::Rows;
 use std::arch::x86_64::*;
+use std::hint::black_box;
+
+/// Pairs of input groups in a block: group `j` and group `j + 4`.
+const PAIRS: usize = 4;
 
 /// One tile times `m` rows.
 ///
@@ -50,13 +54,20 @@ unsafe fn few<F: Format, const M: usize, const H: usize>(
     ask: bool,
 ) -> usize {
     let mut acc = [[_mm256_setzero_ps(); H]; M];
+    // Unrolled, bytes of two halves by four rows do not fit the registers, so the compiler is not to know how
+    // many pairs of groups there are; nibbles of one half do fit.
+    let pairs = if F::BYTE && M == 4 {
+        black_box(PAIRS)
+    } else {
+        PAIRS
+    };
     for block in 0..tile.blocks() {
         if ask {
             tile.prefetch::<F>(block);
         }
         // SAFETY: the block is within the tile and the rows.
         unsafe {
-            let dots = dots::<F, M, H>(tile, half, rows, row, block);
+            let dots = dots::<F, M, H>(tile, half, rows, row, block, pairs);
             for h in 0..H {
                 let at = |i| (block * F::PARTS + i) * 2 + half + h;
                 let scale = [
@@ -101,6 +112,7 @@ unsafe fn dots<F: Format, const M: usize, const H: usize>(
     rows: Rows,
     row: usize,
     block: usize,
+    pairs: usize,
 ) -> [[[__m256i; 2]; H]; M] {
     let ones = _mm256_set1_epi16(1);
     let zero = _mm256_setzero_si256();
@@ -108,8 +120,6 @@ unsafe fn dots<F: Format, const M: usize, const H: usize>(
     let second = F::PARTS - 1;
     let mut wide = [[[zero; 2]; H]; M];
     let mut narrow = [[[zero; 2]; H]; M];
-    // Unrolled, bytes of two halves by four rows do not fit the registers; nibbles of one half do.
-    let pairs = if F::BYTE && M == 4 { tile.pairs } else { 4 };
     for j in 0..pairs {
         let mut w = [(zero, zero); H];
         for (h, w) in w.iter_mut().enumerate() {

@@ -99,9 +99,6 @@ pub(super) struct Tile {
     pub(super) min: *const u8,
     /// Inputs.
     pub(super) k: usize,
-    /// Pairs of input groups in a block: 4, which the compiler is not to know where unrolling would cost it
-    /// more registers than there are.
-    pub(super) pairs: usize,
     /// Bytes a block takes, all parts together, rounded up.
     block_bytes: usize,
 }
@@ -118,7 +115,6 @@ impl Tile {
             scale: bytes[layout.scale..].as_ptr(),
             min: bytes[layout.min.min(bytes.len())..].as_ptr(),
             k: w.k(),
-            pairs: std::hint::black_box(4),
             block_bytes: layout.stride.div_ceil((w.k() / 32).max(1)),
         }
     }
