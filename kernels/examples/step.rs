@@ -156,6 +156,7 @@ fn attention(
             q_len: queries,
             kv_len: context,
             block_table: &table[i * blocks..][..blocks],
+            shared_blocks: 0,
         })
         .collect();
     let plan = AttnPlan {

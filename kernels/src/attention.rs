@@ -190,7 +190,7 @@ pub struct AttnPlan<'a> {
     pub window: Option<usize>,
     /// With `Some(c)` scores become `c * tanh(score / c)`.
     pub softcap: Option<f32>,
-    /// The sequences of the batch.
+    /// The sequences of the batch; those that share blocks side by side.
     pub seqs: &'a [SeqSpan<'a>],
 }
 
@@ -205,6 +205,9 @@ pub struct SeqSpan<'a> {
     pub kv_len: usize,
     /// Cache block of each run of [`BLOCK`] slots, at least `kv_len.div_ceil(BLOCK)` of them.
     pub block_table: &'a [u32],
+    /// How many leading blocks the sequence before it in the plan has, too. Those meet the queries of both
+    /// at once. It changes no bit: 0 is always right.
+    pub shared_blocks: usize,
 }
 
 /// Slots that the query at slot `p` sees.

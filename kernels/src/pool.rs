@@ -22,8 +22,8 @@ const SPINS_PER_LOOK: u32 = 64;
 /// Most tasks of one hand-out: the ticket keeps 16 bits for them. More are handed out in parts.
 const MAX_TASKS: usize = u16::MAX as usize;
 
-/// The op being handed out, as a pointer without its lifetime.
-type Task = *const (dyn Fn(usize) + Sync);
+/// The op being handed out, called with a lane and a task: as a pointer without its lifetime.
+type Task = *const (dyn Fn(usize, usize) + Sync);
 
 thread_local! {
     /// Set while this thread runs a task: a nested `run` then works alone instead of waiting for itself.
@@ -112,7 +112,7 @@ impl Pool {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name(format!("compute-{i}"))
-                .spawn(move || shared.work())
+                .spawn(move || shared.work(i))
                 .ok()
         };
         let handles: Vec<_> = (1..threads.max(1)).map_while(start).collect();
@@ -162,15 +162,21 @@ impl Pool {
     /// once the running tasks have ended; those not yet begun are skipped. Inside a task the call
     /// runs on the same thread alone.
     pub fn run(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+        self.run_lanes(tasks, &|_lane, task| f(task));
+    }
+
+    /// As [`Pool::run`], but `f` is also told its lane, which is below [`Pool::threads`] and comes first: tasks
+    /// of this call that run at the same time have different lanes, and so may have memory of their own.
+    pub fn run_lanes(&self, tasks: usize, f: &(dyn Fn(usize, usize) + Sync)) {
         if tasks <= 1 || self.threads == 1 || IN_TASK.get() {
-            (0..tasks).for_each(f);
+            (0..tasks).for_each(|task| f(0, task));
             return;
         }
         let _turn = lock(&self.caller);
         let mut first = 0;
         while first < tasks {
             let part = (tasks - first).min(MAX_TASKS);
-            self.shared.hand_out(part, &|i| f(first + i));
+            self.shared.hand_out(part, &|lane, i| f(lane, first + i));
             first += part;
         }
     }
@@ -190,9 +196,9 @@ impl Drop for Pool {
 
 impl Shared {
     /// Publishes one op, helps with it, and waits for its last task. The caller holds `Pool::caller`.
-    fn hand_out(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+    fn hand_out(&self, tasks: usize, f: &(dyn Fn(usize, usize) + Sync)) {
         // SAFETY: only the lifetime is dropped; this function returns after the last use.
-        let task: Task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Task>(f) };
+        let task: Task = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), Task>(f) };
         // SAFETY: `pending` is 0, so nobody has a claim and nobody reads `task`.
         unsafe { *self.task.get() = Some(task) };
         self.pending.store(tasks, Ordering::Relaxed);
@@ -203,7 +209,7 @@ impl Shared {
             drop(lock(&self.sleep));
             self.wake.notify_all();
         }
-        self.help();
+        self.help(0);
         self.wait_done();
         if self.panicked.swap(false, Ordering::Relaxed)
             && let Some(payload) = lock(&self.payload).take()
@@ -213,10 +219,10 @@ impl Shared {
     }
 
     /// Claims and runs tasks until none is left.
-    fn help(&self) {
+    fn help(&self, lane: usize) {
         while let Some(i) = self.claim() {
             if !self.panicked.load(Ordering::Relaxed) {
-                self.run_task(i);
+                self.run_task(lane, i);
             }
             if self.pending.fetch_sub(1, Ordering::SeqCst) == 1
                 && self.caller_waits.load(Ordering::SeqCst)
@@ -227,13 +233,13 @@ impl Shared {
         }
     }
 
-    fn run_task(&self, i: usize) {
+    fn run_task(&self, lane: usize, i: usize) {
         // SAFETY: the caller holds claim `i`, so the op is not over and `task` was written before the claim.
         let task = unsafe { *self.task.get() };
         let Some(task) = task else { return };
         IN_TASK.set(true);
         // SAFETY: `hand_out` keeps the closure borrowed until `pending` is 0, which is after this task.
-        let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*task)(i) }));
+        let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*task)(lane, i) }));
         IN_TASK.set(false);
         if let Err(payload) = outcome {
             lock(&self.payload).get_or_insert(payload);
@@ -262,9 +268,9 @@ impl Shared {
     }
 
     /// The life of a pool thread.
-    fn work(&self) {
+    fn work(&self, lane: usize) {
         loop {
-            self.help();
+            self.help(lane);
             let idle = || {
                 let ticket = self.ticket.load(Ordering::SeqCst);
                 (ticket >> 16) & 0xFFFF <= ticket & 0xFFFF && !self.stopping.load(Ordering::SeqCst)

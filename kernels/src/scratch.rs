@@ -1,5 +1,7 @@
 //! Memory that ops reuse from call to call, so that a step allocates nothing once warm.
 
+use crate::cpu::QueryRow;
+
 /// A cache line, bytes.
 const LINE: usize = 64;
 
@@ -30,6 +32,13 @@ impl AlignedBuf {
             let mut larger = AlignedBuf::zeroed(bytes);
             larger.bytes_mut()[..self.len].copy_from_slice(self.bytes());
             *self = larger;
+        }
+    }
+
+    /// As [`AlignedBuf::grow`], but by twofold steps: what needs a little more each time grows rarely.
+    pub(crate) fn grow_twofold(&mut self, bytes: usize) {
+        if self.len < bytes {
+            self.grow(bytes.next_power_of_two());
         }
     }
 
@@ -76,8 +85,10 @@ impl Clone for AlignedBuf {
 pub struct Scratch {
     /// Activations in 8 bit, see `cpu::matmul::quantize`.
     pub(crate) rows: AlignedBuf,
-    /// States of attention spans.
-    pub(crate) spans: Vec<f32>,
+    /// Rows of an attention call.
+    pub(crate) query_rows: Vec<QueryRow>,
+    /// Its queries and states.
+    pub(crate) attention: AlignedBuf,
 }
 
 impl Scratch {

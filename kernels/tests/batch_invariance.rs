@@ -3,10 +3,11 @@
 mod support;
 
 use conclave_kernels::{
-    Activation, AttnPlan, KvDtype, PackedMatrix, Product, Scratch, SeqSpan, WeightType,
+    Activation, AttnPlan, BLOCK, KvDtype, PackedMatrix, Product, Scratch, SeqSpan, WeightType,
+    reference,
 };
 use proptest::prelude::*;
-use support::{Random, assert_same_bits, backends, paged};
+use support::{Random, assert_same_bits, backends, paged, planted};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]
@@ -91,13 +92,13 @@ proptest! {
             };
             let block_table = &cache.tables[0][..];
             let neighbour =
-                SeqSpan { q_start: 0, q_len: 1, kv_len: other, block_table: &cache.tables[1] };
-            let all = SeqSpan { q_start: 1, q_len: queries, kv_len: length, block_table };
+                SeqSpan { q_start: 0, q_len: 1, kv_len: other, block_table: &cache.tables[1], shared_blocks: 0 };
+            let all = SeqSpan { q_start: 1, q_len: queries, kv_len: length, block_table, shared_blocks: 0 };
             let beside = run(&[neighbour, all], &q);
             for start in (0..queries).step_by(chunk) {
                 let q_len = chunk.min(queries - start);
                 let kv_len = length - queries + start + q_len;
-                let seq = SeqSpan { q_start: 0, q_len, kv_len, block_table };
+                let seq = SeqSpan { q_start: 0, q_len, kv_len, block_table, shared_blocks: 0 };
                 let rows = (1 + start) * width..(1 + start + q_len) * width;
                 let chunked = run(&[seq], &q[rows.clone()]);
                 assert_same_bits(&chunked, &beside[rows], "chunk");
@@ -128,6 +129,7 @@ fn long_contexts_split_by_span_give_the_same_bits_on_any_number_of_threads() {
                 q_len: 1,
                 kv_len: length,
                 block_table: &cache.tables[0],
+                shared_blocks: 0,
             }];
             let plan = AttnPlan {
                 heads,
@@ -145,5 +147,81 @@ fn long_contexts_split_by_span_give_the_same_bits_on_any_number_of_threads() {
         .collect();
     for other in &results[1..] {
         assert_same_bits(other, &results[0], "threads and instruction sets");
+    }
+}
+
+/// A sequence of a forest: stored slots, its queries among them, and the share of its blocks that it has in
+/// common with the sequence before it.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    length: usize,
+    queries: usize,
+    shared: f64,
+}
+
+fn member() -> impl Strategy<Value = Member> {
+    let shared = prop_oneof![Just(0.0), Just(1.0), 0.0..1.0];
+    let length = prop_oneof![1usize..100, 1usize..900];
+    (length, 1usize..6, shared).prop_map(|(length, queries, shared)| Member {
+        length,
+        queries: queries.min(length),
+        shared,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn groups_that_meet_shared_blocks_together_give_what_each_gives_alone(
+        dtype in prop::sample::select(vec![KvDtype::F32, KvDtype::F16]),
+        members in prop::collection::vec(member(), 1..14),
+        (kv_heads, group) in prop::sample::select(vec![(3, 3), (1, 1), (2, 4), (1, 7)]),
+        dim in prop::sample::select(vec![64usize, 33]),
+        window in prop::option::of(1usize..600),
+        softcap in prop::option::of(1f32..50.0),
+        threads in prop::sample::select(vec![1usize, 2, 5]),
+        seed in any::<u64>(),
+    ) {
+        let (heads, lengths): (_, Vec<usize>) =
+            (kv_heads * group, members.iter().map(|m| m.length).collect());
+        let mut shared = vec![0; members.len()];
+        for i in 1..members.len() {
+            // Only full blocks are ever shared.
+            let most = (lengths[i] / BLOCK).min(lengths[i - 1] / BLOCK);
+            shared[i] = (most as f64 * members[i].shared).round() as usize;
+        }
+        for kernels in backends(threads) {
+            let mut random = Random::new(seed);
+            let cache = planted(&kernels, &lengths, &shared, kv_heads, dim, dtype, &mut random);
+            let rows: usize = members.iter().map(|m| m.queries).sum();
+            let q = random.floats(rows * heads * dim);
+            let run = |grouped: bool, reference: bool| {
+                let mut end = 0;
+                let seqs: Vec<SeqSpan> = (0..members.len()).map(|i| {
+                    end += members[i].queries;
+                    SeqSpan {
+                        q_start: end - members[i].queries,
+                        q_len: members[i].queries,
+                        kv_len: lengths[i],
+                        block_table: &cache.tables[i],
+                        shared_blocks: if grouped { shared[i] } else { 0 },
+                    }
+                }).collect();
+                let plan =
+                    AttnPlan { heads, kv_heads, dim, scale: 0.125, window, softcap, seqs: &seqs };
+                let mut out = vec![f32::NAN; q.len()];
+                if reference {
+                    reference::paged_attention(&q, &cache.layer, &plan, &mut out);
+                } else {
+                    kernels.paged_attention(&q, &cache.layer, &plan, &mut out, &mut Scratch::new());
+                }
+                out
+            };
+            let expected = run(false, true);
+            let isa = kernels.isa();
+            assert_same_bits(&run(false, false), &expected, &format!("{isa}, each alone"));
+            assert_same_bits(&run(true, false), &expected, &format!("{isa}, grouped"));
+        }
     }
 }

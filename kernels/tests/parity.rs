@@ -187,6 +187,7 @@ fn check_attention(case: &AttnCase) {
                     q_len,
                     kv_len,
                     block_table,
+                    shared_blocks: 0,
                 }
             })
             .collect();

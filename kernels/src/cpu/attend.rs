@@ -1,47 +1,49 @@
-//! Paged attention: queries are shared out over the pool by kv head and row, or, where those are few
-//! and contexts long, by span.
+//! Paged attention: query rows are shared out over the pool by kv head and a few rows at a time, or, where
+//! those are few and contexts long, by span, too. Rows that share blocks meet them together.
 
-use super::dispatch::per_isa;
-use super::lanes::{Lanes, WIDTH};
-use super::span::{self, MAX_DIM, Source, State};
+use super::forest::{self, QueryRow};
+use super::span::{self, Queries, Record, Run};
 use super::{Kernels, SendPtr};
-use crate::attention::{AttnPlan, BLOCK, KvLayer, SPAN, SeqSpan, visible};
+use crate::attention::{AttnPlan, BLOCK, KvLayer, SPAN};
+use crate::isa::Isa;
 use crate::scratch::Scratch;
 use std::ops::Range;
 
-/// One query row of one sequence with one kv head: what a task works on.
-#[derive(Clone, Copy)]
-struct Item<'a> {
-    seq: &'a SeqSpan<'a>,
-    row: usize,
+/// Query heads that a unit has at least where rows suffice: as many as meet a block at once.
+const UNIT_HEADS: usize = 12;
+
+/// Most rows of a unit: more would leave other threads without work and caches without room.
+const UNIT_ROWS: usize = 32;
+
+/// Units that each thread should have, so that cores that others use too are evened out.
+const UNITS_A_THREAD: usize = 6;
+
+/// One call, as tasks see it.
+struct Call<'a> {
+    isa: Isa,
+    q: &'a [f32],
+    kv: &'a KvLayer,
+    plan: &'a AttnPlan<'a>,
+    rows: &'a [QueryRow],
+    /// Rows of a unit; the last one may have fewer.
+    unit_rows: usize,
+}
+
+/// A few rows with one kv head: what a task works on.
+struct Unit {
     head: usize,
+    rows: Range<usize>,
 }
 
-impl Item<'_> {
-    fn seen(&self, plan: &AttnPlan<'_>) -> Range<usize> {
-        visible(self.seq.kv_len - self.seq.q_len + self.row, plan.window)
-    }
-
-    /// Index of the first number of this item's query heads in `q` and `out`.
-    fn at(&self, plan: &AttnPlan<'_>) -> usize {
-        let heads = (self.seq.q_start + self.row) * plan.heads;
-        (heads + self.head * group(plan)) * plan.dim
-    }
-}
-
-/// Query heads that share a kv head.
-fn group(plan: &AttnPlan<'_>) -> usize {
-    plan.heads / plan.kv_heads
-}
-
-/// Spans that a query with these visible slots meets.
-fn spans(seen: &Range<usize>) -> Range<usize> {
-    seen.start / SPAN..seen.end.div_ceil(SPAN)
-}
-
-/// Floats of a span state that waits in the scratch: maximum, sums, accumulators.
-fn record_len(dim: usize) -> usize {
-    1 + WIDTH + dim
+/// Memory of one unit at a time.
+#[derive(Clone, Copy)]
+struct Lane {
+    /// The unit's queries, transposed.
+    queries: *mut f32,
+    /// A record a head.
+    span: *mut f32,
+    /// A record a head.
+    total: *mut f32,
 }
 
 impl Kernels {
@@ -49,8 +51,7 @@ impl Kernels {
     ///
     /// `q` and `out` are `rows x heads x dim`. The bits of a query's result depend on the query, the
     /// stored keys and values of its sequence and its slot only. Rows that no sequence names are left
-    /// as they are. Panics on shapes that do not fit, on block ids outside the layer, and if `dim`
-    /// exceeds 256.
+    /// as they are. Panics on shapes that do not fit and on block ids outside the layer.
     pub fn paged_attention(
         &self,
         q: &[f32],
@@ -60,273 +61,326 @@ impl Kernels {
         scratch: &mut Scratch,
     ) {
         check(q, kv, plan, out);
-        let items: usize = plan.seqs.iter().map(|s| s.q_len * plan.kv_heads).sum();
-        let work = |s: &SeqSpan<'_>| 2 * s.q_len * s.kv_len * plan.heads * plan.dim;
+        let (rows, memory) = (&mut scratch.query_rows, &mut scratch.attention);
+        forest::list_rows(plan, rows);
+        let threads = self.pool.threads();
+        let unit_rows = unit_rows(plan, rows.len(), threads);
+        let call = Call {
+            isa: self.isa,
+            q,
+            kv,
+            plan,
+            rows,
+            unit_rows,
+        };
+        let work = |s: &crate::SeqSpan<'_>| 2 * s.q_len * s.kv_len * plan.heads * plan.dim;
         let work: usize = plan.seqs.iter().map(work).sum();
-        if items < 4 * self.pool.threads() && self.split(usize::MAX, work) > 1 {
-            self.attend_by_span(q, kv, plan, items, work, out, scratch);
+        let lanes = threads * call.lane_len();
+        let spans = if call.units() < 2 * threads && self.split(usize::MAX, work) > 1 {
+            call.spans(0..rows.len()).end
+        } else {
+            1
+        };
+        let states = if spans > 1 {
+            call.heads() * spans * call.record()
+        } else {
+            0
+        };
+        memory.grow_twofold((lanes + states) * size_of::<f32>());
+        let memory = memory.as_mut_ptr().cast::<f32>();
+        let (out, memory) = (SendPtr(out.as_mut_ptr()), SendPtr(memory));
+        if spans > 1 {
+            // SAFETY: the memory is that long, and `out` as long as `q`.
+            unsafe { self.by_span(&call, spans, work, memory, out) };
             return;
         }
-        let (isa, to, tasks) = (self.isa, SendPtr(out.as_mut_ptr()), self.split(items, work));
-        self.pool.run(tasks, &|task| {
-            for index in items * task / tasks..items * (task + 1) / tasks {
-                let Some(item) = item_at(plan, index) else {
-                    continue;
-                };
-                let at = item.at(plan);
-                let source = Source {
-                    kv,
-                    table: item.seq.block_table,
-                    head: item.head,
-                };
-                let q = &q[at..at + group(plan) * plan.dim];
-                // SAFETY: `check` has seen the shapes and the block table; `out` is as long as `q`,
-                // and only this task writes these heads of this row.
-                unsafe { attend_item(isa, q, source, plan, item.seen(plan), to.get().add(at)) };
+        let (units, tasks) = (call.units(), self.split(call.units(), work));
+        self.pool.run_lanes(tasks, &|lane, task| {
+            for unit in units * task / tasks..units * (task + 1) / tasks {
+                // SAFETY: `check` has seen the shapes and the block tables; no other running task has the
+                // lane, and no other writes these heads of these rows.
+                unsafe { call.attend(&call.unit(unit), call.lane(memory.get(), lane), out.get()) };
             }
         });
     }
 
-    /// The same, with a task for each span and the states merged after: the same bits.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "paged_attention's, and what it has computed"
-    )]
-    fn attend_by_span(
+    /// The same, with tasks for each span, whose states are merged after: the same bits.
+    ///
+    /// # Safety
+    /// `memory` has all lanes and a record for each head of each row and span; `out` is as long as `q`.
+    unsafe fn by_span(
         &self,
-        q: &[f32],
-        kv: &KvLayer,
-        plan: &AttnPlan<'_>,
-        items: usize,
+        call: &Call<'_>,
+        spans: usize,
         work: usize,
-        out: &mut [f32],
-        scratch: &mut Scratch,
+        memory: SendPtr<f32>,
+        out: SendPtr<f32>,
     ) {
-        let most = plan
-            .seqs
-            .iter()
-            .map(|s| s.kv_len.div_ceil(SPAN))
-            .max()
-            .unwrap_or(0);
-        let (group, record) = (group(plan), record_len(plan.dim));
-        let item_len = most * group * record;
-        if scratch.spans.len() < items * item_len {
-            scratch.spans.resize(items * item_len, 0.0);
-        }
-        let (isa, states) = (self.isa, SendPtr(scratch.spans.as_mut_ptr()));
-        let parts = items * most;
+        let (heads, record) = (call.heads(), call.record());
+        let threads = self.pool.threads();
+        // SAFETY: the states lie behind the lanes.
+        let states = SendPtr(unsafe { memory.get().add(threads * call.lane_len()) });
+        let parts = call.units() * spans;
         let tasks = self.split(parts, work);
-        self.pool.run(tasks, &|task| {
+        self.pool.run_lanes(tasks, &|lane, task| {
             for part in parts * task / tasks..parts * (task + 1) / tasks {
-                let Some(item) = item_at(plan, part / most) else {
-                    continue;
-                };
-                let (seen, span) = (item.seen(plan), part % most);
-                if !spans(&seen).contains(&span) {
-                    continue;
-                }
-                let at = item.at(plan);
-                let source = Source {
-                    kv,
-                    table: item.seq.block_table,
-                    head: item.head,
-                };
-                let q = &q[at..at + group * plan.dim];
-                // SAFETY: as in `paged_attention`; the scratch has a record for every head of every part.
+                let (unit, span) = (call.unit(part / spans), part % spans);
+                // SAFETY: each head of each row has a record a span, which only this task writes; no
+                // other running task has the lane.
                 unsafe {
-                    let to = states.get().add(part * group * record);
-                    attend_span(isa, q, source, plan, seen, span, to);
+                    let lane = call.lane(memory.get(), lane);
+                    let to = states
+                        .get()
+                        .add((span * heads + call.first_head(&unit)) * record);
+                    call.gather(&unit, lane.queries);
+                    call.meet_span(&unit, span, lane.queries, to);
                 }
             }
         });
-        for index in 0..items {
-            let Some(item) = item_at(plan, index) else {
-                continue;
-            };
-            let out = &mut out[item.at(plan)..][..group * plan.dim];
-            let states = &scratch.spans[index * item_len..][..item_len];
-            // SAFETY: the spans that the item sees were written above.
-            unsafe { merge_spans(isa, states, spans(&item.seen(plan)), plan, out) };
+        let units = call.units();
+        let tasks = self.split(units, 4 * heads * spans * call.plan.dim);
+        self.pool.run_lanes(tasks, &|lane, task| {
+            for unit in units * task / tasks..units * (task + 1) / tasks {
+                let unit = call.unit(unit);
+                // SAFETY: the spans that the rows see were written above; the rest as there.
+                unsafe {
+                    let total = call.lane(memory.get(), lane).total;
+                    span::reset(call.isa, total, call.unit_heads(&unit), call.plan.dim);
+                    for span in 0..spans {
+                        let at = (span * heads + call.first_head(&unit)) * record;
+                        call.merge(&unit, span, states.get().add(at), total);
+                    }
+                    call.finish(&unit, total, out.get());
+                }
+            }
+        });
+    }
+}
+
+impl Call<'_> {
+    fn group(&self) -> usize {
+        group(self.plan)
+    }
+
+    fn record(&self) -> usize {
+        Record::new(self.plan.dim).len()
+    }
+
+    /// Query heads of all rows.
+    fn heads(&self) -> usize {
+        self.rows.len() * self.plan.heads
+    }
+
+    fn chunks(&self) -> usize {
+        self.rows.len().div_ceil(self.unit_rows)
+    }
+
+    fn units(&self) -> usize {
+        self.plan.kv_heads * self.chunks()
+    }
+
+    /// Units of one kv head follow each other: what one read of the cache the next may read, too.
+    fn unit(&self, index: usize) -> Unit {
+        let (head, chunk) = (index / self.chunks(), index % self.chunks());
+        let first = chunk * self.unit_rows;
+        Unit {
+            head,
+            rows: first..self.rows.len().min(first + self.unit_rows),
+        }
+    }
+
+    /// Query heads of a unit.
+    fn unit_heads(&self, unit: &Unit) -> usize {
+        unit.rows.len() * self.group()
+    }
+
+    /// The number of a unit's first query head among all.
+    fn first_head(&self, unit: &Unit) -> usize {
+        (unit.head * self.rows.len() + unit.rows.start) * self.group()
+    }
+
+    /// Floats of the queries of a unit: whole vectors.
+    fn queries_len(&self) -> usize {
+        (self.unit_rows * self.group() * self.plan.dim).next_multiple_of(16)
+    }
+
+    /// Floats of a lane.
+    fn lane_len(&self) -> usize {
+        self.queries_len() + 2 * self.unit_rows * self.group() * self.record()
+    }
+
+    /// # Safety
+    /// `memory` has the lane.
+    unsafe fn lane(&self, memory: *mut f32, lane: usize) -> Lane {
+        // SAFETY: by the caller's word.
+        unsafe {
+            let queries = memory.add(lane * self.lane_len());
+            let span = queries.add(self.queries_len());
+            let total = span.add(self.unit_rows * self.group() * self.record());
+            Lane {
+                queries,
+                span,
+                total,
+            }
+        }
+    }
+
+    /// The spans that any of the rows sees any slot of.
+    fn spans(&self, rows: Range<usize>) -> Range<usize> {
+        let rows = self.rows[rows].iter().map(|row| &row.seen);
+        let (first, end) = rows.fold((usize::MAX, 0), |(first, end), seen| {
+            (first.min(seen.start), end.max(seen.end))
+        });
+        first / SPAN..end.div_ceil(SPAN)
+    }
+
+    /// All of a unit's rows over all their spans.
+    ///
+    /// # Safety
+    /// Nobody else uses the lane or writes the unit's heads of its rows in `out`.
+    unsafe fn attend(&self, unit: &Unit, lane: Lane, out: *mut f32) {
+        // SAFETY: by the caller's word; the lane has a record for each of the unit's heads.
+        unsafe {
+            self.gather(unit, lane.queries);
+            span::reset(self.isa, lane.total, self.unit_heads(unit), self.plan.dim);
+            for span in self.spans(unit.rows.clone()) {
+                self.meet_span(unit, span, lane.queries, lane.span);
+                self.merge(unit, span, lane.span, lane.total);
+            }
+            self.finish(unit, lane.total, out);
+        }
+    }
+
+    /// Transposes a unit's queries, as [`Queries`] says.
+    ///
+    /// # Safety
+    /// `to` has room for them.
+    unsafe fn gather(&self, unit: &Unit, to: *mut f32) {
+        let (group, dim, heads) = (self.group(), self.plan.dim, self.unit_heads(unit));
+        for (index, row) in self.rows[unit.rows.clone()].iter().enumerate() {
+            let at = (row.at * self.plan.heads + unit.head * group) * dim;
+            for (h, head) in self.q[at..][..group * dim].chunks_exact(dim).enumerate() {
+                for (d, element) in head.iter().enumerate() {
+                    // SAFETY: by the caller's word.
+                    unsafe { *to.add(d * heads + index * group + h) = *element };
+                }
+            }
+        }
+    }
+
+    /// The states of a unit's heads after one span.
+    ///
+    /// # Safety
+    /// `queries` are the unit's; `states` has a record for each of its heads.
+    unsafe fn meet_span(&self, unit: &Unit, span: usize, queries: *const f32, states: *mut f32) {
+        let (group, heads) = (self.group(), self.unit_heads(unit));
+        let blocks = span * SPAN / BLOCK..(span + 1) * SPAN / BLOCK;
+        // SAFETY: by the caller's word.
+        unsafe { span::reset(self.isa, states, heads, self.plan.dim) };
+        forest::meet(self.rows, unit.rows.clone(), blocks, &mut |rows, blocks| {
+            let (row, first) = (
+                &self.rows[rows.start],
+                (rows.start - unit.rows.start) * group,
+            );
+            // SAFETY: rows and their heads are among the unit's; the blocks are in their tables.
+            unsafe {
+                let run = Run {
+                    kv: self.kv,
+                    table: self.plan.seqs[row.seq].block_table,
+                    head: unit.head,
+                    blocks,
+                    seen: row.seen.clone(),
+                    scale: self.plan.scale,
+                    softcap: self.plan.softcap,
+                    queries: Queries {
+                        first: queries.add(first),
+                        stride: heads,
+                        heads: rows.len() * group,
+                    },
+                    states: states.add(first * self.record()),
+                };
+                span::run(self.isa, &run);
+            }
+        });
+    }
+
+    /// Appends a span's states to the totals of those of a unit's rows that see any of it.
+    ///
+    /// # Safety
+    /// Both have a record for each of the unit's heads.
+    unsafe fn merge(&self, unit: &Unit, span: usize, states: *const f32, totals: *mut f32) {
+        let group = self.group();
+        for (index, row) in self.rows[unit.rows.clone()].iter().enumerate() {
+            if row.seen.start < (span + 1) * SPAN && row.seen.end > span * SPAN {
+                let at = index * group * self.record();
+                // SAFETY: by the caller's word.
+                unsafe {
+                    span::merge(
+                        self.isa,
+                        totals.add(at),
+                        states.add(at),
+                        group,
+                        self.plan.dim,
+                    )
+                };
+            }
+        }
+    }
+
+    /// Writes what a unit's rows give.
+    ///
+    /// # Safety
+    /// `totals` has a record for each of the unit's heads, and `out` the rows.
+    unsafe fn finish(&self, unit: &Unit, totals: *const f32, out: *mut f32) {
+        let (group, dim) = (self.group(), self.plan.dim);
+        for (index, row) in self.rows[unit.rows.clone()].iter().enumerate() {
+            let at = (row.at * self.plan.heads + unit.head * group) * dim;
+            // SAFETY: by the caller's word.
+            unsafe {
+                let totals = totals.add(index * group * self.record());
+                span::finish(self.isa, totals, group, dim, out.add(at));
+            }
         }
     }
 }
 
-/// Finds item `index`: sequences in order; within one, kv heads; within those, rows.
-fn item_at<'a>(plan: &AttnPlan<'a>, mut index: usize) -> Option<Item<'a>> {
-    for seq in plan.seqs {
-        let here = seq.q_len * plan.kv_heads;
-        if index < here {
-            return Some(Item {
-                seq,
-                row: index % seq.q_len,
-                head: index / seq.q_len,
-            });
-        }
-        index -= here;
-    }
-    None
+/// Rows of a unit, such that its heads fill whole vectors of heads.
+fn unit_rows(plan: &AttnPlan<'_>, rows: usize, threads: usize) -> usize {
+    let least = UNIT_HEADS.div_ceil(group(plan));
+    let wanted = (rows * plan.kv_heads / (UNITS_A_THREAD * threads)).min(UNIT_ROWS);
+    (wanted / least * least).max(least).min(rows).max(1)
+}
+
+/// Query heads that share a kv head.
+fn group(plan: &AttnPlan<'_>) -> usize {
+    plan.heads / plan.kv_heads
 }
 
 fn check(q: &[f32], kv: &KvLayer, plan: &AttnPlan<'_>, out: &[f32]) {
     assert!(
-        plan.kv_heads > 0 && plan.heads.is_multiple_of(plan.kv_heads),
+        plan.kv_heads > 0 && plan.heads > 0 && plan.heads.is_multiple_of(plan.kv_heads),
         "{plan:?}"
     );
     assert_eq!((plan.kv_heads, plan.dim), (kv.kv_heads(), kv.dim()));
-    assert!(plan.dim <= MAX_DIM, "heads of {} elements", plan.dim);
     assert_eq!(q.len(), out.len());
     let rows = q.len() / (plan.heads * plan.dim);
+    let mut before: &[u32] = &[];
     for seq in plan.seqs {
         assert!(seq.q_start + seq.q_len <= rows, "{seq:?} in {rows} rows");
         assert!(seq.q_len <= seq.kv_len, "{seq:?}");
-        let blocks = seq.block_table.iter().take(seq.kv_len.div_ceil(BLOCK));
-        assert_eq!(
-            blocks.len(),
-            seq.kv_len.div_ceil(BLOCK),
-            "block table of {seq:?}"
-        );
+        let needed = seq.kv_len.div_ceil(BLOCK);
+        assert!(seq.block_table.len() >= needed, "block table of {seq:?}");
+        let blocks = seq.block_table[..needed].iter();
         assert!(
             blocks.max().is_none_or(|b| (*b as usize) < kv.blocks()),
             "blocks of {seq:?}"
         );
-    }
-}
-
-/// Calls `$body` with `$T` query heads at a time, from head `$first` on, until `$group` are done.
-macro_rules! by_heads {
-    ($L:ident, $group:expr, $first:ident, $T:ident => $body:expr) => {{
-        let mut $first = 0;
-        while $first < $group {
-            $first += match $group - $first {
-                4.. if $L::MANY => {
-                    const $T: usize = 4;
-                    $body;
-                    $T
-                }
-                3 => {
-                    const $T: usize = 3;
-                    $body;
-                    $T
-                }
-                2.. => {
-                    const $T: usize = 2;
-                    $body;
-                    $T
-                }
-                _ => {
-                    const $T: usize = 1;
-                    $body;
-                    $T
-                }
-            };
-        }
-    }};
-}
-
-per_isa! {
-    /// All query heads of an item, over all their spans.
-    unsafe fn attend_item = attend_item_of(
-        q: &[f32], source: Source<'_>, plan: &AttnPlan<'_>, seen: Range<usize>, out: *mut f32,
-    );
-}
-
-/// # Safety
-/// As for [`span::run`]; `out` is as long as `q`.
-#[inline(always)]
-unsafe fn attend_item_of<L: Lanes>(
-    q: &[f32],
-    source: Source<'_>,
-    plan: &AttnPlan<'_>,
-    seen: Range<usize>,
-    out: *mut f32,
-) {
-    let dim = plan.dim;
-    by_heads!(L, group(plan), first, T => {
-        let mut total = State::<T>::EMPTY;
-        for span in spans(&seen) {
-            let mut state = State::<T>::EMPTY;
-            let q = &q[first * dim..][..T * dim];
-            // SAFETY: by the caller's word.
-            unsafe {
-                span::run::<L, T>(q, source, plan, seen.clone(), span, &mut state);
-                span::merge::<L, T>(&mut total, &state, dim);
-            }
-        }
-        // SAFETY: heads `first..first + T` are within `out`.
-        unsafe { span::finish::<L, T>(&total, dim, out.add(first * dim)) };
-    });
-}
-
-per_isa! {
-    /// All query heads of an item, over one span; the states go to `to`, a record a head.
-    unsafe fn attend_span = attend_span_of(
-        q: &[f32],
-        source: Source<'_>,
-        plan: &AttnPlan<'_>,
-        seen: Range<usize>,
-        span: usize,
-        to: *mut f32,
-    );
-}
-
-/// # Safety
-/// As for [`span::run`]; `to` has a record for each head.
-#[inline(always)]
-unsafe fn attend_span_of<L: Lanes>(
-    q: &[f32],
-    source: Source<'_>,
-    plan: &AttnPlan<'_>,
-    seen: Range<usize>,
-    span: usize,
-    to: *mut f32,
-) {
-    let (dim, record) = (plan.dim, record_len(plan.dim));
-    by_heads!(L, group(plan), first, T => {
-        let mut state = State::<T>::EMPTY;
-        // SAFETY: by the caller's word.
-        unsafe {
-            let q = &q[first * dim..][..T * dim];
-            span::run::<L, T>(q, source, plan, seen.clone(), span, &mut state);
-            for t in 0..T {
-                let to = to.add((first + t) * record);
-                *to = state.max[t];
-                to.add(1).copy_from_nonoverlapping(state.sum[t].as_ptr(), WIDTH);
-                to.add(1 + WIDTH).copy_from_nonoverlapping(state.acc[t].as_ptr(), dim);
-            }
-        }
-    });
-}
-
-per_isa! {
-    /// Merges the span states of an item, which `states` holds by span and head.
-    unsafe fn merge_spans = merge_spans_of(
-        states: &[f32], spans: Range<usize>, plan: &AttnPlan<'_>, out: &mut [f32],
-    );
-}
-
-/// # Safety
-/// See [`Lanes`].
-#[inline(always)]
-unsafe fn merge_spans_of<L: Lanes>(
-    states: &[f32],
-    spans: Range<usize>,
-    plan: &AttnPlan<'_>,
-    out: &mut [f32],
-) {
-    let (dim, record) = (plan.dim, record_len(plan.dim));
-    for head in 0..group(plan) {
-        let mut total = State::<1>::EMPTY;
-        for span in spans.clone() {
-            let from = &states[(span * group(plan) + head) * record..][..record];
-            let mut state = State::<1>::EMPTY;
-            state.max[0] = from[0];
-            state.sum[0].copy_from_slice(&from[1..1 + WIDTH]);
-            state.acc[0][..dim].copy_from_slice(&from[1 + WIDTH..]);
-            // SAFETY: by the caller's word.
-            unsafe { span::merge::<L, 1>(&mut total, &state, dim) };
-        }
-        let out = &mut out[head * dim..][..dim];
-        // SAFETY: `out` has the head's `dim` elements.
-        unsafe { span::finish::<L, 1>(&total, dim, out.as_mut_ptr()) };
+        let shared = ..seq.shared_blocks;
+        assert!(
+            seq.shared_blocks <= before.len().min(needed),
+            "shared blocks of {seq:?}"
+        );
+        debug_assert_eq!(before[shared], seq.block_table[shared], "{seq:?}");
+        before = &seq.block_table[..needed];
     }
 }

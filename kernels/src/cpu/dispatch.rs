@@ -5,14 +5,14 @@
 /// `$generic` is `#[inline(always)]`, generic over [`Lanes`](super::lanes::Lanes) and unsafe: its
 /// requirements, and that the processor has the instruction set, are the caller's to keep.
 macro_rules! per_isa {
-    ($(#[$doc:meta])* unsafe fn $name:ident = $($generic:ident)::+ (
+    ($(#[$doc:meta])* $vis:vis unsafe fn $name:ident = $($generic:ident)::+ (
         $($arg:ident: $ty:ty),* $(,)?
     ) $(-> $ret:ty)?;) => {
         $(#[$doc])*
         ///
         /// # Safety
         /// The processor has `isa`; for the rest see the generic function.
-        unsafe fn $name(isa: crate::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis unsafe fn $name(isa: crate::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
             unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {

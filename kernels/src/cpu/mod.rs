@@ -3,10 +3,12 @@
 mod attend;
 mod dispatch;
 mod elementwise;
+mod forest;
 mod lanes;
 mod matmul;
 mod span;
 
+pub(crate) use forest::QueryRow;
 pub use matmul::{Product, Sweep};
 
 use crate::isa::Isa;

@@ -104,6 +104,20 @@ pub fn paged(
     dtype: KvDtype,
     random: &mut Random,
 ) -> Paged {
+    let alone = vec![0; lengths.len()];
+    planted(kernels, lengths, &alone, kv_heads, dim, dtype, random)
+}
+
+/// As [`paged`], but sequence `i` has its first `shared[i]` blocks in common with the one before it.
+pub fn planted(
+    kernels: &Kernels,
+    lengths: &[usize],
+    shared: &[usize],
+    kv_heads: usize,
+    dim: usize,
+    dtype: KvDtype,
+    random: &mut Random,
+) -> Paged {
     let needed: usize = lengths.iter().map(|l| l.div_ceil(BLOCK)).sum();
     let mut free: Vec<u32> = (0..needed as u32 + 3).collect();
     let mut layer = KvLayer::new(free.len(), kv_heads, dim, dtype);
@@ -111,13 +125,15 @@ pub fn paged(
     let all: Vec<u32> = (0..(free.len() * BLOCK) as u32).collect();
     let garbage = vec![f32::NAN; all.len() * width];
     kernels.write_kv(&mut layer, &garbage, &garbage, &all);
-    let mut tables = Vec::new();
-    for &length in lengths {
+    let mut tables: Vec<Vec<u32>> = Vec::new();
+    for (&length, &shared) in lengths.iter().zip(shared) {
+        let mut table = tables.last().map_or(Vec::new(), |t| t[..shared].to_vec());
         let take = |_| free.swap_remove(random.below(free.len()));
-        let table: Vec<u32> = (0..length.div_ceil(BLOCK)).map(take).collect();
+        table.extend((shared..length.div_ceil(BLOCK)).map(take));
         let slot = |i: usize| table[i / BLOCK] * BLOCK as u32 + (i % BLOCK) as u32;
-        let slots: Vec<u32> = (0..length).map(slot).collect();
-        let (k, v) = (random.floats(length * width), random.floats(length * width));
+        let slots: Vec<u32> = (shared * BLOCK..length).map(slot).collect();
+        let mut floats = || random.floats(slots.len() * width);
+        let (k, v) = (floats(), floats());
         kernels.write_kv(&mut layer, &k, &v, &slots);
         tables.push(table);
     }

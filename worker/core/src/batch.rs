@@ -36,13 +36,14 @@ pub struct CopyBlock {
     pub dst: BlockId,
 }
 
-/// Entries whose block tables begin with the same blocks: the shared part can be read once.
+/// An entry's place in the forest of shared blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Group<'a> {
-    /// How many leading blocks all members share. All their slots were computed in earlier steps.
+pub struct Branch {
+    /// Index of the entry.
+    pub entry: usize,
+    /// How many leading blocks it has in common with the branch before it. All their slots were computed in
+    /// earlier steps, so that the queries of both can meet them together.
     pub shared_blocks: usize,
-    /// Indices of entries, ascending; at least two.
-    pub members: &'a [usize],
 }
 
 #[derive(Clone, Debug)]
@@ -54,12 +55,6 @@ struct EntrySpan {
     sample: bool,
 }
 
-#[derive(Clone, Debug)]
-struct GroupSpan {
-    shared_blocks: usize,
-    members: Range<usize>,
-}
-
 /// The plan of one step. Its memory is reused from step to step.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -67,8 +62,7 @@ pub struct Batch {
     tokens: Vec<u32>,
     tables: Vec<BlockId>,
     copies: Vec<CopyBlock>,
-    groups: Vec<GroupSpan>,
-    members: Vec<usize>,
+    branches: Vec<Branch>,
 }
 
 impl Batch {
@@ -113,12 +107,11 @@ impl Batch {
         &self.copies
     }
 
-    /// Entries that share leading blocks. An entry is in at most one group.
-    pub fn groups(&self) -> impl ExactSizeIterator<Item = Group<'_>> {
-        self.groups.iter().map(|span| Group {
-            shared_blocks: span.shared_blocks,
-            members: &self.members[span.members.clone()],
-        })
+    /// All entries, those that begin with the same blocks side by side: the tries of their block tables, depth
+    /// first. Any run of branches shares as many blocks as the least of `shared_blocks` in it, the first one's
+    /// apart.
+    pub fn forest(&self) -> &[Branch] {
+        &self.branches
     }
 
     pub(crate) fn clear(&mut self) {
@@ -126,8 +119,7 @@ impl Batch {
         self.tokens.clear();
         self.tables.clear();
         self.copies.clear();
-        self.groups.clear();
-        self.members.clear();
+        self.branches.clear();
     }
 
     pub(crate) fn push_copy(&mut self, copy: CopyBlock) {
@@ -148,45 +140,59 @@ impl Batch {
         });
     }
 
-    /// Finds the groups. A block that two tables name is full and written by nobody in this step (who
+    /// Grows the forest. A block that two tables name is full and written by nobody in this step (who
     /// writes has a block of its own), so equal ids are all there is to compare.
-    pub(crate) fn find_groups(&mut self) {
-        let mut members = std::mem::take(&mut self.members);
-        let mut groups = std::mem::take(&mut self.groups);
-        members.extend(0..self.len());
-        let first = |index: &usize| self.entry(*index).block_table.first().copied();
-        members.sort_unstable_by_key(|index| (first(index), *index));
-        let mut start = 0;
-        for run in members.chunk_by(|a, b| first(a) == first(b)) {
-            let end = start + run.len();
-            if run.len() > 1 {
-                groups.push(GroupSpan {
-                    shared_blocks: self.shared_blocks(run),
-                    members: start..end,
-                });
-            }
-            start = end;
-        }
-        self.members = members;
-        self.groups = groups;
+    pub(crate) fn plant(&mut self) {
+        let mut branches = std::mem::take(&mut self.branches);
+        branches.clear();
+        branches.extend((0..self.len()).map(|entry| Branch {
+            entry,
+            shared_blocks: 0,
+        }));
+        self.sort_from(&mut branches, 0);
+        self.branches = branches;
     }
 
-    fn shared_blocks(&self, members: &[usize]) -> usize {
-        let table = |index: usize| self.entry(index).block_table;
-        let head = table(members[0]);
-        members[1..].iter().fold(head.len(), |shared, &index| {
-            let same = |(a, b): &(&BlockId, &BlockId)| a == b;
-            head[..shared]
-                .iter()
-                .zip(table(index))
-                .take_while(same)
-                .count()
+    /// Orders branches that have their first `depth` blocks in common, and says what each but the first shares
+    /// with the one before it.
+    fn sort_from(&self, branches: &mut [Branch], depth: usize) {
+        let block = |branch: &Branch| self.entry(branch.entry).block_table.get(depth).copied();
+        branches.sort_unstable_by_key(|branch| (block(branch), branch.entry));
+        let mut is_first = true;
+        for run in branches.chunk_by_mut(|a, b| block(a) == block(b)) {
+            if run.len() > 1 {
+                let common = self.common_blocks(run);
+                match common > depth {
+                    true => self.sort_from(run, common),
+                    // Tables that end here are equal.
+                    false => run[1..].iter_mut().for_each(|b| b.shared_blocks = depth),
+                }
+            }
+            if !is_first {
+                run[0].shared_blocks = depth;
+            }
+            is_first = false;
+        }
+    }
+
+    /// How many leading blocks all of `branches` have in common.
+    fn common_blocks(&self, branches: &[Branch]) -> usize {
+        let table = |branch: &Branch| self.entry(branch.entry).block_table;
+        let (first, others) = match branches {
+            [] => return 0,
+            [first, others @ ..] => (table(first), others),
+        };
+        others.iter().fold(first.len(), |common, other| {
+            let same = first[..common].iter().zip(table(other));
+            same.take_while(|(a, b)| a == b).count()
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn batch(tables: &[&[u32]]) -> Batch {
@@ -201,7 +207,7 @@ mod tests {
                 sample: seq % 2 == 0,
             });
         }
-        batch.find_groups();
+        batch.plant();
         batch
     }
 
@@ -220,32 +226,62 @@ mod tests {
         assert_eq!((batch.len(), batch.total_tokens()), (2, 4));
     }
 
+    fn forest(batch: &Batch) -> Vec<(usize, usize)> {
+        let branches = batch.forest().iter();
+        branches.map(|b| (b.entry, b.shared_blocks)).collect()
+    }
+
     #[test]
-    fn entries_with_common_leading_blocks_form_a_group() {
+    fn entries_with_common_leading_blocks_stand_side_by_side() {
         let batch = batch(&[&[1, 2, 3], &[9, 2], &[1, 2, 4], &[8], &[1, 2, 3, 5]]);
-        let groups: Vec<_> = batch.groups().collect();
-        let expected = Group {
-            shared_blocks: 2,
-            members: &[0, 2, 4],
-        };
-        assert_eq!(groups, [expected]);
+        assert_eq!(forest(&batch), [(0, 0), (4, 3), (2, 2), (3, 0), (1, 0)]);
+    }
+
+    #[test]
+    fn trunks_branch_more_than_once() {
+        let tables: [&[u32]; 6] = [
+            &[7, 1, 2, 20],
+            &[7, 1, 3, 21],
+            &[7, 1, 2, 22],
+            &[7, 5, 23],
+            &[7, 1, 3, 24],
+            &[7, 5, 25],
+        ];
+        let expected = [(0, 0), (2, 3), (1, 2), (4, 3), (3, 1), (5, 2)];
+        assert_eq!(forest(&batch(&tables)), expected);
+    }
+
+    #[test]
+    fn a_table_that_ends_within_another_shares_all_it_has() {
+        let batch = batch(&[&[1, 2, 3], &[1, 2]]);
+        assert_eq!(forest(&batch), [(1, 0), (0, 2)]);
+    }
+
+    proptest! {
+        /// The order groups equal beginnings and each number is the length of one, whatever the tables are.
+        #[test]
+        fn the_forest_is_the_sorted_tables_and_what_neighbours_share(
+            tables in prop::collection::vec(prop::collection::vec(0u32..3, 1..7), 0..12),
+        ) {
+            let slices: Vec<&[u32]> = tables.iter().map(Vec::as_slice).collect();
+            let mut order: Vec<usize> = (0..tables.len()).collect();
+            order.sort_by_key(|entry| (&tables[*entry], *entry));
+            let shared = |a: &[u32], b: &[u32]| a.iter().zip(b).take_while(|(a, b)| a == b).count();
+            let expected: Vec<_> = (0..order.len()).map(|at| {
+                let before = at.checked_sub(1).map(|at| shared(slices[order[at]], slices[order[at + 1]]));
+                (order[at], before.unwrap_or(0))
+            }).collect();
+            prop_assert_eq!(forest(&batch(&slices)), expected);
+        }
     }
 
     #[test]
     fn a_cleared_batch_keeps_its_memory() {
         let mut batch = batch(&[&[1, 2], &[1, 3]]);
-        let before = (
-            batch.tables.capacity(),
-            batch.members.capacity(),
-            batch.groups.capacity(),
-        );
+        let before = (batch.tables.capacity(), batch.branches.capacity());
         batch.clear();
-        assert!(batch.is_empty() && batch.groups().len() == 0 && batch.total_tokens() == 0);
-        let after = (
-            batch.tables.capacity(),
-            batch.members.capacity(),
-            batch.groups.capacity(),
-        );
+        assert!(batch.is_empty() && batch.forest().is_empty() && batch.total_tokens() == 0);
+        let after = (batch.tables.capacity(), batch.branches.capacity());
         assert_eq!(before, after);
     }
 }

@@ -59,7 +59,7 @@ mod lru;
 mod plan;
 
 pub use audit::Fault;
-pub use batch::{Batch, BatchEntry, CopyBlock, Group};
+pub use batch::{Batch, BatchEntry, Branch, CopyBlock};
 pub use block_pool::{BLOCK, BlockId, BlockPool};
 pub use chain::{BlockHash, Chain};
 pub use engine::Engine;

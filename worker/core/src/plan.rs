@@ -24,7 +24,7 @@ impl Scheduler {
         for running in self.running.iter().filter(|running| running.planned > 0) {
             batch.push(entry(running));
         }
-        batch.find_groups();
+        batch.plant();
     }
 
     fn plan_running(&mut self, step: &mut Step<'_>, takes: impl Fn(usize) -> bool) {

@@ -24,6 +24,12 @@ fn fork(id: u64, keep: usize, suffix: Vec<u32>, max_tokens: usize) -> Fork {
     }
 }
 
+/// How many leading blocks each entry of the last step shares with the one before it in the forest.
+fn shared(world: &World) -> Vec<usize> {
+    let branches = world.engine.batch().forest().iter();
+    branches.map(|branch| branch.shared_blocks).collect()
+}
+
 #[test]
 fn samples_of_one_prompt_submitted_together_cost_one_prefill() {
     let (samples, len, max_tokens) = (8, 200, 10);
@@ -76,8 +82,7 @@ fn blocks_that_come_to_be_equal_become_one() {
         world.step();
     }
     // Each of the later ones had a copy of the third block, to compute the prompt's last token.
-    let group = world.engine.batch().groups().next().unwrap();
-    assert_eq!((group.shared_blocks, group.members.len()), (3, 4));
+    assert_eq!(shared(&world), [0, 3, 3, 3]);
     world.finish(100);
 }
 
@@ -186,8 +191,7 @@ fn forks_of_a_running_sequence_start_at_once_on_its_blocks() {
     assert_eq!(world.engine.runner().computed(), computed + 8);
     // Two full blocks in common; of the third each has a copy, but for the last to write it.
     assert_eq!(world.engine.batch().copies().len(), 7);
-    let group = world.engine.batch().groups().next().unwrap();
-    assert_eq!((group.shared_blocks, group.members.len()), (2, 8));
+    assert_eq!(shared(&world), [0, 2, 2, 2, 2, 2, 2, 2]);
     world.finish(100);
 }
 
@@ -326,4 +330,25 @@ fn thoughts_leave_the_cache_before_older_prompts() {
     world.finish(100);
     assert_eq!(cached(&world), 32);
     assert_eq!(world.engine.stats().evictions, 4);
+}
+
+#[test]
+fn jobs_that_share_a_preamble_branch_from_it_and_their_agents_from_each_job() {
+    let mut world = World::new(limits(256));
+    let preamble = prompt(9, 32);
+    for job in 0..2u32 {
+        let question = [&preamble[..], &prompt(job, 32), &[7; 5]].concat();
+        for agent in 0..3 {
+            let id = u64::from(job) * 3 + agent;
+            world
+                .submit_scripted(request(id, question.clone(), 30), seeded(id))
+                .unwrap();
+        }
+    }
+    while world.engine.stats().running < 6 {
+        world.step();
+    }
+    world.step();
+    assert_eq!(shared(&world), [0, 4, 4, 2, 4, 4]);
+    world.finish(1000);
 }

@@ -6,6 +6,7 @@ use conclave_kernels::{BLOCK, Kernels, KvDtype};
 use conclave_worker_core::Batch;
 
 use super::llama::Activations;
+use super::meter::Meter;
 use super::ops::Ops;
 use super::step::{Bounds, Step};
 use super::{Model, ModelError};
@@ -18,6 +19,7 @@ pub struct Forward {
     acts: Activations,
     step: Step,
     bounds: Bounds,
+    grouped: bool,
 }
 
 impl Forward {
@@ -54,6 +56,7 @@ impl Forward {
             acts,
             step,
             bounds,
+            grouped: true,
         })
     }
 
@@ -72,6 +75,22 @@ impl Forward {
         self.ops.cache_bytes()
     }
 
+    /// Whether sequences that share blocks meet them together, as they do unless this says otherwise. It
+    /// changes the time a step takes and no bit of what it gives.
+    pub fn set_grouped(&mut self, grouped: bool) {
+        self.grouped = grouped;
+    }
+
+    /// Starts to measure where the time of steps goes, or stops and gives what was measured.
+    pub fn measure(&mut self, on: bool) -> Option<Meter> {
+        self.ops.measure(on)
+    }
+
+    /// What is being measured, if anything is.
+    pub(crate) fn meter(&mut self) -> Option<&mut Meter> {
+        self.ops.meter()
+    }
+
     /// Computes a batch: makes its copies, writes the KV of its tokens, and gives the logits after the last
     /// token of each entry that samples.
     ///
@@ -79,7 +98,7 @@ impl Forward {
     /// [`ModelError::Batch`] if an entry names tokens, positions or blocks that do not exist; nothing was
     /// computed then.
     pub fn run(&mut self, batch: &Batch) -> Result<Logits<'_>, ModelError> {
-        self.step.fill(batch, self.bounds)?;
+        self.step.fill(batch, self.bounds, self.grouped)?;
         for copy in batch.copies() {
             self.ops.copy_block(copy.src.0, copy.dst.0);
         }

@@ -20,6 +20,7 @@ pub mod gguf;
 pub mod llama;
 mod load;
 mod map;
+mod meter;
 pub mod ops;
 pub mod pull;
 pub mod safetensors;
@@ -37,6 +38,7 @@ use conclave_kernels::{Activation, Isa};
 pub use error::{ModelError, TemplateError, TokenizerError};
 pub use forward::{Forward, Logits};
 use llama::Llama;
+pub use meter::{Meter, Part};
 pub use template::{ChatMessage, ChatTemplate};
 pub use tokenizer::Tokenizer;
 

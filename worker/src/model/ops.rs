@@ -1,8 +1,13 @@
 //! The only bridge from models to the kernels: one worker's kernels, scratch and KV cache.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use conclave_kernels::{AttnPlan, Kernels, KvCache, PackedMatrix, RopeTable, Scratch, SeqSpan};
+use conclave_kernels::{
+    AttnPlan, Kernels, KvCache, PackedMatrix, Product, RopeTable, Scratch, SeqSpan,
+};
+
+use super::meter::{Meter, Part};
 
 /// The shape of attention, the same in every layer.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +27,7 @@ pub struct Ops {
     cache: KvCache,
     rope: RopeTable,
     shape: HeadShape,
+    meter: Option<Meter>,
 }
 
 impl Ops {
@@ -33,7 +39,31 @@ impl Ops {
             cache,
             rope,
             shape,
+            meter: None,
         }
+    }
+
+    /// Starts to measure, or stops and gives what was measured.
+    pub fn measure(&mut self, on: bool) -> Option<Meter> {
+        std::mem::replace(&mut self.meter, on.then(Meter::default))
+    }
+
+    /// What is being measured, if anything is.
+    pub fn meter(&mut self) -> Option<&mut Meter> {
+        self.meter.as_mut()
+    }
+
+    /// Runs one op, with an eye on the clock if somebody asked for it.
+    fn metered<T>(&mut self, part: Part, op: impl FnOnce(&mut Ops) -> T) -> T {
+        if self.meter.is_none() {
+            return op(self);
+        }
+        let since = Instant::now();
+        let result = op(self);
+        if let Some(meter) = &mut self.meter {
+            meter.add(part, since);
+        }
+        result
     }
 
     /// Positions below this can be computed.
@@ -52,74 +82,86 @@ impl Ops {
     }
 
     /// Row `tokens[i]` of `table` to row `i` of `out` (`tokens.len() x table.k()`).
-    pub fn embed(&self, table: &PackedMatrix, tokens: &[u32], out: &mut [f32]) {
-        for (token, row) in tokens.iter().zip(out.chunks_exact_mut(table.k())) {
-            table.dequantize_row(*token as usize, row);
-        }
+    pub fn embed(&mut self, table: &PackedMatrix, tokens: &[u32], out: &mut [f32]) {
+        self.metered(Part::Embed, |_| {
+            for (token, row) in tokens.iter().zip(out.chunks_exact_mut(table.k())) {
+                table.dequantize_row(*token as usize, row);
+            }
+        });
     }
 
-    /// `out = x w^T`: `x` is `m x w.k()`, `out` is `m x w.n()`.
-    pub fn linear(&mut self, w: &PackedMatrix, x: &[f32], m: usize, out: &mut [f32]) {
-        self.kernels.qmatmul(w, x, m, out, &mut self.scratch);
+    /// Several products of the same inputs: `out = x w^T` where `x` is `m x w.k()` and `out` `m x w.n()`.
+    pub fn linear<const P: usize>(&mut self, products: [Product<'_>; P], x: &[f32], m: usize) {
+        self.metered(Part::Products, |ops| {
+            ops.kernels.qmatmuls(products, x, m, &mut ops.scratch);
+        });
+    }
+
+    /// The product that gives the logits.
+    pub fn head(&mut self, w: &PackedMatrix, x: &[f32], m: usize, out: &mut [f32]) {
+        self.metered(Part::Head, |ops| {
+            ops.kernels.qmatmul(w, x, m, out, &mut ops.scratch);
+        });
     }
 
     /// RMS norm of `rows` rows as wide as `weight`.
-    pub fn norm(&self, x: &[f32], weight: &[f32], eps: f32, rows: usize, out: &mut [f32]) {
-        self.kernels.rms_norm(x, weight, eps, rows, out);
+    pub fn norm(&mut self, x: &[f32], weight: &[f32], eps: f32, rows: usize, out: &mut [f32]) {
+        self.metered(Part::Norm, |ops| {
+            ops.kernels.rms_norm(x, weight, eps, rows, out);
+        });
     }
 
-    /// Turns the queries (`rows x heads x dim`) by their positions.
-    pub fn rope_queries(&self, q: &mut [f32], positions: &[u32]) {
-        self.kernels
-            .rope(q, positions, self.shape.heads, self.shape.dim, &self.rope);
-    }
-
-    /// Turns the keys (`rows x kv_heads x dim`) by their positions.
-    pub fn rope_keys(&self, k: &mut [f32], positions: &[u32]) {
-        self.kernels.rope(
-            k,
-            positions,
-            self.shape.kv_heads,
-            self.shape.dim,
-            &self.rope,
-        );
+    /// Turns the queries (`rows x heads x dim`) and keys (`rows x kv_heads x dim`) by their positions.
+    pub fn rope(&mut self, q: &mut [f32], k: &mut [f32], positions: &[u32]) {
+        self.metered(Part::Rope, |ops| {
+            let HeadShape {
+                heads,
+                kv_heads,
+                dim,
+            } = ops.shape;
+            ops.kernels.rope(q, positions, heads, dim, &ops.rope);
+            ops.kernels.rope(k, positions, kv_heads, dim, &ops.rope);
+        });
     }
 
     /// Stores keys and values of `slots.len()` tokens in `layer`'s cache.
     pub fn store_kv(&mut self, layer: usize, k: &[f32], v: &[f32], slots: &[u32]) {
-        self.kernels
-            .write_kv(self.cache.layer_mut(layer), k, v, slots);
+        self.metered(Part::StoreKv, |ops| {
+            let layer = ops.cache.layer_mut(layer);
+            ops.kernels.write_kv(layer, k, v, slots);
+        });
     }
 
     /// Full causal attention of the queries of `seqs` over `layer`'s stored slots.
     pub fn attend(&mut self, layer: usize, q: &[f32], seqs: &[SeqSpan<'_>], out: &mut [f32]) {
-        let HeadShape {
-            heads,
-            kv_heads,
-            dim,
-        } = self.shape;
-        let scale = (1.0 / (dim as f64).sqrt()) as f32;
-        let plan = AttnPlan {
-            heads,
-            kv_heads,
-            dim,
-            scale,
-            window: None,
-            softcap: None,
-            seqs,
-        };
-        let layer = self.cache.layer(layer);
-        self.kernels
-            .paged_attention(q, layer, &plan, out, &mut self.scratch);
+        self.metered(Part::Attention, |ops| {
+            let HeadShape {
+                heads,
+                kv_heads,
+                dim,
+            } = ops.shape;
+            let plan = AttnPlan {
+                heads,
+                kv_heads,
+                dim,
+                scale: (1.0 / (dim as f64).sqrt()) as f32,
+                window: None,
+                softcap: None,
+                seqs,
+            };
+            let layer = ops.cache.layer(layer);
+            ops.kernels
+                .paged_attention(q, layer, &plan, out, &mut ops.scratch);
+        });
     }
 
     /// `out = silu(gate) * up`.
-    pub fn silu_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        self.kernels.silu_mul(gate, up, out);
+    pub fn silu_mul(&mut self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        self.metered(Part::SiluMul, |ops| ops.kernels.silu_mul(gate, up, out));
     }
 
     /// `x += y`.
-    pub fn add(&self, x: &mut [f32], y: &[f32]) {
-        self.kernels.add(x, y);
+    pub fn add(&mut self, x: &mut [f32], y: &[f32]) {
+        self.metered(Part::Add, |ops| ops.kernels.add(x, y));
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use conclave_kernels::{BLOCK, SeqSpan};
-use conclave_worker_core::Batch;
+use conclave_worker_core::{Batch, Branch};
 
 use super::ModelError;
 
@@ -28,6 +28,8 @@ pub(crate) struct Step {
     pub(crate) sampled: Vec<usize>,
     tables: Vec<u32>,
     entries: Vec<Entry>,
+    /// Entries in the order in which attention takes them.
+    forest: Vec<Branch>,
 }
 
 #[derive(Clone, Debug)]
@@ -35,18 +37,31 @@ struct Entry {
     rows: Range<usize>,
     table: Range<usize>,
     kv_len: usize,
-    sample: bool,
+    /// Its place among the sampled rows, if its last row is one.
+    sampled: Option<usize>,
 }
 
 impl Step {
-    /// Takes over a batch. On an error the step is of no use.
-    pub(crate) fn fill(&mut self, batch: &Batch, bounds: Bounds) -> Result<(), ModelError> {
+    /// Takes over a batch. Unless `grouped`, no two sequences meet a block together. On an error the step is of
+    /// no use.
+    pub(crate) fn fill(
+        &mut self,
+        batch: &Batch,
+        bounds: Bounds,
+        grouped: bool,
+    ) -> Result<(), ModelError> {
         self.tokens.clear();
         self.positions.clear();
         self.slots.clear();
         self.sampled.clear();
         self.tables.clear();
         self.entries.clear();
+        self.forest.clear();
+        self.forest
+            .extend(batch.forest().iter().map(|branch| Branch {
+                shared_blocks: if grouped { branch.shared_blocks } else { 0 },
+                ..*branch
+            }));
         for copy in batch.copies() {
             if copy.src.0.max(copy.dst.0) as usize >= bounds.blocks {
                 return refuse(format!("{copy:?} of {} blocks", bounds.blocks));
@@ -83,6 +98,7 @@ impl Step {
                     .push(block * BLOCK as u32 + (position % BLOCK) as u32);
             }
             let rows = row..self.tokens.len();
+            let sampled = entry.sample.then_some(self.sampled.len());
             if entry.sample {
                 self.sampled.push(rows.end - 1);
             }
@@ -91,37 +107,46 @@ impl Step {
                 rows,
                 table,
                 kv_len: end,
-                sample: entry.sample,
+                sampled,
             });
         }
         Ok(())
     }
 
     /// The queries of all rows.
-    pub(crate) fn spans(&self) -> Vec<SeqSpan<'_>> {
-        let span = |entry: &Entry| SeqSpan {
-            q_start: entry.rows.start,
-            q_len: entry.rows.len(),
-            kv_len: entry.kv_len,
-            block_table: &self.tables[entry.table.clone()],
-        };
-        self.entries.iter().map(span).collect()
+    pub(crate) fn spans<'a>(&'a self, spans: &mut Vec<SeqSpan<'a>>) {
+        spans.clear();
+        spans.extend(self.forest.iter().map(|branch| {
+            let entry = &self.entries[branch.entry];
+            SeqSpan {
+                q_start: entry.rows.start,
+                q_len: entry.rows.len(),
+                kv_len: entry.kv_len,
+                block_table: &self.tables[entry.table.clone()],
+                shared_blocks: branch.shared_blocks,
+            }
+        }));
     }
 
     /// The queries of the sampled rows alone, as if only those rows were there.
-    pub(crate) fn sampled_spans(&self) -> Vec<SeqSpan<'_>> {
-        let span = |(row, entry): (usize, &Entry)| SeqSpan {
-            q_start: row,
-            q_len: 1,
-            kv_len: entry.kv_len,
-            block_table: &self.tables[entry.table.clone()],
-        };
-        self.entries
-            .iter()
-            .filter(|entry| entry.sample)
-            .enumerate()
-            .map(span)
-            .collect()
+    pub(crate) fn sampled_spans<'a>(&'a self, spans: &mut Vec<SeqSpan<'a>>) {
+        spans.clear();
+        // What branches share that have others between them is what all of those share.
+        let mut shared = usize::MAX;
+        for branch in &self.forest {
+            shared = shared.min(branch.shared_blocks);
+            let entry = &self.entries[branch.entry];
+            if let Some(row) = entry.sampled {
+                spans.push(SeqSpan {
+                    q_start: row,
+                    q_len: 1,
+                    kv_len: entry.kv_len,
+                    block_table: &self.tables[entry.table.clone()],
+                    shared_blocks: if spans.is_empty() { 0 } else { shared },
+                });
+                shared = usize::MAX;
+            }
+        }
     }
 }
 

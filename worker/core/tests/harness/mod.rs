@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use conclave_worker_core::mock::{MockRunner, Script};
 use conclave_worker_core::{
-    Engine, EngineError, Event, Finished, Fork, Limits, Report, Request, SeqId, Stats, StopReason,
+    BLOCK, Engine, EngineError, Event, Finished, Fork, Limits, Report, Request, SeqId, Stats,
+    StopReason,
 };
 
 /// What is known about one sequence.
@@ -120,7 +121,26 @@ impl World {
             self.note(event);
         }
         self.audit();
+        self.check_forest();
         stats
+    }
+
+    /// Every entry stands in the forest once, and what neighbours share was computed in earlier steps.
+    fn check_forest(&self) {
+        let batch = self.engine.batch();
+        let mut seen = vec![false; batch.len()];
+        let mut before: Option<usize> = None;
+        for branch in batch.forest() {
+            assert!(!std::mem::replace(&mut seen[branch.entry], true));
+            let entry = batch.entry(branch.entry);
+            let other = before.map(|before| batch.entry(before)).unwrap_or(entry);
+            let shared = branch.shared_blocks;
+            assert!(before.is_some() || shared == 0);
+            assert_eq!(entry.block_table[..shared], other.block_table[..shared]);
+            assert!(shared * BLOCK <= entry.start_pos.min(other.start_pos));
+            before = Some(branch.entry);
+        }
+        assert!(seen.iter().all(|seen| *seen));
     }
 
     /// A step whose batch, if there is one, the runner fails to compute.

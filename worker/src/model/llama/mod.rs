@@ -3,7 +3,7 @@
 mod config;
 mod weights;
 
-use conclave_kernels::{KvCache, KvDtype, RopeTable};
+use conclave_kernels::{KvCache, KvDtype, PackedMatrix, Product, RopeTable, SeqSpan};
 
 pub use config::LlamaConfig;
 pub(crate) use weights::Names;
@@ -33,6 +33,8 @@ pub(crate) struct Activations {
     up: Vec<f32>,
     inner: Vec<f32>,
     logits: Vec<f32>,
+    /// Always empty: the memory of a step's list of sequences.
+    spans: Vec<SeqSpan<'static>>,
 }
 
 impl Llama {
@@ -82,59 +84,53 @@ impl Llama {
         acts: &'a mut Activations,
         step: &Step,
     ) -> &'a [f32] {
+        let mut spans = recycled(std::mem::take(&mut acts.spans));
+        let rows = self.layers(ops, acts, step, &mut spans);
+        acts.spans = recycled(spans);
         let hidden = self.config.hidden;
+        if rows == 0 {
+            return &[];
+        }
+        let stream = &acts.hidden[..rows * hidden];
+        let normed = sized(&mut acts.normed, rows * hidden);
+        ops.norm(stream, &self.weights.norm, self.config.eps, rows, normed);
+        let head = self.weights.head.as_ref();
+        let head = head.unwrap_or(&self.weights.embedding);
+        let logits = sized(&mut acts.logits, rows * head.n());
+        ops.head(head, normed, rows, logits);
+        logits
+    }
+
+    /// Takes a step through all layers; gives how many rows are left: those that are sampled.
+    fn layers<'a>(
+        &self,
+        ops: &mut Ops,
+        acts: &mut Activations,
+        step: &'a Step,
+        spans: &mut Vec<SeqSpan<'a>>,
+    ) -> usize {
+        let (hidden, q_width) = (self.config.hidden, self.config.q_width());
         let mut rows = step.tokens.len();
-        let seqs = step.spans();
-        let last_seqs = step.sampled_spans();
-        ops.embed(
-            &self.weights.embedding,
-            &step.tokens,
-            sized(&mut acts.hidden, rows * hidden),
-        );
+        let stream = sized(&mut acts.hidden, rows * hidden);
+        ops.embed(&self.weights.embedding, &step.tokens, stream);
+        step.spans(spans);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.project(ops, acts, layer, index, step);
-            if index + 1 < self.weights.layers.len() {
-                let width = rows * self.config.q_width();
-                ops.attend(
-                    index,
-                    &acts.q[..width],
-                    &seqs,
-                    sized(&mut acts.attended, width),
-                );
-            } else {
+            if index + 1 == self.weights.layers.len() {
                 // Nobody reads the last layer's output but the rows that are sampled.
                 keep_rows(&mut acts.hidden, hidden, &step.sampled);
-                keep_rows(&mut acts.q, self.config.q_width(), &step.sampled);
+                keep_rows(&mut acts.q, q_width, &step.sampled);
                 rows = step.sampled.len();
                 if rows == 0 {
-                    return &[];
+                    break;
                 }
-                let width = rows * self.config.q_width();
-                ops.attend(
-                    index,
-                    &acts.q[..width],
-                    &last_seqs,
-                    sized(&mut acts.attended, width),
-                );
+                step.sampled_spans(spans);
             }
+            let attended = sized(&mut acts.attended, rows * q_width);
+            ops.attend(index, &acts.q[..rows * q_width], spans, attended);
             self.mix(ops, acts, layer, rows);
         }
-        let normed = sized(&mut acts.normed, rows * hidden);
-        ops.norm(
-            &acts.hidden[..rows * hidden],
-            &self.weights.norm,
-            self.config.eps,
-            rows,
-            normed,
-        );
-        let head = self
-            .weights
-            .head
-            .as_ref()
-            .unwrap_or(&self.weights.embedding);
-        let logits = sized(&mut acts.logits, rows * head.n());
-        ops.linear(head, normed, rows, logits);
-        logits
+        rows
     }
 
     /// Norm, query, key and value of every row; keys and values go to the cache.
@@ -158,11 +154,13 @@ impl Llama {
         let q = sized(&mut acts.q, rows * layer.q.n());
         let k = sized(&mut acts.k, rows * layer.k.n());
         let v = sized(&mut acts.v, rows * layer.v.n());
-        ops.linear(&layer.q, normed, rows, q);
-        ops.linear(&layer.k, normed, rows, k);
-        ops.linear(&layer.v, normed, rows, v);
-        ops.rope_queries(q, &step.positions);
-        ops.rope_keys(k, &step.positions);
+        let products = [
+            product(&layer.q, q),
+            product(&layer.k, k),
+            product(&layer.v, v),
+        ];
+        ops.linear(products, normed, rows);
+        ops.rope(q, k, &step.positions);
         ops.store_kv(index, k, v, &step.slots);
     }
 
@@ -171,17 +169,29 @@ impl Llama {
         let (hidden, ffn) = (rows * self.config.hidden, rows * self.config.ffn);
         let stream = &mut acts.hidden[..hidden];
         let normed = sized(&mut acts.normed, hidden);
-        ops.linear(&layer.o, &acts.attended[..rows * layer.o.k()], rows, normed);
+        let attended = &acts.attended[..rows * layer.o.k()];
+        ops.linear([product(&layer.o, normed)], attended, rows);
         ops.add(stream, normed);
         ops.norm(stream, &layer.ffn_norm, self.config.eps, rows, normed);
         let (gate, up) = (sized(&mut acts.gate, ffn), sized(&mut acts.up, ffn));
-        ops.linear(&layer.gate, normed, rows, gate);
-        ops.linear(&layer.up, normed, rows, up);
+        let products = [product(&layer.gate, gate), product(&layer.up, up)];
+        ops.linear(products, normed, rows);
         let inner = sized(&mut acts.inner, ffn);
         ops.silu_mul(gate, up, inner);
-        ops.linear(&layer.down, inner, rows, normed);
+        ops.linear([product(&layer.down, normed)], inner, rows);
         ops.add(stream, normed);
     }
+}
+
+fn product<'a>(weights: &'a PackedMatrix, out: &'a mut [f32]) -> Product<'a> {
+    Product { weights, out }
+}
+
+/// The memory of a list for a list of another lifetime.
+fn recycled<'b>(mut list: Vec<SeqSpan<'_>>) -> Vec<SeqSpan<'b>> {
+    list.clear();
+    // Collecting a vector's own items into the same type takes over its memory.
+    list.into_iter().map(|_| unreachable!()).collect()
 }
 
 /// The first `len` numbers of a buffer that grows if it must.
