@@ -8,6 +8,7 @@
 mod attention;
 mod cpu;
 mod isa;
+pub mod logits;
 mod pool;
 pub mod reference;
 mod rope;

@@ -1,6 +1,9 @@
 //! From token bytes to text that can be shown at once: whole characters only, and never a part of what
 //! may yet turn out to be a stop string.
 
+/// Bytes that are held back without growing: a long token and the beginning of a stop string.
+const HELD_ROOM: usize = 256;
+
 /// Text that grows by tokens.
 #[derive(Clone, Debug, Default)]
 pub struct TextStream {
@@ -12,15 +15,18 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    /// Empty text that ends before the first of `stops`. Empty stop strings are ignored.
-    pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
+    /// Empty text that ends before the first of `stops`, with room for so many bytes. Empty stop strings are
+    /// ignored.
+    pub fn new(stops: impl IntoIterator<Item = String>, room: usize) -> Self {
         Self {
             stops: stops
                 .into_iter()
                 .filter(|stop| !stop.is_empty())
                 .map(String::into_bytes)
                 .collect(),
-            ..Self::default()
+            text: String::with_capacity(room),
+            held: Vec::with_capacity(HELD_ROOM),
+            stopped: false,
         }
     }
 
@@ -117,7 +123,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn stream(stops: &[&str]) -> TextStream {
-        TextStream::new(stops.iter().map(|stop| (*stop).to_string()))
+        TextStream::new(stops.iter().map(|stop| (*stop).to_string()), 0)
     }
 
     #[test]
@@ -225,7 +231,7 @@ mod tests {
                 .filter_map(|stop| text.find(stop.as_str()).map(|at| (at + stop.len(), at)))
                 .min();
             let ends = first.map(|(_, at)| at);
-            let mut stream = TextStream::new(stops.clone());
+            let mut stream = TextStream::new(stops.clone(), 0);
             let mut stopped = false;
             for token in tokens(text.as_bytes(), &cuts) {
                 stopped |= stream.push(token);

@@ -29,6 +29,12 @@ use crate::vocabulary::Vocabulary;
 pub use delta::Delta;
 pub use spec::{Bridge, GenerationSpec, Thought};
 
+/// Tokens of a generation that are given room from the beginning.
+const ROOM: usize = 1 << 14;
+
+/// Text that a token is given room for; few languages and few texts need more.
+const BYTES_A_TOKEN: usize = 8;
+
 /// Why a sequence could not go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GenerationError {
@@ -75,6 +81,8 @@ pub struct Generation {
     logprobs: Vec<f32>,
     /// Length of the phase's text after each id.
     marks: Vec<u32>,
+    /// The changes of the draw at hand.
+    bias: Vec<(u32, f32)>,
     thought: TextStream,
     answer: TextStream,
     confidence: Confidence,
@@ -90,14 +98,19 @@ impl Generation {
         // A closing delimiter that is spelled out in text tokens is no part of the thought's text.
         let close = spec.thought.iter().flat_map(|thought| &thought.close);
         let close: Vec<u8> = close.flat_map(|&id| vocabulary.text(id)).copied().collect();
+        // Room for all that can come, so that a token allocates nothing.
+        let room = spec.max_tokens().min(ROOM);
+        let text = room * BYTES_A_TOKEN;
+        let (close, stop) = (String::from_utf8_lossy(&close), spec.stop.iter());
         let mut generation = Self {
             seen: Vec::new(),
             is_seen: Vec::new(),
-            ids: Vec::new(),
-            logprobs: Vec::new(),
-            marks: Vec::new(),
-            thought: TextStream::new([String::from_utf8_lossy(&close).into_owned()]),
-            answer: TextStream::new(spec.stop.iter().cloned()),
+            ids: Vec::with_capacity(room),
+            logprobs: Vec::with_capacity(room),
+            marks: Vec::with_capacity(room),
+            bias: Vec::new(),
+            thought: TextStream::new([close.into_owned()], text),
+            answer: TextStream::new(stop.cloned(), text),
             max_tokens: spec.max_tokens(),
             phase: match spec.thought.take() {
                 Some(thought) => Phase::Thought(Arc::new(thought)),
@@ -113,6 +126,7 @@ impl Generation {
         if generation.spec.sampling.repetition_penalty != 1.0 {
             generation.is_seen = vec![false; generation.vocabulary.len()];
             let prompt = std::mem::take(&mut generation.spec.prompt);
+            generation.seen.reserve(prompt.len() + room);
             prompt.iter().for_each(|&id| generation.see(id));
             generation.spec.prompt = prompt;
         }
@@ -150,7 +164,7 @@ impl Generation {
     }
 
     fn step(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<Step, GenerationError> {
-        let softmax = Softmax::of(logits)?;
+        let softmax = Softmax::of(logits, scratch)?;
         let top = softmax.top_mean(logits, self.spec.confidence.top_k.max(1), scratch);
         self.confidence.push(top);
         let token = self.draw(logits, scratch)?;
@@ -170,14 +184,14 @@ impl Generation {
     fn draw(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<u32, GenerationError> {
         // Ids beyond the tokenizer's (padding of the weights) are nobody's token.
         let logits = &logits[..logits.len().min(self.vocabulary.len())];
-        let bias = self.thought_bias();
+        self.set_thought_bias();
         let mask = match (&mut self.spec.constraint, &self.phase) {
             (Some(constraint), Phase::Answer { .. }) => Some(constraint.mask()?),
             _ => None,
         };
         let changes = Changes {
             seen: &self.seen,
-            bias: &bias,
+            bias: &self.bias,
             mask: mask.as_ref().map(|mask| mask.as_slice()),
         };
         let u = uniform(self.spec.seed, self.ids.len() as u64);
@@ -185,20 +199,21 @@ impl Generation {
     }
 
     /// The pull towards the end of a thought that has used up half its budget.
-    fn thought_bias(&self) -> Vec<(u32, f32)> {
+    fn set_thought_bias(&mut self) {
+        self.bias.clear();
         let Phase::Thought(thought) = &self.phase else {
-            return Vec::new();
+            return;
         };
         let past = self.ids.len().saturating_sub(thought.tokens / 2);
         if thought.penalty == 0.0 || past == 0 {
-            return Vec::new();
+            return;
         }
         let bias = thought.penalty * past as f32;
         let ends = match thought.close.first() {
             Some(first) => std::slice::from_ref(first),
             None => self.vocabulary.ends(),
         };
-        ends.iter().map(|&id| (id, bias)).collect()
+        self.bias.extend(ends.iter().map(|&id| (id, bias)));
     }
 
     /// Takes a token of the thought.

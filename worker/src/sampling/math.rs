@@ -1,35 +1,8 @@
-//! `exp` and `ln` as fixed sequences of IEEE additions and multiplications.
+//! `ln` and uniform numbers as fixed sequences of IEEE operations.
 //!
 //! The C library's functions differ in their last bit between platforms and releases; a draw that falls
 //! next to a border would then pick another token. These give the same bits wherever Rust runs: no fused
-//! multiply-add, no table, no call.
-
-/// `e^x` for `x <= 0`, with a relative error below 2e-7; 0 below -87, NaN for NaN.
-///
-/// Range reduction and coefficients as in Cephes `expf` (S. L. Moshier). Written without branches so that
-/// a loop over it becomes SIMD code.
-#[inline]
-pub(crate) fn exp(x: f32) -> f32 {
-    // Adding and subtracting 1.5 * 2^23 rounds to an integer without a call to the C library.
-    const ROUND: f32 = 12_582_912.0;
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    // A comparison that is false for NaN, so that NaN stays NaN.
-    let clamped = if x < -87.0 { -87.0 } else { x };
-    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
-    let n = rounded - ROUND;
-    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
-    let mut p = 1.987_569_1e-4;
-    p = p * r + 1.398_199_9e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_3e-1;
-    let y = p * (r * r) + r + 1.0;
-    // The low bits of `rounded` are n; the shift leaves nothing of its others.
-    let power = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
-    if x < -87.0 { 0.0 } else { y * power }
-}
+//! multiply-add, no table, no call. `exp` is `conclave_kernels::logits::exp`.
 
 /// Natural logarithm of a positive normal number, with a relative error below 1e-15.
 ///
@@ -72,20 +45,6 @@ fn mix(mut z: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_close_to_the_library_everywhere() {
-        for i in 0..=870_000 {
-            let x = -(i as f32) * 1e-4;
-            let exact = f64::from(x).exp();
-            let error = (f64::from(exp(x)) - exact).abs() / exact;
-            assert!(error < 2e-7, "{x}: {error}");
-        }
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(-1000.0), 0.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert!(exp(f32::NAN).is_nan());
-    }
 
     #[test]
     fn ln_is_close_to_the_library_everywhere() {

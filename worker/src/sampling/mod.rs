@@ -9,10 +9,13 @@ mod math;
 
 pub use math::uniform;
 
-use candidates::{Candidate, largest};
+use conclave_kernels::logits::{self, Heat};
 
-/// How many candidates a `top_p` without `top_k` looks at first; most rows need no more.
-const NUCLEUS_GUESS: usize = 256;
+use candidates::{Candidate, Maxima, largest};
+
+/// How many candidates a `top_p` without `top_k` looks at first, at least. It is twice what the row before
+/// needed: rows of one sequence, and of agents on one prompt, are alike.
+const NUCLEUS_GUESS: usize = 64;
 /// Ids whose weights are summed together when the whole vocabulary may be drawn.
 const STRIDE: usize = 512;
 
@@ -54,6 +57,14 @@ pub struct Changes<'a> {
     pub mask: Option<&'a [u32]>,
 }
 
+impl Changes<'_> {
+    /// Whether they, or the penalty, change anything.
+    fn any(&self, penalty: f32) -> bool {
+        let penalised = penalty != 1.0 && !self.seen.is_empty();
+        penalised || !self.bias.is_empty() || self.mask.is_some()
+    }
+}
+
 /// Why nothing could be drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SampleError {
@@ -69,8 +80,21 @@ pub enum SampleError {
 #[derive(Debug, Default)]
 pub struct Scratch {
     row: Vec<f32>,
+    draw: Draw,
+}
+
+/// What a draw looks at.
+#[derive(Debug, Default)]
+struct Draw {
+    maxima: Maxima,
+    /// Most likely first.
     kept: Vec<Candidate>,
+    /// Theirs.
+    weights: Vec<f64>,
+    /// Of strides.
     sums: Vec<f64>,
+    /// Candidates that the last nucleus had. It changes no result.
+    nucleus: usize,
 }
 
 /// The softmax of a raw row, as far as log-probabilities need it.
@@ -85,12 +109,12 @@ impl Softmax {
     ///
     /// # Errors
     /// [`SampleError::NotFinite`] if a logit is NaN or plus infinity, or all are minus infinity.
-    pub fn of(logits: &[f32]) -> Result<Self, SampleError> {
-        let max = maximum(logits);
+    pub fn of(logits: &[f32], scratch: &mut Scratch) -> Result<Self, SampleError> {
+        let max = scratch.draw.maxima.read(logits);
         if !max.is_finite() {
             return Err(SampleError::NotFinite);
         }
-        let sum = sum_of(logits, |logit| math::exp(logit - max));
+        let sum = logits::sum_exp(logits, max);
         if sum.is_nan() {
             return Err(SampleError::NotFinite);
         }
@@ -105,45 +129,14 @@ impl Softmax {
         (f64::from(logit) - self.max - self.log_sum) as f32
     }
 
-    /// The mean log-probability of the `k` most likely tokens of the same row, in nats. `k` is at
-    /// least 1.
+    /// The mean log-probability of the `k` most likely tokens of the same row, in nats. `k` is at least 1;
+    /// `scratch` is as [`Softmax::of`] left it.
     pub fn top_mean(&self, logits: &[f32], k: usize, scratch: &mut Scratch) -> f64 {
-        largest(logits, f32::NEG_INFINITY, k, &mut scratch.kept);
-        let sum: f64 = scratch.kept.iter().map(|c| f64::from(c.logit)).sum();
-        sum / scratch.kept.len().max(1) as f64 - self.max - self.log_sum
+        let Draw { maxima, kept, .. } = &mut scratch.draw;
+        largest(logits, maxima, f32::NEG_INFINITY, k, kept);
+        let sum: f64 = scratch.draw.kept.iter().map(|c| f64::from(c.logit)).sum();
+        sum / scratch.draw.kept.len().max(1) as f64 - self.max - self.log_sum
     }
-}
-
-/// The sum of what `weight` makes of each logit: eight sums side by side, in one order on every machine.
-/// The weights of 64 logits are computed before they are added: only then does the loop become SIMD code.
-#[inline(always)]
-fn sum_of(logits: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
-    let mut sums = [0.0f64; 8];
-    let (rows, tail) = logits.as_chunks::<64>();
-    for row in rows {
-        let mut weights = [0.0f32; 64];
-        for (place, &logit) in weights.iter_mut().zip(row) {
-            *place = weight(logit);
-        }
-        for eight in weights.as_chunks::<8>().0 {
-            for (sum, &weight) in sums.iter_mut().zip(eight) {
-                *sum += f64::from(weight);
-            }
-        }
-    }
-    for (index, &logit) in tail.iter().enumerate() {
-        sums[index % 8] += f64::from(weight(logit));
-    }
-    sums.iter().sum()
-}
-
-fn maximum(logits: &[f32]) -> f32 {
-    logits.iter().fold(
-        f32::NEG_INFINITY,
-        |max, &logit| {
-            if logit > max { logit } else { max }
-        },
-    )
 }
 
 /// Draws a token from `logits` with the uniform number `u` in `[0, 1)`.
@@ -158,11 +151,16 @@ pub fn sample(
     u: f64,
     scratch: &mut Scratch,
 ) -> Result<u32, SampleError> {
-    let Scratch { row, kept, sums } = scratch;
-    row.clear();
-    row.extend_from_slice(logits);
-    change(row, sampling.repetition_penalty, changes);
-    let max = maximum(row);
+    let Scratch { row, draw } = scratch;
+    let row: &[f32] = if changes.any(sampling.repetition_penalty) {
+        row.clear();
+        row.extend_from_slice(logits);
+        change(row, sampling.repetition_penalty, changes);
+        row
+    } else {
+        logits
+    };
+    let max = draw.maxima.read(row);
     if max == f32::NEG_INFINITY {
         return Err(SampleError::NoCandidate);
     }
@@ -186,10 +184,10 @@ pub fn sample(
     };
     let all = sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p <= 0.0;
     let token = if all {
-        draw_from_all(row, heat, u, sums)
+        draw.among_all(row, heat, u)
     } else {
-        select(row, floor, sampling, heat, kept);
-        draw(kept, heat, u)
+        draw.select(row, floor, sampling, heat);
+        draw.among_kept(u)
     };
     token.ok_or(SampleError::NoCandidate)
 }
@@ -227,107 +225,97 @@ fn change(row: &mut [f32], penalty: f32, changes: &Changes<'_>) {
     }
 }
 
-/// Turns logits into weights; the largest weighs 1.
-#[derive(Clone, Copy)]
-struct Heat {
-    max: f32,
-    temperature: f32,
+fn weight(heat: Heat, logit: f32) -> f64 {
+    f64::from(heat.weigh(logit))
 }
 
-impl Heat {
-    #[inline(always)]
-    fn weigh(self, logit: f32) -> f32 {
-        math::exp((logit - self.max) / self.temperature)
-    }
-
-    fn weight(self, logit: f32) -> f64 {
-        f64::from(self.weigh(logit))
-    }
-}
-
-/// Leaves in `kept` what `min_p` (as `floor`), `top_k` and `top_p` let through, most likely first.
-fn select(row: &[f32], floor: f32, sampling: &Sampling, heat: Heat, kept: &mut Vec<Candidate>) {
-    let limited = |k: usize| if k == 0 { row.len() } else { k };
-    if sampling.top_p >= 1.0 || sampling.top_k != 0 {
-        largest(row, floor, limited(sampling.top_k), kept);
-        if sampling.top_p < 1.0 {
-            let total = kept.iter().map(|c| heat.weight(c.logit)).sum();
-            cut(kept, heat, sampling.top_p, total);
-        }
-        return;
-    }
-    let passing = |logit| {
-        if logit >= floor {
-            heat.weigh(logit)
-        } else {
-            0.0
-        }
-    };
-    let total = sum_of(row, passing);
-    let mut guess = NUCLEUS_GUESS;
-    loop {
-        largest(row, floor, guess, kept);
-        if cut(kept, heat, sampling.top_p, total) || guess >= row.len() {
+impl Draw {
+    /// Keeps what `min_p` (as `floor`), `top_k` and `top_p` let through, most likely first.
+    fn select(&mut self, row: &[f32], floor: f32, sampling: &Sampling, heat: Heat) {
+        let limited = |k: usize| if k == 0 { row.len() } else { k };
+        if sampling.top_p >= 1.0 || sampling.top_k != 0 {
+            self.keep(row, floor, limited(sampling.top_k), heat);
+            if sampling.top_p < 1.0 {
+                let total = self.weights.iter().sum();
+                self.cut(sampling.top_p, total);
+            }
             return;
         }
-        guess *= 8;
-    }
-}
-
-/// Shortens `kept` to the fewest leading candidates with the share `top_p` of `total`. False if all of
-/// them do not have it.
-fn cut(kept: &mut Vec<Candidate>, heat: Heat, top_p: f32, total: f64) -> bool {
-    let wanted = f64::from(top_p) * total;
-    let mut sum = 0.0;
-    for (index, candidate) in kept.iter().enumerate() {
-        sum += heat.weight(candidate.logit);
-        if sum >= wanted {
-            kept.truncate(index + 1);
-            return true;
+        let total = logits::sum_weights_above(row, heat, floor);
+        let mut guess = NUCLEUS_GUESS.max(2 * self.nucleus);
+        loop {
+            self.keep(row, floor, guess, heat);
+            if self.cut(sampling.top_p, total) || guess >= row.len() {
+                self.nucleus = self.kept.len();
+                return;
+            }
+            guess *= 4;
         }
     }
-    false
-}
 
-fn draw(kept: &[Candidate], heat: Heat, u: f64) -> Option<u32> {
-    let total: f64 = kept.iter().map(|c| heat.weight(c.logit)).sum();
-    let mut left = u * total;
-    for candidate in kept {
-        left -= heat.weight(candidate.logit);
-        if left < 0.0 {
-            return Some(candidate.id);
-        }
+    /// Keeps the `k` first candidates of the row.
+    fn keep(&mut self, row: &[f32], floor: f32, k: usize, heat: Heat) {
+        largest(row, &mut self.maxima, floor, k, &mut self.kept);
+        self.weights.clear();
+        let weights = self.kept.iter().map(|c| weight(heat, c.logit));
+        self.weights.extend(weights);
     }
-    // Rounding used up the last of `left`.
-    kept.first().map(|candidate| candidate.id)
-}
 
-/// Draws by ascending id. Weights are summed by strides, so that the walk looks into one stride only.
-fn draw_from_all(row: &[f32], heat: Heat, u: f64, sums: &mut Vec<f64>) -> Option<u32> {
-    sums.clear();
-    sums.extend(
-        row.chunks(STRIDE)
-            .map(|stride| sum_of(stride, |logit| heat.weigh(logit))),
-    );
-    let mut left = u * sums.iter().sum::<f64>();
-    let mut last = None;
-    for (index, (sum, stride)) in sums.iter().zip(row.chunks(STRIDE)).enumerate() {
-        if left >= *sum {
-            left -= sum;
-            continue;
+    /// Keeps the fewest leading candidates with the share `top_p` of `total`. False if all of them do not
+    /// have it.
+    fn cut(&mut self, top_p: f32, total: f64) -> bool {
+        let wanted = f64::from(top_p) * total;
+        let mut sum = 0.0;
+        for (index, weight) in self.weights.iter().enumerate() {
+            sum += weight;
+            if sum >= wanted {
+                self.kept.truncate(index + 1);
+                self.weights.truncate(index + 1);
+                return true;
+            }
         }
-        for (offset, &logit) in stride.iter().enumerate() {
-            let weight = heat.weight(logit);
+        false
+    }
+
+    fn among_kept(&self, u: f64) -> Option<u32> {
+        let total: f64 = self.weights.iter().sum();
+        let mut left = u * total;
+        for (candidate, weight) in self.kept.iter().zip(&self.weights) {
             left -= weight;
-            if weight > 0.0 {
-                last = Some((index * STRIDE + offset) as u32);
-                if left < 0.0 {
-                    return last;
+            if left < 0.0 {
+                return Some(candidate.id);
+            }
+        }
+        // Rounding used up the last of `left`.
+        self.kept.first().map(|candidate| candidate.id)
+    }
+
+    /// Draws by ascending id. Weights are summed by strides, so that the walk looks into one stride only.
+    fn among_all(&mut self, row: &[f32], heat: Heat, u: f64) -> Option<u32> {
+        self.sums.clear();
+        let sums = row.chunks(STRIDE);
+        let sums = sums.map(|stride| logits::sum_weights(stride, heat));
+        self.sums.extend(sums);
+        let mut left = u * self.sums.iter().sum::<f64>();
+        let mut last = None;
+        for (index, (sum, stride)) in self.sums.iter().zip(row.chunks(STRIDE)).enumerate() {
+            if left >= *sum {
+                left -= sum;
+                continue;
+            }
+            for (offset, &logit) in stride.iter().enumerate() {
+                let weight = weight(heat, logit);
+                left -= weight;
+                if weight > 0.0 {
+                    last = Some((index * STRIDE + offset) as u32);
+                    if left < 0.0 {
+                        return last;
+                    }
                 }
             }
         }
+        last.or_else(|| row.iter().position(|&l| l == heat.max).map(|id| id as u32))
     }
-    last.or_else(|| row.iter().position(|&l| l == heat.max).map(|id| id as u32))
 }
 
 #[cfg(test)]

@@ -143,15 +143,15 @@ fn only_masked_in_tokens_are_drawn() {
 #[test]
 fn broken_logits_are_named() {
     assert_eq!(
-        Softmax::of(&[0.0, f32::NAN, 1.0]),
+        Softmax::of(&[0.0, f32::NAN, 1.0], &mut Scratch::default()),
         Err(SampleError::NotFinite)
     );
     assert_eq!(
-        Softmax::of(&[f32::INFINITY, 1.0]),
+        Softmax::of(&[f32::INFINITY, 1.0], &mut Scratch::default()),
         Err(SampleError::NotFinite)
     );
     assert_eq!(
-        Softmax::of(&[f32::NEG_INFINITY; 3]),
+        Softmax::of(&[f32::NEG_INFINITY; 3], &mut Scratch::default()),
         Err(SampleError::NotFinite)
     );
 }
@@ -160,7 +160,8 @@ fn broken_logits_are_named() {
 fn log_probabilities_are_the_softmax() {
     let logits: Vec<f32> = (0..1003).map(|i| ((i * 37) % 101) as f32 / 7.0).collect();
     let exact: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
-    let softmax = Softmax::of(&logits).expect("finite");
+    let scratch = &mut Scratch::default();
+    let softmax = Softmax::of(&logits, scratch).expect("finite");
     for &logit in &logits {
         assert!((f64::from(softmax.logprob(logit)) - (f64::from(logit) - exact)).abs() < 1e-6);
     }
@@ -171,7 +172,7 @@ fn log_probabilities_are_the_softmax() {
         .map(|&l| f64::from(l) - exact)
         .sum::<f64>()
         / 5.0;
-    let top = softmax.top_mean(&logits, 5, &mut Scratch::default());
+    let top = softmax.top_mean(&logits, 5, scratch);
     assert!((top - mean).abs() < 1e-6);
 }
 
