@@ -5,10 +5,9 @@
 //! before context, and within a class the least recently used. The pool deals in ids; the runner owns
 //! the memory.
 
-use std::collections::BTreeMap;
-
 use crate::chain::BlockHash;
 use crate::lru::Lists;
+use crate::names::Names;
 use crate::sequence::Retention;
 
 /// Tokens in a block.
@@ -50,7 +49,7 @@ impl Meta {
 pub struct BlockPool {
     blocks: Vec<Meta>,
     unheld: Lists<3>,
-    index: BTreeMap<BlockHash, BlockId>,
+    names: Names,
     evictions: u64,
 }
 
@@ -64,7 +63,7 @@ impl BlockPool {
         Self {
             blocks: vec![Meta::default(); blocks as usize],
             unheld,
-            index: BTreeMap::new(),
+            names: Names::new(blocks as usize),
             evictions: 0,
         }
     }
@@ -111,7 +110,7 @@ impl BlockPool {
             .find_map(|list| self.unheld.pop_front(list))?;
         let meta = &mut self.blocks[block as usize];
         if let Some(hash) = meta.hash.take() {
-            self.index.remove(&hash);
+            self.names.remove(hash, BlockId(block));
             self.evictions += 1;
         }
         meta.refs = 1;
@@ -147,7 +146,7 @@ impl BlockPool {
 
     /// The block named `hash`, held or cached; its age does not change.
     pub fn find(&self, hash: BlockHash) -> Option<BlockId> {
-        self.index.get(&hash).copied()
+        self.names.get(hash)
     }
 
     /// The leading blocks of `hashes` that are known, in order.
@@ -176,7 +175,7 @@ impl BlockPool {
                 debug_assert!(meta.refs > 0 && meta.hash.is_none(), "{block:?} has a name");
                 meta.hash = Some(hash);
                 meta.retention = retention;
-                self.index.insert(hash, block);
+                self.names.insert(hash, block);
                 block
             }
         }
@@ -187,7 +186,7 @@ impl BlockPool {
         let meta = &mut self.blocks[block.0 as usize];
         debug_assert!(meta.refs == 1, "{block:?} is shared or unheld");
         if let Some(hash) = meta.hash.take() {
-            self.index.remove(&hash);
+            self.names.remove(hash, block);
         }
     }
 }

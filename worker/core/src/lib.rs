@@ -56,6 +56,7 @@ pub mod sequence;
 mod admission;
 mod claims;
 mod lru;
+mod names;
 mod plan;
 
 pub use audit::Fault;

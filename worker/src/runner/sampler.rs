@@ -1,6 +1,6 @@
 //! One step of many generations, side by side on the compute pool.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use conclave_kernels::Pool;
 use conclave_worker_core::{Outcome, SeqId};
@@ -9,42 +9,42 @@ use crate::generation::Generation;
 use crate::sampling::Scratch;
 
 /// One generation's step.
-pub(super) struct Job<'a> {
+pub(super) struct Job {
     /// Whose.
     pub seq: SeqId,
-    /// Its row of raw logits.
-    pub logits: &'a [f32],
     /// Absent if nobody admitted the sequence.
     pub generation: Option<Box<Generation>>,
     /// Stays absent if the generation is, or failed.
     pub outcome: Option<Outcome>,
 }
 
-/// Takes the step of every job. A job's outcome depends on its own row and generation only, so it does
-/// not matter which thread takes it.
-pub(super) fn run(pool: &Pool, scratch: &mut [Scratch], jobs: &mut [Job<'_>]) {
-    let share = jobs.len().div_ceil(scratch.len().max(1)).max(1);
-    let lanes: Vec<_> = jobs
-        .chunks_mut(share)
-        .zip(scratch)
-        .map(Mutex::new)
-        .collect();
-    pool.run(lanes.len(), &|lane| {
-        // Each lane is locked once, by the thread that runs it.
-        let mut lane = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
-        let (jobs, scratch) = &mut *lane;
-        for job in jobs.iter_mut() {
-            step(job, scratch);
-        }
+/// Takes the step of every job: job `i` gets the raw logits `row(i)`. A job's outcome depends on its own row and
+/// generation only, so it does not matter which thread takes it.
+///
+/// Each job is locked once, and each scratch only by the lane that it belongs to: nobody ever waits.
+pub(super) fn run<'a>(
+    pool: &Pool,
+    scratch: &[Mutex<Scratch>],
+    jobs: &[Mutex<Job>],
+    row: &(dyn Fn(usize) -> &'a [f32] + Sync),
+) {
+    pool.run_lanes(jobs.len(), &|lane, index| {
+        let mut scratch = lock(&scratch[lane % scratch.len()]);
+        step(&mut lock(&jobs[index]), row(index), &mut scratch);
     });
 }
 
-fn step(job: &mut Job<'_>, scratch: &mut Scratch) {
+/// What a panic leaves behind ends with its engine.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn step(job: &mut Job, logits: &[f32], scratch: &mut Scratch) {
     let Some(generation) = &mut job.generation else {
         return;
     };
     job.outcome = generation
-        .on_logits(job.logits, scratch)
+        .on_logits(logits, scratch)
         .ok()
         .map(|step| Outcome {
             seq: job.seq,
@@ -96,19 +96,19 @@ mod tests {
             (0..tiny::LEN).map(logit).collect()
         };
         let rows: Vec<Vec<f32>> = (0..count).map(row).collect();
-        let mut jobs: Vec<Job<'_>> = rows
-            .iter()
-            .enumerate()
-            .map(|(seq, logits)| Job {
+        let job = |seq: usize| {
+            Mutex::new(Job {
                 seq: SeqId(seq as u64),
-                logits,
                 generation: (seq != 1).then(|| generation(seq as u64)),
                 outcome: None,
             })
-            .collect();
-        let mut scratch: Vec<Scratch> = (0..threads).map(|_| Scratch::default()).collect();
-        run(&Pool::new(threads), &mut scratch, &mut jobs);
-        jobs.into_iter().map(|job| job.outcome).collect()
+        };
+        let jobs: Vec<_> = (0..count).map(job).collect();
+        let scratch: Vec<_> = (0..threads).map(|_| Mutex::default()).collect();
+        run(&Pool::new(threads), &scratch, &jobs, &|index| &rows[index]);
+        jobs.into_iter()
+            .map(|job| job.into_inner().unwrap().outcome)
+            .collect()
     }
 
     #[test]
