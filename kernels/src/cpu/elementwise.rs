@@ -4,8 +4,7 @@ use super::dispatch::per_isa;
 use super::lanes::{Lanes, WIDTH, exp, sum};
 use super::{Kernels, SendPtr};
 use crate::attention::{BLOCK, KvDtype, KvLayer};
-use crate::reference;
-use crate::rope::RopeTable;
+use crate::rope::{RopeStyle, RopeTable};
 
 /// What an element costs in units of a multiply-add of [`Kernels::split`].
 const ELEMENT_WORK: usize = 16;
@@ -44,11 +43,14 @@ impl Kernels {
             "{} pairs in a head of {dim}",
             table.pairs()
         );
-        let to = SendPtr(x.as_mut_ptr());
+        let (isa, to) = (self.isa, SendPtr(x.as_mut_ptr()));
         self.share(positions.len(), width, &|row| {
+            let (cos, sin) = table.at(positions[row]);
             // SAFETY: `x` has the row, and only this task touches it.
-            let x = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * width), width) };
-            reference::rope(x, &positions[row..=row], heads, dim, table);
+            unsafe {
+                let x = std::slice::from_raw_parts_mut(to.get().add(row * width), width);
+                rope_row(isa, x, dim, cos, sin, table.style());
+            }
         });
     }
 
@@ -71,7 +73,8 @@ impl Kernels {
     /// `x += y`, elementwise. Panics if the lengths differ.
     pub fn add(&self, x: &mut [f32], y: &[f32]) {
         assert_eq!(x.len(), y.len());
-        x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+        // SAFETY: `Kernels::new` has checked the instruction set.
+        unsafe { add_row(self.isa, x, y) };
     }
 
     /// Stores the key and value rows (`kv_heads * dim` each) of `slots.len()` tokens at their slot ids
@@ -105,7 +108,58 @@ impl Kernels {
 }
 
 per_isa! {
-    /// One row of [`reference::rms_norm`].
+    /// One row of [`crate::reference::rope`].
+    unsafe fn rope_row = rope_row_of(
+        x: &mut [f32], dim: usize, cos: &[f32], sin: &[f32], style: RopeStyle,
+    );
+}
+
+/// Plain loops: the compiler makes of them what the instruction set of `L` has.
+///
+/// # Safety
+/// None of its own.
+#[inline(always)]
+unsafe fn rope_row_of<L: Lanes>(
+    x: &mut [f32],
+    dim: usize,
+    cos: &[f32],
+    sin: &[f32],
+    style: RopeStyle,
+) {
+    let turns = || cos.iter().zip(sin);
+    for head in x.chunks_exact_mut(dim) {
+        match style {
+            RopeStyle::Neox => {
+                let (first, second) = head.split_at_mut(cos.len());
+                for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(turns()) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                }
+            }
+            RopeStyle::Interleaved => {
+                let (pairs, _) = head.as_chunks_mut::<2>();
+                for (pair, (cos, sin)) in pairs.iter_mut().zip(turns()) {
+                    let [a, b] = *pair;
+                    *pair = [a * cos - b * sin, a * sin + b * cos];
+                }
+            }
+        }
+    }
+}
+
+per_isa! {
+    /// `x += y`.
+    unsafe fn add_row = add_row_of(x: &mut [f32], y: &[f32]);
+}
+
+/// # Safety
+/// None of its own.
+#[inline(always)]
+unsafe fn add_row_of<L: Lanes>(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+per_isa! {
+    /// One row of [`crate::reference::rms_norm`].
     unsafe fn rms_norm_row = rms_norm_row_of(x: &[f32], weight: &[f32], eps: f32, out: *mut f32);
 }
 
@@ -143,7 +197,7 @@ unsafe fn rms_norm_row_of<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: *m
 }
 
 per_isa! {
-    /// [`reference::silu_mul`].
+    /// [`crate::reference::silu_mul`].
     unsafe fn silu_mul_chunk = silu_mul_chunk_of(gate: &[f32], up: &[f32], out: *mut f32);
 }
 
