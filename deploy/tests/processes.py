@@ -14,8 +14,8 @@ import urllib.request
 
 from chart import of_kind, one, render
 
-# Longest wait for anything.
-PATIENCE = 60
+# Longest wait for anything, seconds: a machine that builds beside this is slow.
+PATIENCE = 120
 
 
 class Release:

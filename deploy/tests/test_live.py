@@ -11,13 +11,17 @@ import unittest
 import urllib.parse
 import urllib.request
 
-from chart import PROMETHEUS, RULES, one
+from chart import CI, PROMETHEUS, RULES, of_kind, one, rendered
 from processes import PATIENCE, Release, finished
 from test_rules import queries
 
 BINARY = pathlib.Path(os.environ["CONCLAVE_BINARY"])
-# Small, so that a short load fills the KV cache and two pools of threads fit a small machine.
-VALUES = "workerDefaults.replicas=2,workerDefaults.settings.threads=1,workerDefaults.settings.kv_blocks=192"
+# Small, so that a short load fills the KV cache and two pools of threads fit a small machine; patient, so that a busy
+# one does not change the leader.
+VALUES = (
+    "workerDefaults.replicas=2,workerDefaults.settings.threads=1,workerDefaults.settings.kv_blocks=192,"
+    "coordinator.settings.election_ms=2500"
+)
 LOAD = [
     "--agents 4 --choices yes,no --thought-tokens 24",
     "--agents 3 --rounds 1 --thought-tokens 16 --answer-tokens 8",
@@ -125,7 +129,7 @@ class Live(unittest.TestCase):
         # The first job ends after the first scrape, or no counter would be seen to move.
         running = self.load()
         for process in running:
-            self.assertEqual(0, process.wait(PATIENCE))
+            self.assertEqual(0, process.wait(3 * PATIENCE))
         missing = {where: query for where, query in queries()}
 
         def all_found():
@@ -141,7 +145,7 @@ class Live(unittest.TestCase):
         while not all_found() and time.monotonic() < deadline:
             time.sleep(1)
         self.assertEqual({}, missing, "nothing was found for these")
-        self.assertEqual([], prometheus.ask('ALERTS{severity="critical"}'))
+        self.assertEqual([], prometheus.ask('ALERTS{severity="critical", alertstate="firing"}'))
         lost = next(pod for pod in self.release.running if "-worker-" in pod)
         self.release.stop(lost, "kill")
         firing = 'ALERTS{alertname="ConclaveWorkerLost", alertstate="firing"}'
@@ -195,6 +199,30 @@ class Live(unittest.TestCase):
         left = pods[0]
         release.until("no leader", lambda: "without a leader" in release.http(left, "/readyz")[1])
         self.assertEqual((200, "ready, without a leader\n"), release.http(left, "/readyz"))
+
+
+class Settings(unittest.TestCase):
+    """The program takes the settings of every values file: it ends for want of tokens or a model, and not before."""
+
+    def refusal(self, part, text):
+        with tempfile.TemporaryDirectory() as folder:
+            config = pathlib.Path(folder, f"{part}.toml")
+            config.write_text(text.replace("0.0.0.0:7", "127.0.0.1:1").replace("/etc/conclave", f"{folder}/absent"))
+            words = [BINARY, part, f"--config={config}", *(["--advertise=a:1"] if part == "coordinator" else [])]
+            own = {**os.environ, "CONCLAVE_CACHE": folder}
+            done = subprocess.run(words, env=own, capture_output=True, text=True, timeout=PATIENCE)
+        self.assertNotEqual(0, done.returncode)
+        return done.stderr
+
+    def test_settings_are_understood(self):
+        configs = [c for file in CI for c in of_kind(rendered(file.name), "ConfigMap")]
+        texts = {(name, text) for c in configs for name, text in c["data"].items() if name.endswith(".toml")}
+        self.assertGreater(len(texts), 5)
+        for name, text in sorted(texts):
+            with self.subTest(config=text):
+                self.assertRegex(self.refusal(name.removesuffix(".toml"), text), "tokens file|no model at|not in the cache")
+        wrong = self.refusal("worker", 'coordinators = ["a:1"]\nthread = 1\ntoken_file = "/etc/conclave/t"')
+        self.assertIn("did you mean `threads`", wrong, "a setting that it does not know is refused before")
 
 
 if __name__ == "__main__":
