@@ -187,13 +187,15 @@ def main():
     files = {"Q4_1": args.model}
     if "Q4_0" in args.formats:
         files["Q4_0"] = requantized(args)
-    print(f"{datetime.date.today()}; {machine()}; {args.threads} threads each; {args.turns} turns in alternation")
-    runs = {name: side_by_side(args, files[name]) for name in args.formats}
-    for name, (ours, theirs) in runs.items():
+    print(f"{datetime.date.today()}; {machine()}; {args.threads} threads each; turns: {args.turns}, in alternation", flush=True)
+    runs = {}
+    for name in args.formats:
+        ours, theirs = runs[name] = side_by_side(args, files[name])
         title = f"{files[name].name} ({ours.notes['built']})"
         table(title, ours, theirs, column=0 if name == "Q4_1" else 1)
         print(f"\nllama.cpp's fastest contexts: {theirs.notes['variants']}.")
         agreement(ours, theirs)
+        sys.stdout.flush()
     ours, theirs = next(iter(runs.values()))
     floor_table(ours)
     if not args.no_mistralrs:

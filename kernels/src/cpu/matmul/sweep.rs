@@ -89,3 +89,26 @@ fn rounded(kernels: &Kernels, k: usize, rows: usize) -> (Vec<f32>, AlignedBuf) {
     }
     (floats, scratch.rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Activation, Isa, Pool, WeightType};
+
+    #[test]
+    fn a_sweep_computes_what_a_product_computes() {
+        let kernels = Kernels::new(Isa::Portable, Pool::new(1));
+        for ty in [WeightType::Q4_1, WeightType::F16] {
+            let (n, k, rows) = (20, 64, 3);
+            let bytes = vec![0x22; n * ty.row_bytes(k)];
+            let w = PackedMatrix::pack(ty, &bytes, n, k, Activation::Int8, Isa::Portable);
+            let w = w.expect("shapes fit");
+            let mut sweep = Sweep::new(&kernels, vec![&w], rows);
+            sweep.run();
+            let (inputs, mut expected) = (&sweep.inputs[&k].0, vec![0.0; rows * n]);
+            kernels.qmatmul(&w, inputs, rows, &mut expected, &mut Scratch::new());
+            assert_eq!(sweep.out, expected);
+            assert!(expected.iter().any(|v| *v != 0.0));
+        }
+    }
+}
