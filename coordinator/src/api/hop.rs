@@ -114,12 +114,19 @@ pub fn look_again(refusal: &Status, twice: bool) -> bool {
     if refusal.metadata().contains_key(NOT_LEADER) {
         return true;
     }
-    let lost = matches!(
-        refusal.code(),
-        Code::Unavailable | Code::Unknown | Code::Cancelled
-    );
     // An own word of the leader's is for the caller.
-    twice && lost && !told(refusal)
+    twice && lost(refusal) && !told(refusal)
+}
+
+/// The connection broke under the call. What the transport on this side says has a source; what a
+/// leader says has none, but one that goes says UNAVAILABLE, and a proxy before it what it likes.
+fn lost(refusal: &Status) -> bool {
+    match refusal.code() {
+        Code::Unavailable | Code::Unknown | Code::Cancelled => true,
+        // HTTP/2's own codes, that of a goodbye among them.
+        Code::Internal => refusal.source().is_some(),
+        _ => false,
+    }
 }
 
 /// The leader said itself what became of the call: that it is unknown, or that it does not lead.
@@ -137,10 +144,7 @@ fn did_nothing(refusal: &Status) -> bool {
 /// True if a call that was passed on and failed so may have been carried out:
 /// it reached the leader, and the answer is not the leader's own word.
 fn may_be_done(failure: &Status) -> bool {
-    let lost = matches!(
-        failure.code(),
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded
-    );
+    let lost = lost(failure) || failure.code() == Code::DeadlineExceeded;
     let mut chain = std::iter::successors(failure.source(), |&error| error.source());
     let reached = !chain.any(|e| e.is::<tonic::ConnectError>());
     lost && reached && !told(failure) && !did_nothing(failure)
@@ -180,12 +184,22 @@ mod tests {
         let lost = Status::unavailable("connection refused");
         assert!(look_again(&lost, true));
         assert!(!look_again(&lost, false));
+        // A leader that goes says so on the connection, whatever stream is opened on it meanwhile.
+        assert!(look_again(&goodbye(), true));
+        assert!(!look_again(&Status::internal("its own word"), true));
         let mut unknown = Status::unavailable("may yet commit");
         unknown
             .metadata_mut()
             .insert("outcome", convert::ascii("unknown"));
         assert!(!look_again(&unknown, true));
         assert!(!look_again(&Status::not_found("no such job"), true));
+    }
+
+    /// What the transport says of a stream on a connection that was given up with NO_ERROR.
+    fn goodbye() -> Status {
+        let mut status = Status::internal("h2 protocol error: not a result of an error");
+        status.set_source(Arc::new(std::io::Error::other("GOAWAY")));
+        status
     }
 
     /// A call that member 2, which leads, answers so; after that no leader is found.
@@ -235,6 +249,7 @@ mod tests {
             || Status::unknown("h2 protocol error"),
             || Status::cancelled("Timeout expired"),
             || Status::deadline_exceeded("too late"),
+            goodbye,
         ];
         for failure in lost {
             let (refusal, calls) = passed_on(failure).await;
@@ -243,6 +258,7 @@ mod tests {
         }
         let own_words = [
             || Status::invalid_argument("no model"),
+            || Status::internal("its own word"),
             || convert::node_error(crate::node::NodeError::NotLeader),
             || convert::exhausted("full".to_owned(), Duration::from_secs(1)),
             // Nothing listens there: nothing was sent.
