@@ -35,6 +35,14 @@ pub const REPLACE: &str = "the other members hold what was here: move the data f
 /// # Errors
 /// What the file system says; the temporary is gone then, too.
 pub fn write_atomically(path: &Path, data: &[u8]) -> io::Result<()> {
+    write_synced(path, data, &mut File::sync_all)
+}
+
+fn write_synced(
+    path: &Path,
+    data: &[u8],
+    sync: &mut dyn FnMut(&File) -> io::Result<()>,
+) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     // The process id and a counter keep two writers of one name apart.
@@ -45,7 +53,7 @@ pub fn write_atomically(path: &Path, data: &[u8]) -> io::Result<()> {
     let temporary = folder.join(temporary);
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(data)?;
-        file.sync_all()?;
+        sync(&file)?;
         fs::rename(&temporary, path)
     });
     if let Err(error) = written {
@@ -53,7 +61,7 @@ pub fn write_atomically(path: &Path, data: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
         return Err(error);
     }
-    sync_folder(folder)
+    sync(&File::open(folder)?)
 }
 
 /// Marks a folder as one that must not be used any more, whatever restarts the
@@ -95,4 +103,33 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 pub fn free_bytes(path: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(path).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_it_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vote");
+        let mut synced = Vec::new();
+        let mut sync = |file: &File| {
+            let of = file.metadata()?;
+            synced.push((of.is_dir(), of.len() == 4, path.exists()));
+            Ok(())
+        };
+        write_synced(&path, b"data", &mut sync).unwrap();
+        assert_eq!(synced.len(), 2, "the file, then its folder");
+        assert_eq!(synced[0], (false, true, false));
+        let (is_folder, _, named) = synced[1];
+        assert!(is_folder && named);
+
+        let mut fails = |_: &File| Err(io::ErrorKind::StorageFull.into());
+        let other = folder.path().join("other");
+        write_synced(&other, b"data", &mut fails).unwrap_err();
+        let names = fs::read_dir(folder.path()).unwrap();
+        let names: Vec<_> = names.map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["vote"], "what could not be synced was never there");
+    }
 }

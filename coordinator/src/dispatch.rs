@@ -135,3 +135,27 @@ impl Sessions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::{Ack, NotLeader};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    #[test]
+    fn what_goes_to_a_worker_carries_the_term_it_was_said_in() {
+        let mut sessions = Sessions::default();
+        let (outbox, mut messages) = mpsc::channel(4);
+        let guard = CancellationToken::new().drop_guard();
+        sessions.open(1, "w1", outbox, guard);
+        assert!(sessions.send(1, 7, ToWorker::Ack(Ack::default())));
+        assert!(sessions.send(1, 8, ToWorker::Ack(Ack::default())));
+        sessions.dismiss(9, &ToWorker::NotLeader(NotLeader::default()));
+        for term in 7..=9 {
+            let message = messages.try_recv().unwrap().unwrap();
+            assert_eq!(message.term, term);
+        }
+        assert!(messages.try_recv().is_err() && sessions.is_empty());
+    }
+}

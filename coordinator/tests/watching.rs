@@ -135,3 +135,35 @@ async fn a_watcher_of_a_job_that_is_forgotten_is_told_so() {
     };
     assert_eq!(told.code(), Code::NotFound, "{told}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_goes_on_when_all_who_watched_it_have_left() {
+    let cluster = Cluster::blank(1, |config| config.max_watchers = 1).await;
+    cluster.init().await;
+    let worker = Mock::new("w1", cluster.addresses());
+    worker.close_gate();
+    let worker = worker.run();
+    let mut client = cluster.client(0).await;
+    let job_id = submit(&mut client, "what colour?").await.job_id;
+    let first = client.watch_job(watch(&job_id, Vec::new())).await.unwrap();
+    let mut first = first.into_inner();
+    first.message().await.unwrap().expect("it is watched");
+    drop(first);
+    // There is one seat: once it is free, the node knows that nobody watches.
+    let seat = async {
+        loop {
+            match client.watch_job(watch(&job_id, Vec::new())).await {
+                Ok(updates) => return updates.into_inner(),
+                Err(full) => assert_eq!(full.code(), Code::ResourceExhausted, "{full}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let second = tokio::time::timeout(PATIENCE, seat).await.unwrap();
+    worker.mock.open_gate();
+    let last = rest(second).await.pop().and_then(|message| message.update);
+    let Some(Update::Done(job)) = last else {
+        panic!("{last:?}");
+    };
+    assert_done(&job);
+}

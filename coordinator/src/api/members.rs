@@ -69,11 +69,16 @@ impl Api {
             self.change(node_id, Change::AddLearner).await?;
         }
         if !request.learner && known.is_none_or(|m| m.learner) {
-            self.caught_up(node_id, until).await?;
-            self.hand_over_blobs(node_id, until).await?;
-            self.change(node_id, Change::Promote).await?;
+            self.promote(node_id, until).await?;
         }
         self.members().await
+    }
+
+    /// Gives a learner its vote, once it could lead.
+    async fn promote(&self, node_id: u64, until: Instant) -> Result<(), Status> {
+        self.caught_up(node_id, until).await?;
+        self.hand_over_blobs(node_id, until).await?;
+        self.change(node_id, Change::Promote).await
     }
 
     async fn command(&self, body: Body) -> Result<(), Status> {
@@ -402,5 +407,53 @@ mod tests {
         assert_eq!(asked.load(Ordering::Relaxed), 1);
         drop(api);
         played.await.unwrap();
+    }
+
+    /// Member 3 lacks most of the log at first: with its vote, 1 alone would decide nothing for as
+    /// long as that takes.
+    #[tokio::test]
+    async fn a_learner_votes_once_it_has_caught_up() {
+        let mut leading = of_voters(&[1]);
+        let learner = MemberInfo {
+            learner: true,
+            ..MemberInfo::default()
+        };
+        leading.members.insert(3, learner);
+        leading.commit = 100;
+        let node = watch::Sender::new(leading);
+        let (inputs, mut queue) = mpsc::channel(8);
+        let (api, _folder) = api(inputs, &node);
+        let played = tokio::spawn(async move {
+            let state = State::new();
+            let mut holds = 10..;
+            let mut last = 0;
+            while let Some(input) = queue.recv().await {
+                match input {
+                    Input::Read(read) => (read.run)(Ok(&state)),
+                    Input::Progress(reply) => {
+                        last = holds.next().unwrap_or_default() * 7;
+                        let member = Follower {
+                            match_index: last,
+                            active: true,
+                        };
+                        let _ = reply.send([(3, member)].into());
+                    }
+                    Input::Change { change, done, .. } => {
+                        assert_eq!(change, Change::Promote);
+                        let _ = done.send(Ok(()));
+                        return last;
+                    }
+                    _ => panic!("not asked for by a promotion"),
+                }
+            }
+            last
+        });
+        let until = Instant::now() + Duration::from_secs(20);
+        api.promote(3, until).await.unwrap();
+        let held = played.await.unwrap();
+        assert!(
+            held + SLACK >= 100,
+            "it was given its vote at {held} of 100"
+        );
     }
 }
