@@ -337,6 +337,16 @@ class Values(unittest.TestCase):
         if isinstance(schema.get("additionalProperties"), dict) and path == ("workerPools",):
             yield from self.closed(schema["additionalProperties"], (*path, "cpu"))
 
+    def test_what_lists_its_keys_takes_no_others(self):
+        def look(schema, path):
+            if isinstance(schema, dict):
+                if "properties" in schema and path[-1:] != ("properties",):
+                    self.assertIs(schema.get("additionalProperties"), False, path)
+                for key, inner in schema.items():
+                    look(inner, (*path, key))
+
+        look(self.schema, ())
+
     def test_unknown_keys_are_refused_everywhere(self):
         paths = list(self.closed(self.schema))
         self.assertGreater(len(paths), 30)
