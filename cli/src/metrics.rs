@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use conclave_worker::metrics::HISTOGRAMS;
+use metrics::{Unit, describe_gauge, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::error::CliError;
@@ -36,13 +37,46 @@ pub fn install() -> Result<PrometheusHandle, CliError> {
             .map_err(|error| failed(&error))?;
     }
     let handle = builder.install_recorder().map_err(|error| failed(&error))?;
+    describe_memory();
     let folded = handle.clone();
     tokio::spawn(async move {
         let mut every = tokio::time::interval(UPKEEP);
         loop {
             every.tick().await;
             folded.run_upkeep();
+            show_memory();
         }
     });
     Ok(handle)
+}
+
+fn describe_memory() {
+    let gauges = [
+        (
+            "conclave_memory_allocated_bytes",
+            "Bytes that the program has allocated and not freed",
+        ),
+        (
+            "conclave_memory_resident_bytes",
+            "Bytes of memory that the allocator holds, those that were freed and not yet given back included",
+        ),
+    ];
+    for (name, help) in gauges {
+        describe_gauge!(name, Unit::Bytes, help);
+    }
+}
+
+/// Shows what the allocator counts; an allocator that does not answer shows nothing.
+#[allow(clippy::cast_precision_loss, reason = "gauges are f64")]
+fn show_memory() {
+    // Its counters are as of the last advance.
+    if tikv_jemalloc_ctl::epoch::advance().is_err() {
+        return;
+    }
+    if let Ok(bytes) = tikv_jemalloc_ctl::stats::allocated::read() {
+        gauge!("conclave_memory_allocated_bytes").set(bytes as f64);
+    }
+    if let Ok(bytes) = tikv_jemalloc_ctl::stats::resident::read() {
+        gauge!("conclave_memory_resident_bytes").set(bytes as f64);
+    }
 }
