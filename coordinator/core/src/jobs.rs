@@ -19,6 +19,10 @@ impl Jobs {
         self.0.get_mut(id).map(Arc::make_mut)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(crate) fn contains_key(&self, id: &str) -> bool {
         self.0.contains_key(id)
     }

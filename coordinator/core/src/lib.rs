@@ -17,6 +17,7 @@ pub mod contemplate;
 pub mod effect;
 pub mod job;
 mod jobs;
+pub mod keys;
 pub mod lead;
 pub mod node;
 pub mod payload;

@@ -1,13 +1,15 @@
 //! State to bytes and back: a manifest that travels in the raft snapshot, and the state itself,
 //! which streams apart (law 9).
 
+use std::iter;
+
 use conclave_proto::{
     LOG_VERSION,
-    v1::{KeyRecord, MemberRecord, SnapshotManifest, SnapshotState},
+    v1::{MemberRecord, SnapshotManifest, SnapshotState},
 };
 use prost::Message;
 
-use crate::{job::Job, state::State, worker::Worker};
+use crate::{job::Job, keys::Keys, state::State, worker::Worker};
 
 /// Why a snapshot was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,7 +35,7 @@ pub enum SnapshotError {
 
 /// Encodes the state. Replicas at equal index give equal bytes.
 pub fn encode(state: &State) -> (SnapshotManifest, Vec<u8>) {
-    let bytes = to_proto(state).encode_to_vec();
+    let bytes = bytes(state);
     let manifest = SnapshotManifest {
         log_version: state.log_version,
         cluster_id: state.cluster_id.clone(),
@@ -107,12 +109,10 @@ pub fn decode_up_to(
     from_proto(state, manifest.term)
 }
 
-fn to_proto(state: &State) -> SnapshotState {
-    let member = |(node_id, address): (&u64, &String)| MemberRecord {
-        node_id: *node_id,
-        address: address.clone(),
-    };
-    SnapshotState {
+/// The encoded `SnapshotState`. Records are copied one at a time: all at once they would take the
+/// state's memory again. Encoded parts in the order of their fields are the encoded whole.
+fn bytes(state: &State) -> Vec<u8> {
+    let head = SnapshotState {
         log_version: state.log_version,
         cluster_id: state.cluster_id.clone(),
         signing_seed: state.signing_seed.clone(),
@@ -120,12 +120,37 @@ fn to_proto(state: &State) -> SnapshotState {
         applied_index: state.applied_index,
         lease_clock_ms: state.lease_clock_ms,
         unix_ms: state.unix_ms,
-        jobs: state.jobs.values().map(Job::to_record).collect(),
+        ..SnapshotState::default()
+    };
+    let jobs = state.jobs.values().map(|job| SnapshotState {
+        jobs: vec![job.to_record()],
+        ..SnapshotState::default()
+    });
+    let workers = SnapshotState {
         workers: state.workers.values().map(Worker::to_record).collect(),
-        keys: state.keys.values().cloned().collect(),
+        ..SnapshotState::default()
+    };
+    let keys = state.keys.records().map(|key| SnapshotState {
+        keys: vec![key],
+        ..SnapshotState::default()
+    });
+    let member = |(node_id, address): (&u64, &String)| MemberRecord {
+        node_id: *node_id,
+        address: address.clone(),
+    };
+    let tail = SnapshotState {
         members: state.members.iter().map(member).collect(),
         lineage: state.lineage.clone(),
-    }
+        ..SnapshotState::default()
+    };
+    let parts = iter::once(head)
+        .chain(jobs)
+        .chain([workers])
+        .chain(keys)
+        .chain([tail]);
+    let mut bytes = Vec::new();
+    parts.for_each(|part| bytes.extend(part.encode_to_vec()));
+    bytes
 }
 
 fn from_proto(snapshot: SnapshotState, term: u64) -> Result<State, SnapshotError> {
@@ -152,8 +177,8 @@ fn from_proto(snapshot: SnapshotState, term: u64) -> Result<State, SnapshotError
     }
     let workers = snapshot.workers.into_iter().map(Worker::from_record);
     state.workers = workers.map(|w| (w.worker_id.clone(), w)).collect();
-    let by_key = |k: KeyRecord| ((k.tenant.clone(), k.key.clone()), k);
-    state.keys = snapshot.keys.into_iter().map(by_key).collect();
+    let jobs = &state.jobs;
+    state.keys = Keys::from_records(snapshot.keys, |job_id| jobs.contains_key(job_id));
     state.members = snapshot
         .members
         .into_iter()

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use conclave_proto::v1::{
-    AgentState, AttemptKey, Command, KeyRecord, LineageRecord, command::Command as Body,
+    AgentState, AttemptKey, Command, LineageRecord, command::Command as Body,
 };
 
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     effect::{Applied, Effect, Reply},
     job::Job,
     jobs::Jobs,
+    keys::{Key, Keys},
     payload,
     worker::Worker,
 };
@@ -30,8 +31,7 @@ pub struct State {
     pub(crate) unix_ms: i64,
     pub(crate) jobs: Jobs,
     pub(crate) workers: BTreeMap<String, Worker>,
-    /// By (tenant, key).
-    pub(crate) keys: BTreeMap<(String, String), KeyRecord>,
+    pub(crate) keys: Keys,
     pub(crate) members: BTreeMap<u64, String>,
     pub(crate) lineage: Vec<LineageRecord>,
     /// Derived: jobs that something may still happen to.
@@ -188,8 +188,18 @@ impl State {
     }
 
     /// What an idempotency key stands for.
-    pub fn key(&self, tenant: &str, key: &str) -> Option<&KeyRecord> {
-        self.keys.get(&(tenant.to_owned(), key.to_owned()))
+    pub fn key(&self, tenant: &str, key: &str) -> Option<&Key> {
+        self.keys.get(tenant, key)
+    }
+
+    /// How many idempotency keys are kept.
+    pub fn key_count(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// How many jobs are kept, ended ones included.
+    pub fn job_count(&self) -> usize {
+        self.jobs.len()
     }
 
     /// Node ids and addresses.

@@ -16,6 +16,7 @@ pub(crate) fn apply(state: &mut State, command: &ExpireJobs) -> Applied {
             continue;
         }
         if let Some(job) = state.jobs.remove(id) {
+            state.keys.orphan(&job.tenant, &job.idempotency_key, id);
             if let Some(ids) = state.by_tenant.get_mut(&job.tenant) {
                 ids.remove(id);
                 if ids.is_empty() {
@@ -26,10 +27,7 @@ pub(crate) fn apply(state: &mut State, command: &ExpireJobs) -> Applied {
         }
     }
     let oldest = state.unix_ms.saturating_sub(KEY_RETENTION_MS);
-    let jobs = &state.jobs;
-    state
-        .keys
-        .retain(|_, key| key.unix_ms > oldest || jobs.contains_key(&key.job_id));
+    state.keys.forget_until(oldest);
     Applied::only(Reply::Ok)
 }
 

@@ -15,10 +15,9 @@ use crate::{
 
 pub(crate) fn apply(state: &mut State, at: At, command: &SubmitJobCommand) -> Applied {
     let now = state.advance_unix(command.unix_ms);
-    let key = (command.tenant.clone(), command.idempotency_key.clone());
-    if let Some(known) = state.keys.get(&key) {
-        let job_id = known.job_id.clone();
-        return Applied::only(if known.request_digest == command.request_digest {
+    if let Some(known) = state.key(&command.tenant, &command.idempotency_key) {
+        let job_id = known.job_id.to_string();
+        return Applied::only(if *known.request_digest == *command.request_digest {
             Reply::Submitted {
                 job_id,
                 existing: true,
@@ -48,7 +47,7 @@ pub(crate) fn apply(state: &mut State, at: At, command: &SubmitJobCommand) -> Ap
         job_id: command.job_id.clone(),
         unix_ms: now,
     };
-    state.keys.insert(key, record);
+    state.keys.insert(record);
     state
         .jobs
         .insert(command.job_id.clone(), new_job(at, now, command, spec));
@@ -187,7 +186,7 @@ mod tests {
         }));
         let (job_id, existing) = ("k".into(), false);
         assert_eq!(theirs.reply, Reply::Submitted { job_id, existing });
-        let names = |tenant| world.state.key(tenant, "key-j").map(|k| k.job_id.as_str());
+        let names = |tenant| world.state.key(tenant, "key-j").map(|k| &*k.job_id);
         assert_eq!((names("t"), names("u")), (Some("j"), Some("k")));
     }
 

@@ -75,6 +75,8 @@ proptest! {
             replica.apply(*index, 1, command);
             if at == cut {
                 let (manifest, bytes) = encode(&replica);
+                let whole = SnapshotState::decode(&*bytes).expect("decodes").encode_to_vec();
+                prop_assert_eq!(&whole, &bytes, "parts make the whole");
                 let restored = decode(&manifest, &bytes).expect("decodes");
                 prop_assert_eq!(&restored, &replica);
                 replica = restored;
