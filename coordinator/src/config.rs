@@ -12,7 +12,7 @@ use conclave_proto::LOG_VERSION;
 use serde::Deserialize;
 
 /// Every key that a file may hold, in the order of [`Config`]'s fields.
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 21] = [
     "data_dir",
     "listen",
     "advertise",
@@ -27,10 +27,12 @@ const KEYS: [&str; 19] = [
     "max_message_bytes",
     "max_live_jobs",
     "max_watchers",
+    "max_keys",
     "retention_hours",
     "retention_bytes",
     "disk_reserve_bytes",
     "snapshot_every",
+    "snapshot_bytes",
     "max_log_version",
 ];
 
@@ -66,6 +68,9 @@ pub struct Config {
     pub max_live_jobs: usize,
     /// Concurrent `WatchJob` streams; more are refused.
     pub max_watchers: usize,
+    /// Idempotency keys kept, which each job's is for a day at least; with more,
+    /// submissions are refused.
+    pub max_keys: usize,
     /// How long an ended job is kept, hours.
     pub retention_hours: u64,
     /// Bytes of ended jobs kept for one tenant; the oldest go first.
@@ -74,6 +79,8 @@ pub struct Config {
     pub disk_reserve_bytes: u64,
     /// Entries applied between two snapshots.
     pub snapshot_every: u64,
+    /// Bytes of entries applied between two snapshots: whichever comes first.
+    pub snapshot_bytes: u64,
     /// The newest log version that this node speaks: lower than the program's,
     /// it is a member of the older program for all that others can tell, and
     /// `cluster upgrade` waits.
@@ -98,10 +105,12 @@ impl Default for Config {
             max_message_bytes: 4 << 20,
             max_live_jobs: 10_000,
             max_watchers: 10_000,
+            max_keys: 1_000_000,
             retention_hours: 72,
             retention_bytes: 1 << 30,
             disk_reserve_bytes: 256 << 20,
             snapshot_every: 10_000,
+            snapshot_bytes: 64 << 20,
             max_log_version: LOG_VERSION,
         }
     }
@@ -233,8 +242,13 @@ impl Config {
         if self.max_message_bytes < 64 << 10 {
             return refuse("max_message_bytes", "must be at least 65536");
         }
-        if self.max_live_jobs == 0 || self.max_watchers == 0 {
-            return refuse("max_live_jobs", "limits must be at least 1");
+        let limits = [
+            ("max_live_jobs", self.max_live_jobs),
+            ("max_watchers", self.max_watchers),
+            ("max_keys", self.max_keys),
+        ];
+        if let Some((key, _)) = limits.into_iter().find(|(_, limit)| *limit == 0) {
+            return refuse(key, "limits must be at least 1");
         }
         if !(1..=LOG_VERSION).contains(&self.max_log_version) {
             return refuse(
@@ -244,6 +258,9 @@ impl Config {
         }
         if self.snapshot_every < 16 {
             return refuse("snapshot_every", "must be at least 16");
+        }
+        if self.snapshot_bytes < 1 << 20 {
+            return refuse("snapshot_bytes", "must be at least 1048576");
         }
         Ok(())
     }

@@ -56,7 +56,7 @@ fn begin_at_zero() {
     ] {
         counter!(name).increment(0);
     }
-    for reason in ["max_live_jobs", "disk_reserve"] {
+    for reason in ["max_live_jobs", "max_keys", "disk_reserve"] {
         counter!("conclave_submissions_refused_total", "reason" => reason).increment(0);
     }
     for mode in ["instant", "thinking", "contemplating"] {
@@ -75,7 +75,7 @@ fn begin_at_zero() {
 }
 
 /// Where raft stands: name and help.
-const RAFT_GAUGES: [(&str, &str); 10] = [
+const RAFT_GAUGES: [(&str, &str); 13] = [
     (
         "conclave_raft_has_leader",
         "1 if this member knows a leader",
@@ -101,6 +101,15 @@ const RAFT_GAUGES: [(&str, &str); 10] = [
         "conclave_raft_voters_active",
         "Voters that this leader hears from, itself included; 0 if it does not lead",
     ),
+    (
+        "conclave_raft_log_bytes",
+        "Bytes of the log's entries in memory",
+    ),
+    (
+        "conclave_jobs_kept",
+        "Jobs in memory, those that have ended included",
+    ),
+    ("conclave_idempotency_keys", "Idempotency keys in memory"),
 ];
 
 fn describe_raft() {
@@ -256,6 +265,8 @@ pub struct RaftGauges {
     pub voters: usize,
     /// Voters that the leader hears from; 0 elsewhere.
     pub voters_active: usize,
+    /// Bytes of entries in memory.
+    pub log_bytes: u64,
 }
 
 /// Shows where the raft node stands.
@@ -282,6 +293,14 @@ pub fn raft(node: &Label, gauges: RaftGauges) {
     set("conclave_raft_proposals_pending", gauges.pending as f64);
     set("conclave_raft_voters", gauges.voters as f64);
     set("conclave_raft_voters_active", gauges.voters_active as f64);
+    set("conclave_raft_log_bytes", gauges.log_bytes as f64);
+}
+
+/// What the replicated state holds in memory.
+#[allow(clippy::cast_precision_loss, reason = "gauges are f64")]
+pub fn kept(node: &Label, jobs: usize, keys: usize) {
+    gauge!("conclave_jobs_kept", "node" => node.clone()).set(jobs as f64);
+    gauge!("conclave_idempotency_keys", "node" => node.clone()).set(keys as f64);
 }
 
 /// Room on the disk of the data folder, bytes.

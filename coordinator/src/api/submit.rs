@@ -25,8 +25,13 @@ const LATER: Duration = Duration::from_secs(1);
 enum Known {
     /// A job that was accepted before.
     Job(Box<SubmitJobResponse>),
-    /// Nothing yet; the replicated clock, Unix milliseconds.
-    Nothing { unix_ms: i64 },
+    /// Nothing yet.
+    Nothing {
+        /// The replicated clock, Unix milliseconds.
+        unix_ms: i64,
+        /// How many keys are kept.
+        keys: usize,
+    },
 }
 
 impl Known {
@@ -59,12 +64,12 @@ impl Api {
         let known = self
             .known(&caller.tenant, &key, &request_digest, wait)
             .await?;
-        let replicated_ms = match known {
+        let (replicated_ms, keys) = match known {
             Known::Job(response) => return Ok(*response),
-            Known::Nothing { unix_ms } => unix_ms,
+            Known::Nothing { unix_ms, keys } => (unix_ms, keys),
         };
         let _under_way = UnderWay::begin(&self.submitting);
-        self.room()?;
+        self.room(keys)?;
         let seed = getrandom::u64().map_err(|e| Status::internal(format!("no seed: {e}")))?;
         let effective = spec::effective(&asked, &spec::Defaults::new(seed))
             .map_err(|e| convert::spec_error(&e))?;
@@ -118,13 +123,18 @@ impl Api {
     ) -> Result<Known, Status> {
         let (tenant, key, digest) = (tenant.to_owned(), key.to_owned(), digest.to_vec());
         let read = move |state: &State| {
-            let known = state.key(&tenant, &key).ok_or(state.unix_ms())?;
+            let nothing = || (state.unix_ms(), state.key_count());
+            let known = state.key(&tenant, &key).ok_or_else(nothing)?;
             let job = state.job(&known.job_id).map(|job| job.spec.clone());
-            Ok((known.job_id.clone(), known.request_digest == digest, job))
+            Ok((
+                known.job_id.to_string(),
+                *known.request_digest == *digest,
+                job,
+            ))
         };
         let (job_id, same, stored) = match self.read(wait, read).await? {
             Ok(found) => found,
-            Err(unix_ms) => return Ok(Known::Nothing { unix_ms }),
+            Err((unix_ms, keys)) => return Ok(Known::Nothing { unix_ms, keys }),
         };
         if !same {
             convert::reply(
@@ -151,7 +161,16 @@ impl Api {
     }
 
     /// Refuses what there is no room for; what was accepted goes on.
-    fn room(&self) -> Result<(), Status> {
+    fn room(&self, keys: usize) -> Result<(), Status> {
+        let most = self.config.max_keys;
+        if keys >= most {
+            metrics::refused("max_keys");
+            let why = format!(
+                "{keys} idempotency keys are kept, at most {most} may be (max_keys): each is for a \
+                 day, and as long as its job is"
+            );
+            return Err(convert::exhausted(why, LATER * 10));
+        }
         // This one counts itself.
         let live = self.node.status().borrow().live_jobs
             + self.submitting.load(Ordering::Relaxed).saturating_sub(1);

@@ -116,8 +116,10 @@ impl Task {
                 pending: self.waiters.len(),
                 voters: voters.len(),
                 voters_active: active.count(),
+                log_bytes: self.node.log_size().bytes,
             },
         );
+        metrics::kept(&self.label, self.state.job_count(), self.state.key_count());
         if let Some(free) = crate::disk::free_bytes(&self.config.data_dir) {
             metrics::disk(&self.label, free, self.config.disk_reserve_bytes);
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use conclave_coordinator_core::{
     State, codec,
-    node::{Node, NodeConfig, NodeError as CoreError, Persist, Restored, snapshot_of},
+    node::{Keep, Node, NodeConfig, NodeError as CoreError, Persist, Restored, snapshot_of},
     snapshot,
 };
 use conclave_proto::{LOG_VERSION, v1::SnapshotManifest};
@@ -205,8 +205,8 @@ impl Storage {
         &mut self,
         node: &mut Node,
         saved: Saved,
-        keep: u64,
-        most: u64,
+        keep: Keep,
+        most: Keep,
     ) -> Result<(), Fatal> {
         let Some(manifest) = saved.manifest.filter(|m| m.index > self.snapshot_index) else {
             return Ok(());

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use conclave_coordinator_core::node::Keep;
 use tokio::runtime::Handle as Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -11,7 +12,7 @@ use super::{
     storage::{self, Fatal},
     task::Task,
 };
-use crate::{disk::blobs::Hash, transport::blobs::BlobNet};
+use crate::{config::Config, disk::blobs::Hash, transport::blobs::BlobNet};
 
 /// How long a missing payload is looked for before it is looked for again.
 const FETCH: Duration = Duration::from_secs(5);
@@ -19,6 +20,8 @@ const FETCH: Duration = Duration::from_secs(5);
 const FETCH_PAUSE: Duration = Duration::from_secs(30);
 /// Pause after a snapshot that could not be saved (a full disk).
 const SAVE_AGAIN: Duration = Duration::from_secs(30);
+/// Entries that stay behind a snapshot for members that lag a little.
+const KEPT: u64 = 1_000;
 /// The log keeps entries of so many snapshots for a member that fetches one.
 const MOST_KEPT: u64 = 4;
 /// Age below which an unnamed blob may be on its way into the log.
@@ -52,10 +55,10 @@ impl Task {
             .state
             .applied_index()
             .saturating_sub(self.storage.snapshot_index);
-        if self.saving
-            || behind < self.config.snapshot_every
-            || self.save_after.is_some_and(|at| Instant::now() < at)
-        {
+        let bytes = self.node.log_size().bytes_since_snapshot;
+        let due = behind >= self.config.snapshot_every
+            || (behind > 0 && bytes >= self.config.snapshot_bytes);
+        if self.saving || !due || self.save_after.is_some_and(|at| Instant::now() < at) {
             return;
         }
         self.saving = true;
@@ -78,8 +81,19 @@ impl Task {
             .manifest
             .is_none()
             .then(|| Instant::now() + SAVE_AGAIN);
-        let keep = self.config.snapshot_every.min(1_000);
-        let most = self.config.snapshot_every.saturating_mul(MOST_KEPT);
+        let Config {
+            snapshot_every,
+            snapshot_bytes,
+            ..
+        } = self.config;
+        let keep = Keep {
+            entries: snapshot_every.min(KEPT),
+            bytes: snapshot_bytes / MOST_KEPT,
+        };
+        let most = Keep {
+            entries: snapshot_every.saturating_mul(MOST_KEPT),
+            bytes: snapshot_bytes.saturating_mul(MOST_KEPT),
+        };
         self.storage.compact(&mut self.node, saved, keep, most)?;
         self.drop_old_snapshots();
         self.sweep_due = true;

@@ -4,7 +4,7 @@
 use conclave_coordinator_core::{
     Applied, Effect,
     codec::{self, CodecError},
-    node::{Committed, Output, Payload, Role, snapshot_of},
+    node::{Committed, Keep, Output, Payload, Role, snapshot_of},
     snapshot,
 };
 use conclave_proto::v1::Command;
@@ -212,14 +212,15 @@ impl Coordinator {
             return Ok(());
         }
         let snapshot: Snapshot = snapshot_of(&manifest, conf_state);
-        let (index, keep) = (manifest.index, self.snapshot_every / 2);
+        let (index, keep) = (manifest.index, Keep::entries(self.snapshot_every / 2));
         if self.disk.put(manifest, bytes).is_err() {
             cx.fault("no room for a snapshot");
             self.save_after = cx.now + SAVE_AGAIN_MS;
             return Ok(());
         }
         self.reach(Moment::Saved)?;
-        let keep_from = self.node.keep_from(index, keep, 4 * self.snapshot_every);
+        let most = Keep::entries(4 * self.snapshot_every);
+        let keep_from = self.node.keep_from(index, keep, most);
         self.snapshot_index = index;
         self.disk.compact(snapshot.clone(), keep_from)?;
         self.reach(Moment::Compacted)?;

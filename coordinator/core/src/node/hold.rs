@@ -4,6 +4,23 @@ use raft::eraftpb::{Message, MessageType};
 
 use super::{Node, Output};
 
+/// How much of the log to keep: the lesser of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// Entries.
+    pub entries: u64,
+    /// Bytes of entries in memory.
+    pub bytes: u64,
+}
+
+impl Keep {
+    /// So many entries, however large.
+    pub fn entries(entries: u64) -> Keep {
+        let bytes = u64::MAX;
+        Keep { entries, bytes }
+    }
+}
+
 impl Node {
     /// Notes which members are sent a snapshot. The oldest that a member has not reached counts: that
     /// is what it is fetching, whatever it is sent meanwhile.
@@ -24,7 +41,7 @@ impl Node {
     /// before it, for members that lag a little; on a leader also what members that answer still lack,
     /// up to the last `most`. A member that fetched a snapshot while others were taken would else find
     /// its next entry gone, and begin anew.
-    pub fn keep_from(&mut self, index: u64, keep: u64, most: u64) -> u64 {
+    pub fn keep_from(&mut self, index: u64, keep: Keep, most: Keep) -> u64 {
         let members = self.progress();
         let (first, me) = (self.first_index(), self.id());
         self.sent
@@ -37,8 +54,9 @@ impl Node {
                 let sent = self.sent.get(&m.id).map(|at| at + 1);
                 if next >= first { Some(next) } else { sent }
             });
-        let usual = (index + 1).saturating_sub(keep);
+        let log = self.raw.store();
+        let (usual, most) = (log.last_before(index, keep), log.last_before(index, most));
         let wanted = needs.min().map_or(usual, |need| need.min(usual));
-        wanted.max((index + 1).saturating_sub(most)).max(first)
+        wanted.max(most).max(first)
     }
 }

@@ -26,8 +26,10 @@ use raft::{
 };
 
 pub use config::{NodeConfig, Restored, snapshot_of};
+pub use hold::Keep;
 pub use output::{
-    Committed, Leadership, MemberProgress, Output, Payload, Persist, ReadState, Role, committed,
+    Committed, Leadership, LogSize, MemberProgress, Output, Payload, Persist, ReadState, Role,
+    committed,
 };
 use storage::Log;
 
@@ -343,6 +345,11 @@ impl Node {
     /// Highest committed index.
     pub fn commit_index(&self) -> u64 {
         self.raw.raft.raft_log.committed
+    }
+
+    /// What the log takes in memory.
+    pub fn log_size(&self) -> LogSize {
+        self.raw.store().size()
     }
 
     /// Index of the log's first entry.

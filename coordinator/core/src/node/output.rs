@@ -19,6 +19,17 @@ pub enum Role {
     Outside,
 }
 
+/// What the log takes in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogSize {
+    /// Entries held.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of those that no snapshot stands for yet.
+    pub bytes_since_snapshot: u64,
+}
+
 /// Who leads, as far as this node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leadership {

@@ -6,7 +6,7 @@ use raft::{
     util::limit_size,
 };
 
-use super::{Persist, Restored};
+use super::{Keep, LogSize, Persist, Restored};
 
 /// Entries since the last compaction, and the snapshot that stands for what came before.
 pub(super) struct Log {
@@ -17,6 +17,19 @@ pub(super) struct Log {
     /// Index and term of the entry before the first one held.
     before: (u64, u64),
     entries: Vec<Entry>,
+    /// Bytes of all entries held.
+    bytes: u64,
+    /// Bytes of those that the snapshot stands for, too.
+    covered: u64,
+}
+
+/// What an entry takes in memory, bytes.
+fn size(entry: &Entry) -> u64 {
+    (size_of::<Entry>() + entry.data.len() + entry.context.len()) as u64
+}
+
+fn sum(entries: &[Entry]) -> u64 {
+    entries.iter().map(size).sum()
 }
 
 impl Log {
@@ -57,7 +70,10 @@ impl Log {
                 restored.hard_state.commit
             ));
         }
+        let covered = entries.partition_point(|e| e.index <= snapshot.get_metadata().index);
         Ok(Log {
+            bytes: sum(&entries),
+            covered: sum(&entries[..covered]),
             hard_state: restored.hard_state,
             conf_state: restored.conf_state,
             snapshot,
@@ -74,6 +90,28 @@ impl Log {
         self.entries.last().map_or(self.before.0, |e| e.index)
     }
 
+    pub(super) fn size(&self) -> LogSize {
+        LogSize {
+            entries: self.entries.len() as u64,
+            bytes: self.bytes,
+            bytes_since_snapshot: self.bytes - self.covered,
+        }
+    }
+
+    /// The first of the last entries up to `index` that are no more than `keep`.
+    pub(super) fn last_before(&self, index: u64, keep: Keep) -> u64 {
+        let held = (index + 1).saturating_sub(self.first()) as usize;
+        let held = &self.entries[..held.min(self.entries.len())];
+        let most = usize::try_from(keep.entries).unwrap_or(usize::MAX);
+        let mut bytes = 0_u64;
+        let fits = |entry: &&Entry| {
+            bytes += size(entry);
+            bytes <= keep.bytes
+        };
+        let kept = held.iter().rev().take(most).take_while(fits).count();
+        index + 1 - kept as u64
+    }
+
     pub(super) fn set_conf_state(&mut self, conf_state: ConfState) {
         self.conf_state = conf_state;
     }
@@ -86,9 +124,13 @@ impl Log {
             self.conf_state = meta.get_conf_state().clone();
             self.snapshot = snapshot.clone();
             self.entries.clear();
+            (self.bytes, self.covered) = (0, 0);
         }
         if let Some(first) = persist.entries.first() {
             let kept = first.index.saturating_sub(self.first()) as usize;
+            // What the snapshot stands for is committed, and never replaced.
+            let replaced = self.entries.get(kept..).unwrap_or_default();
+            self.bytes = self.bytes - sum(replaced) + sum(&persist.entries);
             self.entries.truncate(kept);
             self.entries.extend_from_slice(&persist.entries);
         }
@@ -105,12 +147,17 @@ impl Log {
         }
         self.snapshot = snapshot;
         let keep_from = keep_from.min(index + 1);
-        let Some(drop) = keep_from.checked_sub(self.first()).filter(|n| *n > 0) else {
+        let covered = (index + 1 - self.first()) as usize;
+        let drop = keep_from.saturating_sub(self.first()) as usize;
+        self.covered = sum(&self.entries[drop..covered]);
+        let Some(last) = drop.checked_sub(1).map(|last| &self.entries[last]) else {
             return;
         };
-        let last = &self.entries[drop as usize - 1];
         self.before = (last.index, last.term);
-        self.entries.drain(..drop as usize);
+        self.bytes -= sum(&self.entries[..drop]);
+        self.entries.drain(..drop);
+        // What a burst needed is given back.
+        self.entries.shrink_to(self.entries.len().max(1024) * 2);
     }
 }
 

@@ -153,7 +153,11 @@ fn the_log_keeps_what_a_member_that_fetches_a_snapshot_needs_next() {
     (5..9).for_each(|i| net.propose(&format!("c{i}")));
     let now = net.node(1).commit_index();
     assert_eq!(now, sent + 4);
-    let keep = |net: &mut Net, most| net.peer(1).node.keep_from(now, 0, most);
+    let keep = |net: &mut Net, most| {
+        net.peer(1)
+            .node
+            .keep_from(now, Keep::entries(0), Keep::entries(most))
+    };
     assert_eq!(keep(&mut net, 100), sent + 1);
     assert_eq!(keep(&mut net, 2), now - 1, "no more than the most");
     // One that does not answer is not waited for.
