@@ -7,13 +7,7 @@ const MEMORY: u64 = 256 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_are_answered_or_refused_with_a_hint_and_nothing_hangs() {
-    let mut bench = Bench::start(Plan {
-        clients: 200,
-        connections: 2,
-        workers: 4,
-        max_live_jobs: 150,
-    })
-    .await;
+    let mut bench = Bench::start(Plan::crowd(200, 4, 2)).await;
     let mut waves = Vec::new();
     for _ in 0..3 {
         waves.push(bench.wave().await);
@@ -40,7 +34,8 @@ async fn clients_are_answered_or_refused_with_a_hint_and_nothing_hangs() {
             wave.summary()
         );
     }
-    let largest = bench.memory().into_iter().max();
+    let memory = bench.memory().await;
+    let largest = memory.iter().map(|memory| memory.resident).max();
     assert!(largest < Some(MEMORY), "{largest:?} bytes");
     let refusals: usize = waves.iter().map(|wave| wave.refusal.len()).sum();
     assert!(refusals > 0, "200 clients, and room for 150 jobs");

@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use conclave_tests::load::{Bench, Plan, Wave};
+use conclave_tests::load::{Bench, Plan, SETTLED, Wave};
 
 const HELP: &str = "load [--clients N] [--waves N] [--workers N] [--connections N]
 
@@ -15,7 +15,7 @@ without a hint, or a job came to no answer, if memory grew, or if the disturbanc
 
   --clients N      clients at once (2000); three quarters of them fit at a time, the others are refused
                    and come again
-  --waves N        undisturbed waves (8)
+  --waves N        undisturbed waves (20); memory is judged from the fourth on
   --workers N      mock workers (8)
   --connections N  connections to each coordinator (8)
 
@@ -28,13 +28,8 @@ struct Asked {
 }
 
 fn asked() -> Result<Asked, String> {
-    let plan = Plan {
-        clients: 2000,
-        connections: 8,
-        workers: 8,
-        max_live_jobs: 0,
-    };
-    let mut asked = Asked { plan, waves: 8 };
+    let plan = Plan::crowd(2000, 8, 8);
+    let mut asked = Asked { plan, waves: 20 };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut number = || -> Result<usize, String> {
@@ -50,7 +45,13 @@ fn asked() -> Result<Asked, String> {
             other => return Err(format!("`{other}` is unknown\n\n{HELP}")),
         }
     }
-    asked.plan.max_live_jobs = (asked.plan.clients * 3 / 4).max(1);
+    let Plan {
+        clients,
+        workers,
+        connections,
+        ..
+    } = asked.plan;
+    asked.plan = Plan::crowd(clients, workers, connections);
     Ok(asked)
 }
 
@@ -68,16 +69,19 @@ async fn main() -> ExitCode {
     for number in 1..=asked.waves {
         let mut wave = bench.wave().await;
         bench.until_forgotten().await;
-        wave.memory = bench.memory();
+        wave.memory = bench.memory().await;
         println!("wave {number}: {}", wave.summary());
         waves.push(wave);
     }
     let grown = bench.growth(&waves);
     println!(
-        "memory after wave {} is {:.2} of that after wave {}",
-        asked.waves,
-        grown,
-        waves.len().div_ceil(2)
+        "memory after wave {} is {grown:.2} of that after wave {}, apart from {} keys",
+        waves.len(),
+        SETTLED.min(waves.len()),
+        waves
+            .last()
+            .map_or(0, keys)
+            .saturating_sub(waves.get(SETTLED - 1).map_or(0, keys)),
     );
     let undisturbed = waves.pop().expect("two at least");
 
@@ -100,6 +104,10 @@ async fn main() -> ExitCode {
     }
     faults.iter().for_each(|fault| println!("FAULT: {fault}"));
     ExitCode::from(u8::from(!faults.is_empty()))
+}
+
+fn keys(wave: &Wave) -> u64 {
+    wave.memory.first().map_or(0, |memory| memory.keys)
 }
 
 fn slowed(by: &str, undisturbed: &Wave, disturbed: &Wave) -> Option<String> {

@@ -211,6 +211,10 @@ impl Caller {
         }
     }
 
+    pub(super) async fn submit_only(mut self, key: String, seed: u64) -> Result<(), Failure> {
+        self.submit(&key, small(seed)).await.map(|_| ())
+    }
+
     async fn watch_to_the_end(&mut self, id: &str) -> Result<Job, Failure> {
         let (mut cursor, mut last) = (Vec::new(), 0);
         loop {

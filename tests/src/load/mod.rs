@@ -2,6 +2,7 @@
 //! whether anything hung.
 
 mod client;
+mod memory;
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +10,19 @@ use conclave_proto::v1::ListJobsRequest;
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Cluster, MockOptions, MockWorker, Place, Places, Times, resident_memory};
+use crate::{Cluster, MockOptions, MockWorker, Place, Places, Times};
 
 pub use client::{Answered, Failure};
 use client::{Caller, Ended};
+pub use memory::Memory;
 
 /// Agents that a mock decodes side by side.
 const SEQUENCES: u32 = 128;
-/// Tokens a second of an attempt.
-const RATE: f64 = 100.0;
 
-/// How much more memory the last wave may leave than the one in the middle did: allocators keep some.
-pub const GROWTH: f64 = 1.25;
+/// Waves until connections, caches and the log have the size that they keep.
+pub const SETTLED: usize = 4;
+/// How much more memory the last wave may leave than the settled one did.
+pub const GROWTH: f64 = 1.1;
 /// How much slower others may be beside a disturbance: so many times, and so much for a busy machine.
 const SLOWER: (u32, Duration) = (2, Duration::from_millis(1000));
 
@@ -38,6 +40,25 @@ pub struct Plan {
     pub workers: usize,
     /// Jobs that a coordinator takes at a time; what is beyond is refused, and comes again.
     pub max_live_jobs: usize,
+    /// Bytes of ended jobs that are kept.
+    pub retention_bytes: u64,
+    /// Tokens a second of an attempt.
+    pub rate: f64,
+}
+
+impl Plan {
+    /// So many clients, three quarters of which fit at a time. About a hundred of their jobs are kept:
+    /// memory beyond them is to be given back.
+    pub fn crowd(clients: usize, workers: usize, connections: usize) -> Plan {
+        Plan {
+            clients,
+            connections,
+            workers,
+            max_live_jobs: (clients * 3 / 4).max(1),
+            retention_bytes: 64 << 10,
+            rate: 100.0,
+        }
+    }
 }
 
 /// A cluster under load.
@@ -68,8 +89,8 @@ pub struct Wave {
     pub failures: Vec<Failure>,
     /// From the first call to the last answer.
     pub took: Duration,
-    /// Resident memory of each coordinator afterwards, bytes.
-    pub memory: Vec<u64>,
+    /// Memory of each coordinator afterwards.
+    pub memory: Vec<Memory>,
 }
 
 impl Wave {
@@ -88,7 +109,6 @@ impl Wave {
 
     /// Several lines for a person.
     pub fn summary(&self) -> String {
-        let memory: Vec<String> = self.memory.iter().map(|b| (b >> 20).to_string()).collect();
         let mut text = format!(
             "{} answered in {:.1} s: {:.0} jobs/s, {} refusals, {} failures\n  submit     {}\n  answer     {}",
             self.answered,
@@ -109,7 +129,9 @@ impl Wave {
         if !self.refusal.is_empty() {
             text += &format!("\n  refusal    {}", self.refusal.summary());
         }
-        text += &format!("\n  memory of the coordinators  {} MiB", memory.join(", "));
+        for (index, memory) in self.memory.iter().enumerate() {
+            text += &format!("\n  coordinator {index}  {}", memory.summary());
+        }
         text
     }
 }
@@ -120,10 +142,9 @@ impl Bench {
         let mut places = Places::loopback(3, 0);
         for place in &mut places.coordinators {
             *place = Place {
-                // About a hundred of these jobs: memory beyond them is to be given back.
                 settings: format!(
-                    "max_live_jobs = {}\nretention_bytes = 65536",
-                    plan.max_live_jobs
+                    "max_live_jobs = {}\nretention_bytes = {}\nsnapshot_every = 5000",
+                    plan.max_live_jobs, plan.retention_bytes
                 ),
                 ..Place::default()
             };
@@ -131,7 +152,7 @@ impl Bench {
         let cluster = Cluster::start_at(places).await;
         let mock = |index: usize| MockOptions {
             max_sequences: SEQUENCES,
-            rate: RATE,
+            rate: plan.rate,
             ..MockOptions::new(&format!("mock-{index}"), cluster.endpoints())
         };
         let mocks: Vec<MockWorker> = (0..plan.workers)
@@ -189,8 +210,20 @@ impl Bench {
             }
         }
         wave.took = started.elapsed();
-        wave.memory = self.memory();
+        wave.memory = self.memory().await;
         wave
+    }
+
+    /// Submits so many jobs and watches none; returns how many were accepted.
+    pub async fn submit_only(&mut self, count: usize) -> usize {
+        self.wave += 1;
+        let mut clients = JoinSet::new();
+        for index in 0..count {
+            let key = format!("held-{}-{index}", self.wave);
+            clients.spawn(self.caller(index).submit_only(key, index as u64));
+        }
+        let accepted = clients.join_all().await;
+        accepted.iter().filter(|done| done.is_ok()).count()
     }
 
     /// Opens so many watches of jobs with much text, and reads nothing from them. They end when what is
@@ -234,21 +267,24 @@ impl Bench {
         }
     }
 
-    /// Memory after the last wave as a share of that after the one in the middle (what is before is warming
-    /// up), of the coordinator where it grew most: a leader's size would hide a follower's growth.
+    /// Memory after the last wave as a share of that after the settled one, of the coordinator where it
+    /// grew most: a leader's size would hide a follower's growth.
     pub fn growth(&self, waves: &[Wave]) -> f64 {
-        let middle = &waves[waves.len().div_ceil(2) - 1].memory;
+        let settled = &waves[SETTLED.min(waves.len()) - 1].memory;
         let last = &waves[waves.len() - 1].memory;
-        let shares = last.iter().zip(middle);
+        let shares = last.iter().zip(settled);
         shares
-            .map(|(last, middle)| *last as f64 / (*middle).max(1) as f64)
+            .map(|(last, settled)| last.growth_since(settled))
             .fold(0.0, f64::max)
     }
 
-    /// Resident memory of each coordinator, bytes.
-    pub fn memory(&self) -> Vec<u64> {
-        let running = self.cluster.coordinators.iter().flatten();
-        running.map(|p| resident_memory(p.id())).collect()
+    /// The memory of each coordinator.
+    pub async fn memory(&self) -> Vec<Memory> {
+        let mut all = Vec::new();
+        for process in self.cluster.coordinators.iter().flatten() {
+            all.push(Memory::of(process).await);
+        }
+        all
     }
 }
 
