@@ -14,6 +14,7 @@ use crate::{
     jobs::Jobs,
     keys::{Key, Keys},
     payload,
+    placement::holdings::Holdings,
     worker::Worker,
 };
 
@@ -34,8 +35,12 @@ pub struct State {
     pub(crate) keys: Keys,
     pub(crate) members: BTreeMap<u64, String>,
     pub(crate) lineage: Vec<LineageRecord>,
-    /// Derived: jobs that something may still happen to.
-    pub(crate) active: BTreeSet<String>,
+    /// Derived: jobs that something may still happen to, and whether each has ended nevertheless.
+    pub(crate) active: BTreeMap<String, bool>,
+    /// Derived: how many have not ended.
+    pub(crate) live: usize,
+    /// Derived: what running attempts hold of workers.
+    pub(crate) holdings: Holdings,
     /// Derived: job ids by tenant.
     pub(crate) by_tenant: BTreeMap<String, BTreeSet<String>>,
 }
@@ -134,7 +139,12 @@ impl State {
 
     /// Jobs that something may still happen to; as many as are running, not as many as there are.
     pub fn active_jobs(&self) -> impl Iterator<Item = &Job> {
-        self.active.iter().filter_map(|id| self.jobs.get(id))
+        self.active.keys().filter_map(|id| self.jobs.get(id))
+    }
+
+    /// How many jobs have not ended.
+    pub fn live_jobs(&self) -> usize {
+        self.live
     }
 
     /// Ids of jobs that the leader should ask [`crate::contemplate::next`] about.
@@ -319,23 +329,22 @@ impl State {
 
     /// Keeps the derived indices true after a job changed.
     pub(crate) fn reindex(&mut self, job_id: &str) {
-        match self.jobs.get(job_id) {
-            Some(job) => {
-                if job.is_active() {
-                    self.active.insert(job.id.clone());
-                } else {
-                    self.active.remove(job_id);
-                }
-                if let Some(ids) = self.by_tenant.get_mut(&job.tenant) {
-                    ids.insert(job.id.clone());
-                } else {
-                    self.by_tenant
-                        .insert(job.tenant.clone(), [job.id.clone()].into());
-                }
-            }
-            None => {
-                self.active.remove(job_id);
-            }
+        self.holdings.update(job_id, self.jobs.get(job_id));
+        if self.active.remove(job_id) == Some(false) {
+            self.live -= 1;
+        }
+        let Some(job) = self.jobs.get(job_id) else {
+            return;
+        };
+        if job.is_active() {
+            self.live += usize::from(!job.is_final());
+            self.active.insert(job.id.clone(), job.is_final());
+        }
+        if let Some(ids) = self.by_tenant.get_mut(&job.tenant) {
+            ids.insert(job.id.clone());
+        } else {
+            let ids = [job.id.clone()].into();
+            self.by_tenant.insert(job.tenant.clone(), ids);
         }
     }
 }

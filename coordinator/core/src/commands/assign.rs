@@ -53,6 +53,7 @@ pub(crate) fn apply(state: &mut State, at: At, command: &Assign) -> Applied {
     };
     job.record(at.index, audit_event::Event::Assigned(assigned));
     job.emit_agent(now, command.agent);
+    state.reindex(&command.job_id);
     Applied::ok(vec![
         Effect::Start {
             worker_id: command.worker_id.clone(),

@@ -1,6 +1,6 @@
 //! The workers that have a session with this leader, and the prompts that they look at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use conclave_proto::v1::{AttemptKey, Hello, ModelInfo};
 
@@ -54,6 +54,8 @@ pub(super) enum Able {
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     by_id: BTreeMap<u64, Session>,
+    /// Sessions of each worker: asked for with every word to one.
+    by_worker: BTreeMap<String, BTreeSet<u64>>,
     /// Prompts under way, by job.
     looks: BTreeMap<String, Look>,
     /// Turns of the round-robin.
@@ -73,6 +75,8 @@ impl Roster {
             draining: hello.draining,
             running: hello.running.clone(),
         };
+        let of_worker = self.by_worker.entry(hello.worker_id.clone());
+        of_worker.or_default().insert(id);
         self.by_id.insert(id, session);
     }
 
@@ -86,23 +90,28 @@ impl Roster {
 
     /// Drops a session; its prompts are looked at by others.
     pub(super) fn close(&mut self, id: u64) {
-        self.by_id.remove(&id);
+        if let Some(session) = self.by_id.remove(&id)
+            && let Some(others) = self.by_worker.get_mut(&session.worker_id)
+        {
+            others.remove(&id);
+            if others.is_empty() {
+                self.by_worker.remove(&session.worker_id);
+            }
+        }
         self.looks.retain(|_, look| look.session != id);
     }
 
     /// Sessions of this worker, of any of its processes.
     pub(super) fn of_worker(&self, worker_id: &str) -> Vec<u64> {
-        let of = |(id, s): (&u64, &Session)| (s.worker_id == worker_id).then_some(*id);
-        self.by_id.iter().filter_map(of).collect()
+        let sessions = self.by_worker.get(worker_id);
+        sessions.into_iter().flatten().copied().collect()
     }
 
     /// The worker's session; if a process is named, that of this one, once it is registered.
     pub(super) fn find(&self, worker_id: &str, incarnation: Option<&str>) -> Option<u64> {
-        let of = |s: &Session| {
-            s.worker_id == worker_id
-                && incarnation.is_none_or(|i| s.registered && s.incarnation == i)
-        };
-        self.by_id.iter().find(|(_, s)| of(s)).map(|(id, _)| *id)
+        let of = |s: &Session| incarnation.is_none_or(|i| s.registered && s.incarnation == i);
+        let mut sessions = self.by_worker.get(worker_id)?.iter().copied();
+        sessions.find(|id| self.by_id.get(id).is_some_and(of))
     }
 
     /// Workers that said they take nothing new, and their processes.
