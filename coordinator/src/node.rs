@@ -97,6 +97,8 @@ pub struct NodeStatus {
     pub lineage: Vec<LineageRecord>,
     /// Jobs that have not ended.
     pub live_jobs: usize,
+    /// Idempotency keys that are kept.
+    pub keys: usize,
     /// It is being shut down.
     pub leaving: bool,
     /// Its loop does not move: the disk hangs, most likely.
@@ -138,6 +140,14 @@ impl NodeStatus {
             )),
             _ => None,
         }
+    }
+
+    /// It serves, and a quorum of the voters answered it lately.
+    pub fn hears_quorum(&self) -> bool {
+        let voter = |id: &&u64| self.members.get(id).is_some_and(|m| !m.learner);
+        let voters = self.members.keys().filter(voter).count();
+        let silent = self.silent.iter().filter(voter).count();
+        self.serving && voters > 2 * silent
     }
 
     /// True if this node leads.

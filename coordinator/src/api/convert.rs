@@ -165,17 +165,24 @@ pub fn count_live(node: &metrics::Label, state: &State) {
         JobState::Aggregating,
         JobState::AwaitingReview,
     ];
-    for wanted in JOBS {
-        let count = state
-            .active_jobs()
-            .filter(|job| job.state == wanted)
-            .count();
-        metrics::in_state(node, "conclave_jobs", job_state_name(wanted), count);
+    const AGENTS: [AgentState; 2] = [AgentState::Queued, AgentState::Running];
+    // One pass: it is made on the node's loop.
+    let (mut jobs, mut agents) = ([0; JOBS.len()], [0; AGENTS.len()]);
+    for job in state.active_jobs() {
+        if let Some(at) = JOBS.iter().position(|state| *state == job.state) {
+            jobs[at] += 1;
+        }
+        for agent in &job.agents {
+            if let Some(at) = AGENTS.iter().position(|state| *state == agent.state) {
+                agents[at] += 1;
+            }
+        }
     }
-    for wanted in [AgentState::Queued, AgentState::Running] {
-        let agents = state.active_jobs().flat_map(|job| &job.agents);
-        let count = agents.filter(|agent| agent.state == wanted).count();
-        metrics::in_state(node, "conclave_agents", agent_state_name(wanted), count);
+    for (state, count) in JOBS.into_iter().zip(jobs) {
+        metrics::in_state(node, "conclave_jobs", job_state_name(state), count);
+    }
+    for (state, count) in AGENTS.into_iter().zip(agents) {
+        metrics::in_state(node, "conclave_agents", agent_state_name(state), count);
     }
 }
 

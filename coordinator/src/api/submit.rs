@@ -6,15 +6,21 @@ use std::{
 };
 
 use conclave_coordinator_core::{Reply, State, payload, spec};
-use conclave_proto::v1::{
-    JobSpec, SubmitJobCommand, SubmitJobRequest, SubmitJobResponse, command::Command as Body,
+use conclave_proto::{
+    INLINE_LIMIT,
+    v1::{
+        JobSpec, SubmitJobCommand, SubmitJobRequest, SubmitJobResponse, command::Command as Body,
+    },
 };
 use prost::Message as _;
 use tonic::{Status, metadata::MetadataMap};
 use uuid::Uuid;
 
 use super::{Api, contemplation::USERS, convert};
-use crate::{metrics, node::task::unix_ms};
+use crate::{
+    metrics,
+    node::{NodeError, task::unix_ms},
+};
 
 /// Longest idempotency key, bytes.
 const MAX_KEY: usize = 128;
@@ -25,13 +31,22 @@ const LATER: Duration = Duration::from_secs(1);
 enum Known {
     /// A job that was accepted before.
     Job(Box<SubmitJobResponse>),
-    /// Nothing yet.
-    Nothing {
-        /// The replicated clock, Unix milliseconds.
-        unix_ms: i64,
-        /// How many keys are kept.
-        keys: usize,
-    },
+    /// Nothing yet; the replicated clock, Unix milliseconds.
+    Nothing { unix_ms: i64 },
+}
+
+/// A submission that may be proposed.
+struct Checked {
+    effective: JobSpec,
+    /// Encoded.
+    bytes: Vec<u8>,
+}
+
+impl Checked {
+    /// Its payload needs no other member, and its deadline no replicated clock.
+    fn is_plain(&self) -> bool {
+        self.bytes.len() <= INLINE_LIMIT && deadline(&self.effective, 0) == 0
+    }
 }
 
 impl Known {
@@ -61,19 +76,24 @@ impl Api {
             .spec
             .ok_or_else(|| Status::invalid_argument("spec: is required"))?;
         let request_digest = blake3::hash(&asked.encode_to_vec()).as_bytes().to_vec();
-        let known = self
-            .known(&caller.tenant, &key, &request_digest, wait)
-            .await?;
-        let (replicated_ms, keys) = match known {
-            Known::Job(response) => return Ok(*response),
-            Known::Nothing { unix_ms, keys } => (unix_ms, keys),
-        };
         let _under_way = UnderWay::begin(&self.submitting);
-        self.room(keys)?;
-        let seed = getrandom::u64().map_err(|e| Status::internal(format!("no seed: {e}")))?;
-        let effective = spec::effective(&asked, &spec::Defaults::new(seed))
-            .map_err(|e| convert::spec_error(&e))?;
-        let stored = self.blobs.payload(effective.encode_to_vec(), wait).await?;
+        let checked = self.check(&asked);
+        // Most keys are new, and applying the command finds those that are not: only what a known
+        // key must not meet waits for a read first; and on a leader that may be cut off, what
+        // would come to an unknown outcome.
+        let mut replicated_ms = 0;
+        let plain = checked.as_ref().is_ok_and(Checked::is_plain);
+        if !plain || !self.node.status().borrow().hears_quorum() {
+            let known = self
+                .known(&caller.tenant, &key, &request_digest, wait)
+                .await?;
+            match known {
+                Known::Job(response) => return Ok(*response),
+                Known::Nothing { unix_ms } => replicated_ms = unix_ms,
+            }
+        }
+        let Checked { effective, bytes } = checked?;
+        let stored = self.blobs.payload(bytes, wait).await?;
         // Deadlines are met by the replicated clock, which never goes back: behind it, this
         // node's own would give away what the caller asked for (law 3).
         let unix_ms = unix_ms().max(replicated_ms);
@@ -87,7 +107,11 @@ impl Api {
             unix_ms,
             deadline_unix_ms: deadline(&effective, unix_ms),
         };
-        let reply = self.node.propose(Body::SubmitJob(command), wait).await;
+        let reply = tokio::select! {
+            biased;
+            reply = self.node.propose(Body::SubmitJob(command), wait) => reply,
+            () = self.leaderless() => Err(NodeError::Unknown),
+        };
         match reply.map_err(convert::node_error)? {
             Reply::Submitted {
                 job_id,
@@ -113,6 +137,16 @@ impl Api {
         }
     }
 
+    /// Is there room for it, and is it right?
+    fn check(&self, asked: &JobSpec) -> Result<Checked, Status> {
+        self.room()?;
+        let seed = getrandom::u64().map_err(|e| Status::internal(format!("no seed: {e}")))?;
+        let effective = spec::effective(asked, &spec::Defaults::new(seed))
+            .map_err(|e| convert::spec_error(&e))?;
+        let bytes = effective.encode_to_vec();
+        Ok(Checked { effective, bytes })
+    }
+
     /// The job that the key stands for already.
     async fn known(
         &self,
@@ -123,8 +157,7 @@ impl Api {
     ) -> Result<Known, Status> {
         let (tenant, key, digest) = (tenant.to_owned(), key.to_owned(), digest.to_vec());
         let read = move |state: &State| {
-            let nothing = || (state.unix_ms(), state.key_count());
-            let known = state.key(&tenant, &key).ok_or_else(nothing)?;
+            let known = state.key(&tenant, &key).ok_or(state.unix_ms())?;
             let job = state.job(&known.job_id).map(|job| job.spec.clone());
             Ok((
                 known.job_id.to_string(),
@@ -134,7 +167,7 @@ impl Api {
         };
         let (job_id, same, stored) = match self.read(wait, read).await? {
             Ok(found) => found,
-            Err((unix_ms, keys)) => return Ok(Known::Nothing { unix_ms, keys }),
+            Err(unix_ms) => return Ok(Known::Nothing { unix_ms }),
         };
         if !same {
             convert::reply(
@@ -161,8 +194,8 @@ impl Api {
     }
 
     /// Refuses what there is no room for; what was accepted goes on.
-    fn room(&self, keys: usize) -> Result<(), Status> {
-        let most = self.config.max_keys;
+    fn room(&self) -> Result<(), Status> {
+        let (keys, most) = (self.node.status().borrow().keys, self.config.max_keys);
         if keys >= most {
             metrics::refused("max_keys");
             let why = format!(

@@ -23,10 +23,6 @@ impl Task {
             self.public_key = crate::api::audit::public_key(self.state.signing_seed());
         }
         let applied = self.state.applied_index();
-        if self.counted.0 != applied {
-            let live = self.state.active_jobs().filter(|job| !job.is_final());
-            self.counted = (applied, live.count());
-        }
         let me = self.identity.node_id();
         let conf = self.node.conf_state();
         let info = |id: u64, learner: bool| {
@@ -63,7 +59,8 @@ impl Task {
             public_key: self.public_key.clone(),
             log_version: self.state.log_version(),
             lineage: self.state.lineage().to_vec(),
-            live_jobs: self.counted.1,
+            live_jobs: self.state.live_jobs(),
+            keys: self.state.key_count(),
             leaving: self.leaving,
             stuck: false,
             stopped: None,

@@ -72,8 +72,6 @@ pub struct Task {
     pub(super) label: metrics::Label,
     /// Derived from the state's seed, which never changes once it is there.
     pub(super) public_key: Vec<u8>,
-    /// Applied index, and the live jobs as of it.
-    pub(super) counted: (u64, usize),
     /// Last, so that the folder's lock goes when all else is closed.
     pub(super) identity: Identity,
 }
@@ -163,7 +161,6 @@ impl Task {
             leaving: false,
             label,
             public_key: Vec::new(),
-            counted: (0, 0),
         };
         task.learn_members();
         task.open_lanes();
