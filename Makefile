@@ -4,7 +4,7 @@ CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
 
-.PHONY: help test model binary tests deploy-test chaos faults simulate laws fuzz deaths load fmt lint doc bench bench-peers
+.PHONY: help test model binary tests deploy-test chaos faults simulate laws fuzz deaths load fmt lint doc bench bench-peers bench-coordinator
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -58,6 +58,10 @@ bench-peers: ## ours beside llama.cpp and mistral.rs on the same file, in turn [
 	cargo build --release --locked -p conclave -p conclave-benches
 	$(CARGO_TARGET_DIR)/release/conclave model pull smollm2-135m
 	benches/peers/run --ours $(CARGO_TARGET_DIR)/release/peer $(if $(ISA),--isa $(ISA)) --turns $(or $(TURNS),3)
+
+bench-coordinator: ## commits beside etcd, jobs, memory a job, placement
+	cargo build --release --locked -p conclave -p conclave-benches --bin conclave --bin coordinator
+	etcd="$$(tests/scripts/fetch-etcd.sh)" && $(CARGO_TARGET_DIR)/release/coordinator --etcd "$$etcd"
 
 # Without TARGET: all, one after another. With INPUT: that file once more.
 fuzz: ## parsers of outside bytes, guided by coverage [TARGET=gguf] [SECONDS=60] [INPUT=finding]

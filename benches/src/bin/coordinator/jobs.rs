@@ -1,0 +1,59 @@
+//! Jobs a second from submission to answer with mock workers, and the memory that a job takes.
+
+use std::time::{Duration, Instant};
+
+use conclave_tests::load::{Bench, Memory, Plan};
+use conclave_tests::{Cluster, Process};
+
+const WAVES: usize = 4;
+/// The allocator's counters are shown so often; twice, to be sure that a look is behind the work.
+const SHOWN: Duration = Duration::from_secs(11);
+
+/// Prints the table.
+pub async fn print() {
+    println!("\n## Jobs, three processes, fsync on, mock workers\n\n| what | figure |\n|---|---|");
+    let plan = Plan {
+        max_live_jobs: 10_000,
+        retention_bytes: 1 << 30,
+        rate: 1_000_000.0,
+        ..Plan::crowd(2_000, 8, 8)
+    };
+    let mut bench = Bench::start(plan).await;
+    let before = allocated(&bench.cluster).await;
+    let mut best = 0.0_f64;
+    let mut answered = 0;
+    for _ in 0..WAVES {
+        let wave = bench.wave().await;
+        best = best.max(wave.answered as f64 / wave.took.as_secs_f64());
+        answered += wave.answered;
+    }
+    println!(
+        "| jobs answered a second, two agents each, 2,000 clients, best of {WAVES} | {best:.0} |"
+    );
+    let after = allocated(&bench.cluster).await;
+    row("finished", after.saturating_sub(before), answered);
+    // Without workers that answer, jobs stay where they are.
+    bench.mocks.iter().for_each(|mock| mock.hang(true));
+    let running = bench.submit_only(2_000).await;
+    let held = allocated(&bench.cluster).await;
+    row("running", held.saturating_sub(after), running);
+}
+
+fn row(what: &str, bytes: u64, jobs: usize) {
+    let each = bytes as f64 / jobs.max(1) as f64 / 1024.0;
+    println!(
+        "| memory of a {what} job at the leader, its key and log entries included | {each:.1} KiB |"
+    );
+}
+
+/// Bytes that the leader has allocated, once its counters are behind what was done.
+async fn allocated(cluster: &Cluster) -> u64 {
+    let started = Instant::now();
+    let leader = cluster.leader().await;
+    // Counters are shown by a timer: there is no event to wait for.
+    tokio::time::sleep(SHOWN.saturating_sub(started.elapsed())).await;
+    let process: Option<&Process> = cluster.coordinators[leader].as_ref();
+    Memory::of(process.expect("the leader runs"))
+        .await
+        .allocated
+}
