@@ -142,14 +142,6 @@ impl NodeStatus {
         }
     }
 
-    /// It serves, and a quorum of the voters answered it lately.
-    pub fn hears_quorum(&self) -> bool {
-        let voter = |id: &&u64| self.members.get(id).is_some_and(|m| !m.learner);
-        let voters = self.members.keys().filter(voter).count();
-        let silent = self.silent.iter().filter(voter).count();
-        self.serving && voters > 2 * silent
-    }
-
     /// True if this node leads.
     pub fn leads(&self) -> bool {
         self.role == NodeRole::Leader

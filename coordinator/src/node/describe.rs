@@ -5,6 +5,16 @@ use conclave_coordinator_core::{lead::Leader, node::Role};
 use super::{MemberInfo, NodeRole, NodeStatus, task::Task};
 use crate::metrics;
 
+impl NodeStatus {
+    /// It serves, and a quorum of the voters answered it lately.
+    pub fn hears_quorum(&self) -> bool {
+        let voter = |id: &&u64| self.members.get(id).is_some_and(|m| !m.learner);
+        let voters = self.members.keys().filter(voter).count();
+        let silent = self.silent.iter().filter(voter).count();
+        self.serving && voters > 2 * silent
+    }
+}
+
 impl Task {
     pub(super) fn publish(&mut self) {
         self.pulse.beat();
