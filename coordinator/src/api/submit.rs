@@ -81,17 +81,17 @@ impl Api {
         // Most keys are new, and applying the command finds those that are not: only what a known
         // key must not meet waits for a read first; and on a leader that may be cut off, what
         // would come to an unknown outcome.
-        let mut replicated_ms = 0;
         let plain = checked.as_ref().is_ok_and(Checked::is_plain);
-        if !plain || !self.node.status().borrow().hears_quorum() {
-            let known = self
-                .known(&caller.tenant, &key, &request_digest, wait)
-                .await?;
-            match known {
-                Known::Job(response) => return Ok(*response),
-                Known::Nothing { unix_ms } => replicated_ms = unix_ms,
-            }
-        }
+        let known = if plain && self.node.status().borrow().hears_quorum() {
+            Known::Nothing { unix_ms: 0 }
+        } else {
+            self.known(&caller.tenant, &key, &request_digest, wait)
+                .await?
+        };
+        let replicated_ms = match known {
+            Known::Job(response) => return Ok(*response),
+            Known::Nothing { unix_ms } => unix_ms,
+        };
         let Checked { effective, bytes } = checked?;
         let stored = self.blobs.payload(bytes, wait).await?;
         // Deadlines are met by the replicated clock, which never goes back: behind it, this
@@ -107,11 +107,7 @@ impl Api {
             unix_ms,
             deadline_unix_ms: deadline(&effective, unix_ms),
         };
-        let reply = tokio::select! {
-            biased;
-            reply = self.node.propose(Body::SubmitJob(command), wait) => reply,
-            () = self.leaderless() => Err(NodeError::Unknown),
-        };
+        let reply = self.propose_job(command, wait).await;
         match reply.map_err(convert::node_error)? {
             Reply::Submitted {
                 job_id,
@@ -134,6 +130,19 @@ impl Api {
                 convert::reply(other, "")?;
                 Err(Status::internal("a submission was applied without a job"))
             }
+        }
+    }
+
+    /// A leader that is lost meanwhile leaves the outcome unknown, and its caller not waiting.
+    async fn propose_job(
+        &self,
+        command: SubmitJobCommand,
+        wait: Duration,
+    ) -> Result<Reply, NodeError> {
+        tokio::select! {
+            biased;
+            reply = self.node.propose(Body::SubmitJob(command), wait) => reply,
+            () = self.leaderless() => Err(NodeError::Unknown),
         }
     }
 
