@@ -32,7 +32,7 @@ use crate::{
     disk::reserve::Reserve,
     feed::Feeds,
     metrics,
-    node::{Handle, NodeError, NodeStatus},
+    node::{Handle, NodeError, NodeRole, NodeStatus},
     transport::{Network, blobs::BlobNet},
 };
 
@@ -44,9 +44,6 @@ const NOT_LEADER: &str = "conclave-not-leader";
 pub const REPLY: usize = 64 << 20;
 /// How long a known leader may fail to answer before it is looked up again.
 const LOOK_UP: Duration = Duration::from_millis(250);
-/// Elections in a row without a leader after which calls are refused: this node is cut off, and
-/// another may serve them. The first two are the silence of the leader, or its own.
-pub(crate) const LEADERLESS: u32 = 5;
 /// How long a member is given to say that it is there.
 pub(crate) const PROBE: Duration = Duration::from_millis(500);
 
@@ -127,13 +124,15 @@ impl Api {
     ///
     /// # Errors
     /// FAILED_PRECONDITION on a blank node; UNAVAILABLE if no leader is found
-    /// by `deadline`, or for a call that was passed on to a node that does not
-    /// lead.
+    /// by `deadline`, on a node that is cut off, or for a call that was passed on
+    /// to a node that does not lead.
     pub async fn route(&self, metadata: &MetadataMap, deadline: Instant) -> Result<Route, Status> {
+        // Whoever passed a call on looks for the leader itself.
+        let passed_on = metadata.contains_key(PROXIED);
         tokio::select! {
             biased;
+            refusal = self.cut_off(), if !passed_on => Err(refusal),
             route = self.leader_or_here(metadata, deadline) => route,
-            () = self.leaderless() => Err(self.no_leader().await),
         }
     }
 
@@ -195,8 +194,8 @@ impl Api {
     ) -> Result<T, Status> {
         let result = tokio::select! {
             biased;
+            refusal = self.cut_off() => return Err(refusal),
             result = self.node.read(true, less_probe(wait), read) => result,
-            () = self.leaderless() => return Err(self.no_leader().await),
         };
         match result {
             Err(NodeError::NoQuorum(_)) => Err(self.no_leader().await),
@@ -204,19 +203,21 @@ impl Api {
         }
     }
 
-    /// Ends once no leader was known for a while, in which others may have found one.
-    async fn leaderless(&self) {
+    /// Ends once this node is cut off, or removed: whoever waits here had better ask another member.
+    /// Later calls need not wait for that anew.
+    async fn cut_off(&self) -> Status {
         let mut status = self.node.status();
-        let lost = |s: &NodeStatus| s.cluster_id.is_some() && s.leader_id == 0;
-        while status.wait_for(lost).await.is_ok() {
-            let found = status.wait_for(|s| !lost(s));
-            let patience = self.config.election() * LEADERLESS;
-            if tokio::time::timeout(patience, found).await.is_err() {
-                return;
-            }
-        }
-        // The node has stopped: whoever waits for it hears so.
-        std::future::pending().await
+        let why = |s: &NodeStatus| match s.role {
+            NodeRole::Removed if s.leader_id == 0 => s.unready(),
+            _ => s.cut_off.clone(),
+        };
+        let found = status.wait_for(|s| why(s).is_some()).await;
+        let Some(why) = found.ok().and_then(|status| why(&status)) else {
+            // The node has stopped: whoever waits for it hears so.
+            return std::future::pending().await;
+        };
+        let text = format!("this node is cut off: {why}; ask another member");
+        convert::later(Status::unavailable(text), self.config.election())
     }
 
     /// Ends once another than `leader` leads.

@@ -44,7 +44,7 @@ impl Readiness {
         };
         let outside = matches!(status.role, NodeRole::Blank | NodeRole::Removed);
         let broken = status.stopped.is_some() || status.leaving || status.stuck;
-        if outside || broken || status.leader_id != 0 {
+        if outside || broken || !status.leaderless() {
             self.leaderless_since = None;
             return Some(why);
         }
@@ -114,7 +114,7 @@ async fn ready(State(app): State<App>) -> impl IntoResponse {
     let status = app.status.borrow().clone();
     let mut readiness = app.readiness.lock().unwrap_or_else(PoisonError::into_inner);
     match readiness.look(&status, Instant::now()) {
-        None if status.leader_id == 0 => (StatusCode::OK, "ready, without a leader\n".to_owned()),
+        None if status.leaderless() => (StatusCode::OK, "ready, without a leader\n".to_owned()),
         None => (StatusCode::OK, "ready\n".to_owned()),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
@@ -150,6 +150,11 @@ mod tests {
         let (mut readiness, now) = (Readiness::default(), Instant::now());
         assert_eq!(readiness.look(&caught_up(), now), None);
         assert_eq!(readiness.look(&without_leader(), now), None);
+        let unheard = NodeStatus {
+            cut_off: Some("a test".to_owned()),
+            ..caught_up()
+        };
+        assert_eq!(readiness.look(&unheard, now), None, "it hears a leader");
         for fault in [
             |s: &mut NodeStatus| s.stuck = true,
             |s: &mut NodeStatus| s.leaving = true,

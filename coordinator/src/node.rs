@@ -2,6 +2,7 @@
 //! what it says of itself. Its loop is [`task`].
 
 pub mod carry;
+pub mod contact;
 mod describe;
 pub mod lead;
 pub mod lookout;
@@ -103,49 +104,10 @@ pub struct NodeStatus {
     pub leaving: bool,
     /// Its loop does not move: the disk hangs, most likely.
     pub stuck: bool,
+    /// It and a leader have not reached each other for too long: who does not answer. See [`contact`].
+    pub cut_off: Option<String>,
     /// Why the loop ended.
     pub stopped: Option<String>,
-}
-
-impl NodeStatus {
-    /// Why `/readyz` says no; `None` when it says yes.
-    pub fn unready(&self) -> Option<String> {
-        if let Some(why) = &self.stopped {
-            return Some(format!("the node stopped: {why}"));
-        }
-        if self.leaving {
-            return Some("this node is being shut down".to_owned());
-        }
-        if self.stuck {
-            return Some(
-                "this node's loop stands still: its disk hangs, or is far too slow".into(),
-            );
-        }
-        match self.role {
-            NodeRole::Blank => Some("this node belongs to no cluster yet".to_owned()),
-            NodeRole::Removed => Some(
-                "this node was removed from its cluster: stop it, or add it anew on an empty folder"
-                    .to_owned(),
-            ),
-            _ if self.leader_id == 0 => Some("no leader is known".to_owned()),
-            _ if self.applied == 0 || self.members.values().all(|m| m.learner) => {
-                Some("nothing has come from the leader yet".to_owned())
-            }
-            NodeRole::Leader if !self.serving => {
-                Some("this node leads and has not confirmed it yet".to_owned())
-            }
-            _ if self.applied < self.commit => Some(format!(
-                "applied {} of {} entries",
-                self.applied, self.commit
-            )),
-            _ => None,
-        }
-    }
-
-    /// True if this node leads.
-    pub fn leads(&self) -> bool {
-        self.role == NodeRole::Leader
-    }
 }
 
 /// Why the node did not do what it was asked.
@@ -495,6 +457,7 @@ mod tests {
         not(|s| s.leaving = true);
         not(|s| s.leader_id = 0);
         not(|s| s.stuck = true);
+        not(|s| s.cut_off = Some("a test".to_owned()));
         not(|s| s.stopped = Some("a test".to_owned()));
     }
 }

@@ -41,7 +41,7 @@ use crate::{
     feed::Feeds,
     http, metrics,
     node::{
-        Handle, Input, NodeStatus, lookout,
+        Handle, Input, NodeStatus, contact, lookout,
         storage::{Fatal, Storage, fit},
         task::{Parts, Task},
         watchdog::{self, Pulse},
@@ -318,6 +318,8 @@ impl Opened {
         let feeds = Feeds::new(config.max_watchers, metrics::label(identity.node_id()));
         let pulse = Pulse::default();
         let watchdog = watchdog::watch(pulse.clone(), status.clone(), config.election() * 2);
+        let contact = contact::watch(network.clone(), status.clone(), config.election());
+        let contact = stop.clone().run_until_cancelled_owned(contact);
         let task = Task::new(Parts {
             config: config.clone(),
             address,
@@ -342,6 +344,7 @@ impl Opened {
             .name("conclave-node".to_owned())
             .spawn(move || own.block_on(task.run(input_queue, message_queue)))?;
         tokio::spawn(watchdog);
+        tokio::spawn(contact);
         Ok(Self {
             handle,
             feeds,

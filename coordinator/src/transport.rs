@@ -15,7 +15,7 @@ use std::{
 use conclave_proto::v1::{IdentifyRequest, IdentifyResponse, raft_client::RaftClient};
 use dashmap::DashMap;
 use tonic::{
-    Request, Status,
+    Request, Response, Status,
     metadata::AsciiMetadataValue,
     transport::{Channel, Endpoint},
 };
@@ -135,10 +135,10 @@ impl Network {
         request
     }
 
-    /// Asks a node what it is.
+    /// Asks a node what it is; within `wait`, the dial included.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT for a bad address, else what the call says.
+    /// INVALID_ARGUMENT for a bad address, DEADLINE_EXCEEDED, else what the call says.
     pub async fn identify(
         &self,
         address: &str,
@@ -149,7 +149,10 @@ impl Network {
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let mut request = self.request(IdentifyRequest {});
         request.set_timeout(wait);
-        let answer = peer.identify(request).await?.into_inner();
-        Ok(answer)
+        // A call's own timeout begins once there is a connection.
+        match tokio::time::timeout(wait, peer.identify(request)).await {
+            Ok(answer) => answer.map(Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded("no answer in time")),
+        }
     }
 }

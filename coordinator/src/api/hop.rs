@@ -71,13 +71,18 @@ impl Api {
                 false => nothing_done(refusal),
             });
             let (refusal, twice) = match route? {
-                Route::Here => match here(metadata.clone(), message.clone()).await {
-                    Ok(answer) => return Ok(Response::new(answer)),
-                    // It handed leadership over before anything was proposed.
-                    Err(refusal) => {
-                        begun = true;
-                        (refusal, false)
-                    }
+                Route::Here => tokio::select! {
+                    biased;
+                    answer = here(metadata.clone(), message.clone()) => match answer {
+                        Ok(answer) => return Ok(Response::new(answer)),
+                        // It handed leadership over before anything was proposed.
+                        Err(refusal) => {
+                            begun = true;
+                            (refusal, false)
+                        }
+                    },
+                    // It leads no more, and hears of no successor that may have done it.
+                    refusal = self.cut_off() => return Err(unless_known(refusal, true)),
                 },
                 Route::Leader { id: asked, channel } => {
                     let wait = deadline.saturating_duration_since(Instant::now());
@@ -89,6 +94,7 @@ impl Api {
                         () = self.succeeded(asked), if twice => {
                             Err(Status::unavailable("another node leads now"))
                         }
+                        refusal = self.cut_off() => return Err(unless_known(refusal, true)),
                     };
                     match answer {
                         Ok(response) => return Ok(Response::new(response.into_inner())),

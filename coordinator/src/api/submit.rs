@@ -142,7 +142,7 @@ impl Api {
         tokio::select! {
             biased;
             reply = self.node.propose(Body::SubmitJob(command), wait) => reply,
-            () = self.leaderless() => Err(NodeError::Unknown),
+            _ = self.cut_off() => Err(NodeError::Unknown),
         }
     }
 

@@ -201,6 +201,7 @@ impl Watch {
             },
             // A leader whose disk hangs, or that is cut off, ends no stream.
             () = api.succeeded(leader) => return Ok(Leg::Next),
+            refusal = api.cut_off() => return Err(refusal),
         };
         if !look_again(&refusal, true) {
             return Err(refusal);

@@ -13,13 +13,60 @@ impl NodeStatus {
         let silent = self.silent.iter().filter(voter).count();
         self.serving && voters > 2 * silent
     }
+
+    /// Why `/readyz` says no; `None` when it says yes.
+    pub fn unready(&self) -> Option<String> {
+        if let Some(why) = &self.stopped {
+            return Some(format!("the node stopped: {why}"));
+        }
+        if self.leaving {
+            return Some("this node is being shut down".to_owned());
+        }
+        if self.stuck {
+            return Some(
+                "this node's loop stands still: its disk hangs, or is far too slow".into(),
+            );
+        }
+        match self.role {
+            NodeRole::Blank => Some("this node belongs to no cluster yet".to_owned()),
+            NodeRole::Removed => Some(
+                "this node was removed from its cluster: stop it, or add it anew on an empty folder"
+                    .to_owned(),
+            ),
+            _ if self.cut_off.is_some() => self.cut_off.clone(),
+            _ if self.leader_id == 0 => Some("no leader is known".to_owned()),
+            _ if self.applied == 0 || self.members.values().all(|m| m.learner) => {
+                Some("nothing has come from the leader yet".to_owned())
+            }
+            NodeRole::Leader if !self.serving => {
+                Some("this node leads and has not confirmed it yet".to_owned())
+            }
+            _ if self.applied < self.commit => Some(format!(
+                "applied {} of {} entries",
+                self.applied, self.commit
+            )),
+            _ => None,
+        }
+    }
+
+    /// True if it knows no leader, or reaches none.
+    pub fn leaderless(&self) -> bool {
+        self.leader_id == 0 || self.cut_off.is_some()
+    }
+
+    /// True if this node leads.
+    pub fn leads(&self) -> bool {
+        self.role == NodeRole::Leader
+    }
 }
 
 impl Task {
     pub(super) fn publish(&mut self) {
         self.pulse.beat();
-        let status = self.describe();
+        let mut status = self.describe();
         self.status.send_if_modified(|old| {
+            // Not the loop's to say.
+            status.cut_off.clone_from(&old.cut_off);
             let changed = *old != status;
             if changed {
                 *old = status;
@@ -73,6 +120,7 @@ impl Task {
             keys: self.state.key_count(),
             leaving: self.leaving,
             stuck: false,
+            cut_off: None,
             stopped: None,
         }
     }

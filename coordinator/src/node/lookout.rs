@@ -1,5 +1,5 @@
-//! Looked for beside the node's loop: members that moved, and what an operator should hear of in time: no
-//! leader, no room.
+//! Looked for beside the node's loop: members that moved, and room on the disk. Whether a leader is in
+//! reach is for [`contact`](super::contact).
 
 use std::time::{Duration, Instant};
 
@@ -7,13 +7,8 @@ use futures::future::join_all;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::{Handle, Input, NodeRole, NodeStatus};
-use crate::{
-    api::{LEADERLESS, PROBE, silent_members},
-    config::Config,
-    disk::reserve::Reserve,
-    transport::Network,
-};
+use super::{Handle, Input, NodeStatus};
+use crate::{api::PROBE, config::Config, disk::reserve::Reserve, transport::Network};
 
 /// Period of looking at the disk.
 const LOOK: Duration = Duration::from_secs(1);
@@ -29,14 +24,11 @@ pub fn begin(
     node: &Handle,
     reserve: Reserve,
     stop: &CancellationToken,
-) -> [JoinHandle<()>; 3] {
-    let patience = config.election() * LEADERLESS;
+) -> [JoinHandle<()>; 2] {
     let seeds = find_seeds(config.clone(), network.clone(), node.status());
-    let leader = watch_leader(patience, network.clone(), node.clone());
     let disk = watch_disk(reserve, network.clone(), node.clone());
     [
         tokio::spawn(until_stopped(stop.clone(), seeds)),
-        tokio::spawn(until_stopped(stop.clone(), leader)),
         tokio::spawn(until_stopped(stop.clone(), disk)),
     ]
 }
@@ -76,47 +68,6 @@ fn same_cluster(first: bool, seed: &str, theirs: &str, mine: Option<&str>) {
         "this node and its seed belong to different clusters: one of them runs on another \
          cluster's data folder"
     );
-}
-
-fn leaderless(status: &NodeStatus) -> bool {
-    let belongs = !matches!(status.role, NodeRole::Blank | NodeRole::Removed);
-    belongs && status.leader_id == 0 && !status.leaving
-}
-
-/// Says when no leader was known for so long that calls are refused, and who does not answer; and when
-/// there is one again.
-async fn watch_leader(patience: Duration, network: Network, node: Handle) {
-    let mut status = node.status();
-    while status.wait_for(leaderless).await.is_ok() {
-        let since = Instant::now();
-        let found = status.wait_for(|s| !leaderless(s));
-        if tokio::time::timeout(patience, found).await.is_ok() {
-            continue;
-        }
-        let silent = silent_members(&network, &node.now()).await;
-        let silent = match silent.as_slice() {
-            [] => "every member answers".to_owned(),
-            some => some.join(", "),
-        };
-        tracing::warn!(
-            for_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
-            silent,
-            "no leader: nothing is served until a majority of the voters answers; start those that do not"
-        );
-        let Ok(found) = status.wait_for(|s| !leaderless(s)).await else {
-            return;
-        };
-        let leader = found.leader_id;
-        drop(found);
-        if leader != 0 {
-            tracing::info!(
-                after_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
-                leader = format!("{leader:x}"),
-                "there is a leader again"
-            );
-        }
-    }
-    // The node has ended: there is nothing more to say.
 }
 
 /// Says when there is less room than is kept, and when there is enough again; a leader without room hands
@@ -231,21 +182,5 @@ mod tests {
         assert_eq!(later, [true, true, false, false, false]);
         assert!(!tries.due(false, false, at(300)), "there is room");
         assert!(tries.due(true, true, at(301)));
-    }
-
-    #[test]
-    fn only_a_member_can_miss_a_leader() {
-        let follower = NodeStatus {
-            role: NodeRole::Follower,
-            ..NodeStatus::default()
-        };
-        assert!(leaderless(&follower));
-        for role in [NodeRole::Blank, NodeRole::Removed] {
-            let status = NodeStatus {
-                role,
-                ..follower.clone()
-            };
-            assert!(!leaderless(&status), "{role:?}");
-        }
     }
 }
