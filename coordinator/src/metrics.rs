@@ -175,6 +175,11 @@ fn describe_disk() {
 }
 
 fn describe_jobs() {
+    describe_gauge!(
+        "conclave_clock_ahead_seconds",
+        Unit::Seconds,
+        "How far this leader's clock is ahead of a time that a majority of clocks confirms; 0: it is believed"
+    );
     describe_counter!(
         "conclave_jobs_submitted_total",
         Unit::Count,
@@ -399,6 +404,11 @@ pub fn would_expand() {
 pub fn workers(node: &Label, leases: usize, sessions: usize) {
     gauge!("conclave_workers", "node" => node.clone()).set(leases as f64);
     gauge!("conclave_worker_sessions", "node" => node.clone()).set(sessions as f64);
+}
+
+/// This far is the leader's clock ahead of the cluster's time, while it is doubted.
+pub fn clock_ahead(node: &Label, ahead_ms: i64) {
+    gauge!("conclave_clock_ahead_seconds", "node" => node.clone()).set(ahead_ms as f64 / 1_000.0);
 }
 
 /// Leases were renewed.

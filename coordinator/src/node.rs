@@ -2,6 +2,7 @@
 //! what it says of itself. Its loop is [`task`].
 
 pub mod carry;
+mod clocks;
 pub mod contact;
 mod describe;
 pub mod lead;
@@ -243,6 +244,14 @@ pub enum Input {
         job_id: String,
         /// What is to be proposed.
         decide: Option<Decide>,
+    },
+    /// What a majority of the voters' clocks has reached; `None` if too few
+    /// answered.
+    Clocks {
+        /// The term that asked for it.
+        term: u64,
+        /// Unix ms.
+        reached_ms: Option<i64>,
     },
     /// The lane to this member was lost, and messages with it.
     Unreachable(u64),

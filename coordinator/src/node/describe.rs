@@ -156,6 +156,8 @@ impl Task {
     }
 
     pub(super) fn gauges(&self) {
+        let doubts = self.leader.as_ref().and_then(Leader::doubts_clock);
+        metrics::clock_ahead(&self.label, doubts.unwrap_or_default());
         let voters = self.node.conf_state().voters;
         let progress = self.node.progress();
         let active = progress.iter().filter(|p| !p.learner && p.active);

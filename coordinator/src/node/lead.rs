@@ -96,6 +96,7 @@ impl Task {
 
     /// The leader's share of a tick.
     pub(super) fn lead_tick(&mut self, now: Instant) {
+        self.begin_serving();
         let moment = moment!(self);
         let Some(leader) = &mut self.leader else {
             return;
@@ -164,6 +165,7 @@ impl Task {
             Act::JobChanged { job_id } => self.feeds.changed(&job_id),
             Act::JobEnded { job_id } => self.job_ended(&job_id),
             Act::NoteMembers => self.note_members(),
+            Act::AskClocks => self.ask_clocks(),
             Act::Confirm { pause } => self.reads.insist(Wanted::Leader { term, pause }),
         }
     }

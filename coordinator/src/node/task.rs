@@ -276,7 +276,10 @@ impl Task {
 
     fn take(&mut self, input: Input) -> Result<(), Fatal> {
         match input {
-            Input::Propose(p) => self.propose(p.body, Waiter::Call(p.reply), p.deadline),
+            Input::Propose(mut p) => {
+                self.stamp(&mut p.body);
+                self.propose(p.body, Waiter::Call(p.reply), p.deadline);
+            }
             Input::Read(read) => self.read(read),
             Input::Session(input) => self.session(input),
             Input::Init { cluster_id, done } => {
@@ -329,6 +332,7 @@ impl Task {
                     leader.context_stored(job_id, decide);
                 }
             }
+            Input::Clocks { term, reached_ms } => self.clocks(term, reached_ms),
             Input::Unreachable(node_id) => self.node.report_unreachable(node_id),
             Input::Gone(node_id) => self.node.report_gone(node_id),
             Input::Removed => self.removed = self.leadership.leader_id == 0,

@@ -54,7 +54,7 @@ impl Task {
                     result,
                 },
                 Some(leader),
-            ) => leader.finished(session, key, incarnation, result, moment.unix_ms),
+            ) => leader.finished(session, key, incarnation, result, &moment),
             (SessionInput::Alive { session, beat }, Some(leader)) => {
                 if leader.heartbeat(session, &beat, &moment) == Sign::Withheld {
                     metrics::lease_withheld();

@@ -321,6 +321,7 @@ impl Raft for PeerService {
             address: self.address.clone(),
             max_log_version: self.max_log_version,
             disk_short: self.reserve.check().is_err(),
+            unix_ms: crate::node::task::unix_ms(),
         }))
     }
 }

@@ -224,7 +224,8 @@ impl Coordinator {
         match (purpose, stored) {
             (Purpose::Submit(from, number, mut command), Some(stored)) => {
                 command.spec = Some(stored);
-                let body = Body::SubmitJob(*command);
+                let mut body = Body::SubmitJob(*command);
+                self.with_leader(cx, |leader, moment| leader.stamp(&mut body, moment));
                 self.propose(body, Waiter::Call(from, number), 5_000, cx);
             }
             (Purpose::Submit(from, number, _), None) => {

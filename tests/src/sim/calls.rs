@@ -67,7 +67,10 @@ impl Coordinator {
                 let submit = Purpose::Submit(from, number, Box::new(command));
                 self.with_payload(bytes.unwrap_or_default(), submit, cx);
             }
-            other => self.propose(other, Waiter::Call(from, number), 5_000, cx),
+            mut other => {
+                self.with_leader(cx, |leader, moment| leader.stamp(&mut other, moment));
+                self.propose(other, Waiter::Call(from, number), 5_000, cx);
+            }
         }
     }
 

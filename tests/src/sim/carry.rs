@@ -116,6 +116,8 @@ impl Coordinator {
                 let command = self.command(&data)?;
                 cx.ledger.meets(self.id, self.speaks, &self.state, &command);
                 let applied = self.state.apply(index, term, &command);
+                let honest_ms = cx.unix_ms();
+                cx.ledger.time(self.id, self.state.unix_ms(), honest_ms);
                 cx.applied(self.id, &self.state, &command, &applied);
                 self.applied(&context, applied, cx);
             }

@@ -17,6 +17,7 @@ use raft::eraftpb::{ConfState, MessageType};
 
 use super::{
     blobs::BlobNet,
+    clocks::Clocks,
     cx::{Addr, Cx, Event, Input, Told, Wire},
     disk::{Disk, Full, Unreadable},
     invariants::Held,
@@ -46,6 +47,7 @@ pub(super) struct Coordinator {
     pub(super) reads: Reads,
     /// This clock minus an honest one, ms.
     pub skew_ms: i64,
+    pub(super) clocks: Clocks,
     pub paused: bool,
     /// The newest log version that this program knows.
     pub speaks: u32,
@@ -155,6 +157,7 @@ impl Coordinator {
             waiters: Waiters::new(boot, MOST_WAITERS),
             reads: Reads::new(boot, MOST_READS),
             skew_ms: 0,
+            clocks: Clocks::default(),
             paused: false,
             speaks,
             armed: None,
@@ -339,6 +342,15 @@ impl Coordinator {
             Wire::PutBlob(..) | Wire::HasBlob(_) | Wire::GetBlob(_) | Wire::Blob(..) => {
                 if let Addr::Node(peer) = from {
                     self.hear_of_blob(peer, wire, cx);
+                }
+            }
+            Wire::AskClock(question) => {
+                let clock = Wire::Clock(question, self.unix_ms(cx));
+                cx.send(self.addr(), from, clock);
+            }
+            Wire::Clock(question, unix_ms) => {
+                if let Addr::Node(peer) = from {
+                    self.clock_told(peer, question, unix_ms, cx);
                 }
             }
             Wire::Call(number, ask) => self.asked(from, number, *ask, cx),

@@ -59,6 +59,10 @@ pub(super) enum Wire {
     NoJob(u64),
     /// The watcher has read an update.
     Read(u64),
+    /// What time is it there?
+    AskClock(u64),
+    /// This time, Unix ms.
+    Clock(u64, i64),
 }
 
 impl Wire {
@@ -79,7 +83,9 @@ impl Wire {
             | Wire::PutBlob(..)
             | Wire::HasBlob(_)
             | Wire::GetBlob(_)
-            | Wire::Blob(..) => None,
+            | Wire::Blob(..)
+            | Wire::AskClock(_)
+            | Wire::Clock(..) => None,
         }
     }
 }

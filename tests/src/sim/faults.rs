@@ -3,11 +3,15 @@
 use conclave_proto::LOG_VERSION;
 
 use super::{
-    coordinator::{Moment, NEXT_VERSION},
+    coordinator::{Coordinator, Moment, NEXT_VERSION},
     cx::{Addr, Event},
+    invariants::HONEST_MS,
     rng::Rng,
     world::World,
 };
+
+/// By so much a clock is wrong that nobody looked after, ms.
+const DAYS_MS: i64 = 5 * 24 * 3_600_000;
 
 /// A class of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,8 +251,18 @@ impl World {
     }
 
     fn step_clock(&mut self, node: u64) {
+        // At most one clock is off by days: most must be honest.
+        let wrong = |n: &Coordinator| n.skew_ms.abs() > HONEST_MS;
+        let others = self.nodes.iter().filter(|(id, _)| **id != node);
+        let trusted = others.filter(|(_, n)| wrong(n)).count() == 0;
         if let Some(running) = self.nodes.get_mut(&node) {
-            let skew = self.cx.rng.below(40_000) as i64 - 20_000;
+            let several = running.node.conf_state().voters.len() > 1;
+            let skew = if trusted && several && self.cx.rng.below(3) == 0 {
+                self.cx.fault("clock stepped by days");
+                DAYS_MS * if self.cx.rng.below(4) == 0 { -1 } else { 1 }
+            } else {
+                self.cx.rng.below(2 * HONEST_MS as u64) as i64 - HONEST_MS
+            };
             let before = std::mem::replace(&mut running.skew_ms, skew);
             self.cx.fault(if skew < before {
                 "clock stepped back"

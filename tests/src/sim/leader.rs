@@ -70,6 +70,7 @@ impl Coordinator {
 
     /// The leader's share of a tick.
     pub(super) fn lead_tick(&mut self, cx: &mut Cx) {
+        self.begin_serving(cx);
         self.with_leader(cx, |leader, moment| leader.tick(moment));
     }
 
@@ -130,6 +131,7 @@ impl Coordinator {
             Act::JobChanged { job_id } => self.ring(&job_id, cx),
             Act::JobEnded { job_id } => self.job_ended(&job_id, cx),
             Act::NoteMembers => self.note_members(cx),
+            Act::AskClocks => self.ask_clocks(cx),
         }
     }
 

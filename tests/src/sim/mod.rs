@@ -28,6 +28,7 @@ mod blobs;
 mod calls;
 mod carry;
 mod client;
+mod clocks;
 mod coordinator;
 mod coverage;
 mod cx;

@@ -121,10 +121,10 @@ impl Coordinator {
         outcome: attempt_finished::Result,
         cx: &mut Cx,
     ) {
-        let now = self.unix_ms(cx);
-        if let (Some(key), Some(leader)) = (result.key, &mut self.leader) {
-            leader.finished(id, key, result.incarnation, outcome, now);
-        }
+        let Some(key) = result.key else { return };
+        self.with_leader(cx, |leader, moment| {
+            leader.finished(id, key, result.incarnation, outcome, moment);
+        });
     }
 
     /// What came on the session could not be taken: it ends, and the worker says hello again.

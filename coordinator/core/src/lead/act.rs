@@ -71,6 +71,9 @@ pub enum Act {
     },
     /// Propose the addresses of members that listen elsewhere than the state says.
     NoteMembers,
+    /// Ask every voter for its wall clock, then [`super::Leader::clocks`] with what
+    /// [`super::reached`] makes of the answers.
+    AskClocks,
     /// Confirm the leadership with a quorum (ReadIndex), then [`super::Leader::confirmed`].
     Confirm {
         /// Which gap of the clock this is about.

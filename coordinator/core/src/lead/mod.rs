@@ -15,6 +15,7 @@ mod looks;
 mod retention;
 mod roster;
 mod time;
+mod wall;
 mod workers;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,6 +26,7 @@ use conclave_proto::v1::{
 };
 
 pub use act::{Act, Purpose};
+pub use wall::{LEAP_MS, reached};
 pub use workers::Sign;
 
 use crate::{
@@ -37,6 +39,7 @@ use clock::Clock;
 use decisions::{Decisions, Placements};
 use looks::NoModel;
 use roster::Roster;
+use wall::Wall;
 
 /// How long a proposal of the leader's own may take before it counts as lost, ms.
 pub const PROPOSAL_MS: u64 = 5_000;
@@ -85,6 +88,7 @@ pub struct Leader {
     begun_ms: u64,
     serving: bool,
     clock: Clock,
+    wall: Wall,
     /// What the cluster begins with, and whether it is still to be said.
     founding: Option<CreateCluster>,
     owes_founding: bool,
@@ -124,6 +128,7 @@ impl Leader {
             begun_ms: now_ms,
             serving: false,
             clock: Clock::new(now_ms),
+            wall: Wall::default(),
             owes_founding: founding.is_some(),
             founding,
             owes_leases: true,
@@ -159,8 +164,13 @@ impl Leader {
 
     /// After an entry of its own term was applied, a leader carries out all that the state says is
     /// outstanding (law 2). Returns how many effects that are; `None` if it is too early, or done.
+    /// Call it with every tick, too: a leader that doubts its clock hears of the others' first.
     pub fn begin_serving(&mut self, moment: &Moment<'_>) -> Option<usize> {
         if self.serving || moment.state.applied_term() != self.term {
+            return None;
+        }
+        let moment = &self.believed(moment);
+        if self.awaits_clocks(moment.now_ms) {
             return None;
         }
         self.serving = true;
@@ -223,9 +233,13 @@ impl Leader {
     }
 
     /// What is to be done now, in this order. A leader that does not serve yet, or stood still,
-    /// says nothing but that it asks to be confirmed (law 5); what it had to say is kept.
+    /// says nothing but that it asks to be confirmed, or for the others' clocks (law 5); what it had to say is kept.
     pub fn acts(&mut self, moment: &Moment<'_>) -> Vec<Act> {
         self.look_at_clock(moment.now_ms);
+        let moment = &self.believed(moment);
+        if let Some(ask) = self.ask_clocks(moment.now_ms) {
+            return vec![ask];
+        }
         if let Some(pause) = self.clock.question() {
             return vec![Act::Confirm { pause }];
         }

@@ -21,6 +21,7 @@ impl Leader {
         if !self.speaks() {
             return;
         }
+        let moment = &self.believed(moment);
         self.pay_debts(moment);
         self.decisions.tick(moment.now_ms);
         self.placements.tick();

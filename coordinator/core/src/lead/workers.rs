@@ -77,8 +77,9 @@ impl Leader {
         key: AttemptKey,
         incarnation: String,
         result: attempt_finished::Result,
-        unix_ms: i64,
+        moment: &Moment<'_>,
     ) {
+        let unix_ms = self.believed(moment).wall_ms();
         let Some(worker_id) = self.roster.get(session).map(|s| s.worker_id.clone()) else {
             return;
         };

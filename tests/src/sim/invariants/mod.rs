@@ -7,6 +7,7 @@ mod bounded_queues;
 mod equal_states;
 mod exact_answers;
 mod gapless_events;
+mod honest_time;
 mod liveness;
 mod log_matching;
 mod nothing_lost;
@@ -36,6 +37,7 @@ use conclave_proto::v1::{
     watch_job_response::Update,
 };
 use conclave_worker_core::Fault;
+pub(super) use honest_time::HONEST_MS;
 use raft::eraftpb::{Entry, Message};
 
 use super::{cx::Cx, words};
@@ -84,6 +86,12 @@ impl Ledger {
         if let (Err(what), None) = (check, &self.violation) {
             self.violation = Some(Violation { law, what });
         }
+    }
+
+    /// Replicated time on a node, and what an honest clock says.
+    pub(super) fn time(&mut self, node: u64, unix_ms: i64, honest_ms: i64) {
+        let check = honest_time::check(node, unix_ms, honest_ms);
+        self.hold("replicated time is never far ahead", check);
     }
 
     pub(super) fn leads(&mut self, node: u64, term: u64) {

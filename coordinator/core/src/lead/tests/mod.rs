@@ -5,6 +5,7 @@ mod duties;
 mod forgetting;
 mod payloads;
 mod time;
+mod wall;
 mod workers;
 
 use conclave_proto::v1::{

@@ -34,7 +34,8 @@ fn an_unwanted_result_is_acknowledged_so_that_its_worker_forgets_it() {
             message: "broke".into(),
         };
         let (key, result) = (key.clone(), Outcome::Error(error));
-        desk.leader.finished(1, key, "i1".into(), result, 2_000);
+        let moment = moment!(desk);
+        desk.leader.finished(1, key, "i1".into(), result, &moment);
         desk.run()
     };
     let acks = |acts: &[Act]| {
