@@ -245,8 +245,7 @@ pub enum Input {
         /// What is to be proposed.
         decide: Option<Decide>,
     },
-    /// What a majority of the voters' clocks has reached; `None` if too few
-    /// answered.
+    /// What a majority of the voters' clocks has reached, `None` if too few answered.
     Clocks {
         /// The term that asked for it.
         term: u64,

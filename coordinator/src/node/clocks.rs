@@ -2,14 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use conclave_coordinator_core::lead::{Leader, Moment, reached};
+use conclave_coordinator_core::lead::{LEAP_MS, Leader, Moment, reached};
 use conclave_proto::v1::command::Command as Body;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 
 use super::{
     Input,
     lead::moment,
     task::{Task, unix_ms},
 };
+
 /// How long a member is given to say what time it is.
 const WAIT: Duration = Duration::from_secs(1);
 
@@ -22,24 +24,31 @@ impl Task {
         }
     }
 
-    /// Asks every voter for its clock.
+    /// Asks every voter for its clock, and goes on as soon as enough of them confirm this one: a
+    /// member that is gone holds nobody up.
     pub(super) fn ask_clocks(&self) {
         let (network, handle) = (self.network.clone(), self.handle.clone());
         let (term, here) = (self.leadership.term, self.identity.node_id());
         let voters = self.node.conf_state().voters;
         self.runtime.spawn(async move {
-            let ask = |id: u64| {
+            let mut clocks: Vec<Option<i64>> = vec![None; voters.len()];
+            let ask = |(place, id): (usize, u64)| {
                 let network = network.clone();
                 async move {
                     if id == here {
-                        return Some(unix_ms());
+                        return (place, Some(unix_ms()));
                     }
-                    let address = network.address(id)?;
-                    let answer = network.identify(&address, WAIT).await.ok()?;
-                    (answer.node_id == id && answer.unix_ms > 0).then_some(answer.unix_ms)
+                    (place, clock_of(&network, id).await)
                 }
             };
-            let clocks = futures::future::join_all(voters.into_iter().map(ask)).await;
+            let mut answers: FuturesUnordered<_> =
+                voters.into_iter().enumerate().map(ask).collect();
+            while let Some((place, clock)) = answers.next().await {
+                clocks[place] = clock;
+                if reached(&clocks).is_some_and(|ms| unix_ms() - ms <= LEAP_MS) {
+                    break;
+                }
+            }
             let reached_ms = reached(&clocks);
             // Unheard, it is asked again.
             let clocks = Input::Clocks { term, reached_ms };
@@ -65,11 +74,32 @@ impl Task {
                  start the members that do not answer"
             );
         } else if let Some(ahead_ms) = doubted_ms {
-            tracing::warn!(
-                ahead_seconds = ahead_ms / 1_000,
-                "the cluster's time leaps forward: a majority of the members' clocks is there"
-            );
+            let ahead_seconds = ahead_ms / 1_000;
+            if leader.serving() {
+                tracing::warn!(
+                    ahead_seconds,
+                    "the cluster's time leaps forward: a majority of the members' clocks is there"
+                );
+            } else {
+                tracing::info!(
+                    ahead_seconds,
+                    "the cluster rested: a majority of the members' clocks confirms the time"
+                );
+            }
         }
         self.begin_serving();
     }
+}
+
+/// A member's wall clock, Unix ms, if it answers. A program from before there was this question
+/// answers without it: it counts as agreeing, as every clock did then.
+async fn clock_of(network: &Network, id: u64) -> Option<i64> {
+    let address = network.address(id)?;
+    let answer = network.identify(&address, WAIT).await.ok()?;
+    let says = if answer.unix_ms > 0 {
+        answer.unix_ms
+    } else {
+        unix_ms()
+    };
+    (answer.node_id == id).then_some(says)
 }

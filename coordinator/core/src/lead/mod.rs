@@ -105,6 +105,8 @@ pub struct Leader {
     /// Replicated time: when it last moved, and whether it does.
     moved_ms: u64,
     moving: bool,
+    /// What the last tick brought, Unix ms.
+    moved_unix_ms: i64,
     expired_ms: u64,
     /// Jobs whose model no worker here serves.
     no_model: BTreeMap<String, NoModel>,
@@ -140,6 +142,7 @@ impl Leader {
             renew: BTreeMap::new(),
             moved_ms: now_ms,
             moving: false,
+            moved_unix_ms: 0,
             expired_ms: now_ms,
             no_model: BTreeMap::new(),
             look_round: false,
@@ -233,11 +236,12 @@ impl Leader {
     }
 
     /// What is to be done now, in this order. A leader that does not serve yet, or stood still,
-    /// says nothing but that it asks to be confirmed, or for the others' clocks (law 5); what it had to say is kept.
+    /// says nothing but that it asks to be confirmed (law 5), or for the others' clocks (law 3); what
+    /// it had to say is kept.
     pub fn acts(&mut self, moment: &Moment<'_>) -> Vec<Act> {
         self.look_at_clock(moment.now_ms);
         let moment = &self.believed(moment);
-        if let Some(ask) = self.ask_clocks(moment.now_ms) {
+        if let Some(ask) = self.ask_clocks(moment) {
             return vec![ask];
         }
         if let Some(pause) = self.clock.question() {

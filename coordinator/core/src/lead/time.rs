@@ -50,10 +50,10 @@ impl Leader {
             return;
         }
         // After a rest time begins anew; and a tick is worth so much at most.
-        let elapsed_ms = if self.moving {
-            since.min(MAX_TICK_MS)
+        let (elapsed_ms, last_unix_ms) = if self.moving {
+            (since.min(MAX_TICK_MS), self.moved_unix_ms)
         } else {
-            0
+            (0, moment.state.unix_ms())
         };
         self.moving = true;
         self.moved_ms = moment.now_ms;
@@ -64,11 +64,13 @@ impl Leader {
         self.drain_workers(moment);
         self.renew_leases();
         // A wall clock that was put back, or another leader's that was ahead: replicated time goes
-        // on by what has passed, so that deadlines still come.
+        // on by what has passed since the last tick, so that deadlines still come. Not since the
+        // state's time: callers' commands moved that in between, and it would count twice.
         let passed = i64::try_from(elapsed_ms).unwrap_or(0);
+        self.moved_unix_ms = moment.unix_ms.max(last_unix_ms.saturating_add(passed));
         let tick = Tick {
             elapsed_ms,
-            unix_ms: moment.unix_ms.max(moment.state.unix_ms() + passed),
+            unix_ms: self.moved_unix_ms,
             new_term: false,
         };
         self.propose(Body::Tick(tick), Purpose::Nothing);

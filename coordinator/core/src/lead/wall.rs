@@ -79,9 +79,14 @@ impl Leader {
         self.wall.look(moment);
     }
 
-    /// Asks for the members' clocks, once a period while its own is doubted.
-    pub(super) fn ask_clocks(&mut self, now_ms: u64) -> Option<Act> {
+    /// Asks for the members' clocks, once a period while its own is doubted. Not before it has applied
+    /// an entry of its own term: until then the state's time is an old one.
+    pub(super) fn ask_clocks(&mut self, moment: &Moment<'_>) -> Option<Act> {
         self.wall.ahead_ms?;
+        if moment.state.applied_term() != self.term {
+            return None;
+        }
+        let now_ms = moment.now_ms;
         let (asked, answered) = (self.wall.asked_ms, self.wall.answered);
         let period = if answered { ASK_AGAIN_MS } else { ASK_MS };
         if asked.is_some_and(|at| now_ms.saturating_sub(at) < period) {

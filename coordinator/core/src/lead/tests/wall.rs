@@ -22,6 +22,30 @@ fn told(desk: &mut Desk, reached_ms: Option<i64>) {
     desk.leader.clocks(reached_ms, &moment);
 }
 
+/// What a caller asks this node for, by the node's own clock.
+fn submission(desk: &Desk, id: &str, deadline_ms: u64) -> Body {
+    let budget = Budget {
+        deadline_ms,
+        ..Budget::default()
+    };
+    let spec = JobSpec {
+        budget: Some(budget),
+        ..choice(width(2))
+    };
+    let effective = crate::spec::effective(&spec, &crate::spec::Defaults::new(9)).expect("good");
+    Body::SubmitJob(SubmitJobCommand {
+        job_id: id.into(),
+        tenant: "t".into(),
+        idempotency_key: format!("key-{id}"),
+        request_digest: vec![1],
+        spec: Some(crate::payload::inline(prost::Message::encode_to_vec(
+            &effective,
+        ))),
+        unix_ms: desk.world.now,
+        deadline_unix_ms: desk.world.now + deadline_ms as i64,
+    })
+}
+
 fn asks(acts: &[Act]) -> bool {
     acts.contains(&Act::AskClocks)
 }
@@ -75,6 +99,39 @@ fn ticks_of_a_leader_whose_clock_leaps_go_on_with_the_time_that_passed() {
 }
 
 #[test]
+fn time_runs_no_faster_for_what_callers_ask_while_the_clock_is_doubted() {
+    let mut desk = Desk::at_work();
+    desk.pass(1_000);
+    let honest = desk.world.now;
+    desk.world.now += WEEK_MS;
+    desk.pass(TICK_MS);
+    told(&mut desk, Some(honest));
+    let before = desk.world.state.unix_ms();
+    for n in 0..25 {
+        desk.pass(400);
+        let mut body = submission(&desk, &format!("n{n}"), 60_000);
+        let moment = moment!(desk);
+        desk.leader.stamp(&mut body, &moment);
+        let applied = desk.world.apply(body);
+        desk.leader.effects(applied.effects);
+    }
+    let moved = desk.world.state.unix_ms() - before;
+    assert!((9_000..11_000).contains(&moved), "{moved} ms in 10 s");
+}
+
+#[test]
+fn a_leader_that_is_behind_its_log_doubts_nothing_yet() {
+    let mut world = with_answer();
+    world.now += WEEK_MS;
+    let mut desk = Desk::elected(world, settings());
+    desk.leader = Leader::new(2, settings(), None, 0);
+    assert_eq!(desk.acts(), [], "the state's time is an old one");
+    let index = desk.world.state.applied_index() + 1;
+    desk.world.state.skip(index, 2);
+    assert_eq!(desk.acts(), [Act::AskClocks]);
+}
+
+#[test]
 fn after_an_idle_week_a_new_leader_asks_once_and_serves() {
     let mut world = with_answer();
     world.now += WEEK_MS;
@@ -118,26 +175,7 @@ fn a_deadline_counts_from_replicated_time_if_the_clock_is_behind_it() {
         new_term: false,
     };
     desk.world.apply(Body::Tick(ahead));
-    let budget = Budget {
-        deadline_ms: 10_000,
-        ..Budget::default()
-    };
-    let spec = JobSpec {
-        budget: Some(budget),
-        ..choice(width(2))
-    };
-    let effective = crate::spec::effective(&spec, &crate::spec::Defaults::new(9)).expect("good");
-    let mut body = Body::SubmitJob(SubmitJobCommand {
-        job_id: "j".into(),
-        tenant: "t".into(),
-        idempotency_key: "k".into(),
-        request_digest: vec![1],
-        spec: Some(crate::payload::inline(prost::Message::encode_to_vec(
-            &effective,
-        ))),
-        unix_ms: desk.world.now,
-        deadline_unix_ms: desk.world.now + 10_000,
-    });
+    let mut body = submission(&desk, "j", 10_000);
     let moment = moment!(desk);
     desk.leader.stamp(&mut body, &moment);
     let applied = desk.world.apply(body);
