@@ -269,6 +269,34 @@ async fn the_log_version_rises_when_every_member_speaks_it_and_not_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_version_is_followed_by_the_next() {
+    let mut cluster = Cluster::blank(1, |config| config.max_log_version = 1).await;
+    cluster.init().await;
+    cluster.leader().await;
+    let upgrade = conclave_proto::v1::UpgradeRequest::default();
+    for version in 2..=conclave_proto::LOG_VERSION {
+        restart_speaking(&mut cluster, 0, version).await;
+        cluster.leader().await;
+        let raised = cluster.admin(0).await.upgrade(upgrade).await.unwrap();
+        let raised = raised.into_inner();
+        assert_eq!((raised.before, raised.after), (version - 1, version));
+        assert_eq!(status(&cluster, 0).log_version, version);
+        // What it says is on disk: the same program comes back, the one before does not.
+        restart_speaking(&mut cluster, 0, version).await;
+        cluster.leader().await;
+        cluster.crash(0).await;
+        let error = start_speaking(&cluster, 0, version - 1).await.map(drop);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("uses log version {version}")),
+            "{error}"
+        );
+        let started = start_speaking(&cluster, 0, version).await.unwrap();
+        cluster.members[0].running = Some(started);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_version_is_asked_for_that_this_program_does_not_speak() {
     let cluster = Cluster::new(3).await;
     let newest = conclave_proto::LOG_VERSION;

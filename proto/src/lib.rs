@@ -14,8 +14,9 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 
 /// The newest log version that this build writes and reads.
 ///
-/// 1: the first. 2: the state holds its lineage (restored and recovered clusters).
-pub const LOG_VERSION: u32 = 2;
+/// 1: the first. 2: the state holds its lineage (restored and recovered clusters). 3: attempts lost
+/// with a worker that drained are no failures.
+pub const LOG_VERSION: u32 = 3;
 
 /// Longest payload that travels inside the log, bytes; longer ones are blobs.
 pub const INLINE_LIMIT: usize = 16 * 1024;

@@ -5,6 +5,10 @@ use conclave_proto::v1::{AgentRecord, AgentSpec, AgentState, AgentStatus, Attemp
 /// Attempts that may fail before the agent does (law 6). Part of log version 1.
 pub const MAX_FAILURES: u32 = 3;
 
+/// The first log version in which attempts lost with a worker that drained do not count towards
+/// [`MAX_FAILURES`]. Before it they did, as with any worker: replicas apply one log alike (law 1).
+pub const KILLED_DRAINS_VERSION: u32 = 3;
+
 /// Where an attempt was placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {

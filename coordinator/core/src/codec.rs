@@ -30,7 +30,8 @@ pub enum CodecError {
 
 /// The lowest log version that knows this command.
 pub fn needed_version(_body: &command::Command) -> u32 {
-    // Every command so far came with version 1; later ones get an arm of their own here.
+    // Every command so far came with version 1; later ones get an arm of their own here. Versions 2
+    // and 3 changed what the state holds and what applying does, by the state's own version.
     1
 }
 

@@ -11,6 +11,7 @@ use super::{
     lead::moment,
     task::{Task, unix_ms},
 };
+use crate::transport::Network;
 
 /// How long a member is given to say what time it is.
 const WAIT: Duration = Duration::from_secs(1);

@@ -13,6 +13,7 @@ use raft::eraftpb::{Message as RaftMessage, MessageType, Snapshot};
 use super::{
     coordinator::{Coordinator, Moment, Stop},
     cx::{Addr, Cx, Event, Input, Told, Wire},
+    invariants::Draining,
     waiters::Waiter,
 };
 
@@ -115,7 +116,9 @@ impl Coordinator {
             Payload::Command { context, data } => {
                 let command = self.command(&data)?;
                 cx.ledger.meets(self.id, self.speaks, &self.state, &command);
+                let doomed = Draining::before(&self.state, &command);
                 let applied = self.state.apply(index, term, &command);
+                cx.lost_drains(self.id, &doomed, &self.state);
                 let honest_ms = cx.unix_ms();
                 cx.ledger.time(self.id, self.state.unix_ms(), honest_ms);
                 cx.applied(self.id, &self.state, &command, &applied);

@@ -1,7 +1,5 @@
 //! What goes wrong: each seed chooses which classes of faults it has, and how often.
 
-use conclave_proto::LOG_VERSION;
-
 use super::{
     coordinator::{Coordinator, Moment, NEXT_VERSION},
     cx::{Addr, Event},
@@ -305,13 +303,15 @@ impl World {
 
     /// The node is restarted with a program of another version.
     fn change_program(&mut self, node: u64) {
-        let known = self.speaks.entry(node).or_insert(LOG_VERSION);
-        let (to, class) = if *known == LOG_VERSION {
-            (NEXT_VERSION, "node upgraded")
+        let up = self.cx.rng.below(2) == 0;
+        let known = self.speaks.entry(node).or_insert(self.program);
+        let class = if *known < NEXT_VERSION && (up || *known == 1) {
+            *known += 1;
+            "node upgraded"
         } else {
-            (LOG_VERSION, "node downgraded")
+            *known -= 1;
+            "node downgraded"
         };
-        *known = to;
         self.crash(node, class);
     }
 

@@ -34,20 +34,23 @@ impl World {
         self.raise();
     }
 
-    /// Raises the log version once every program knows it; rarely too early: then those that do not
+    /// Raises the log version by one once every program knows it; rarely too early: then those that do not
     /// know it stop.
     fn raise(&mut self) {
-        let all = |known: &u32| *known >= NEXT_VERSION;
         let members = self.addresses();
-        let mut known = members.iter().filter_map(|id| self.speaks.get(id));
-        let (any, every) = (known.clone().any(all), known.all(all));
+        let known: Vec<u32> = members
+            .iter()
+            .filter_map(|id| self.speaks.get(id).copied())
+            .collect();
+        let every = known.iter().min().copied().unwrap_or(1);
         let agreed = self
             .leader()
             .map_or(NEXT_VERSION, |l| l.state.log_version());
-        let early = any && self.cx.rng.below(256) == 0;
-        if agreed < NEXT_VERSION && (early || (every && self.cx.rng.below(8) == 0)) {
+        let next = agreed + 1;
+        let early = known.iter().any(|k| *k >= next) && self.cx.rng.below(256) == 0;
+        if agreed < NEXT_VERSION && (early || (every >= next && self.cx.rng.below(8) == 0)) {
             self.cx.coverage.hit("deeds", "log version raised");
-            self.tell_leader(Input::Raise(NEXT_VERSION));
+            self.tell_leader(Input::Raise(next));
         }
     }
 
@@ -91,6 +94,9 @@ impl World {
         self.minted += 1;
         let id = self.minted;
         self.joining = Some(id);
+        // Nobody adds a program that is too old for the cluster.
+        let agreed = self.leader().map_or(1, |l| l.state.log_version());
+        self.speaks.insert(id, self.program.max(agreed));
         self.start(id, Disk::default());
         self.cx.fault("learner added");
         self.tell_leader(Input::Change(ConfChangeType::AddLearnerNode, id));

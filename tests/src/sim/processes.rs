@@ -1,7 +1,5 @@
 //! How processes begin, end, and begin again; and what is made whole round them.
 
-use conclave_proto::LOG_VERSION;
-
 use super::{
     coordinator::{Coordinator, Moment, NEXT_VERSION, Stop},
     cx::{Addr, Event},
@@ -12,7 +10,7 @@ use super::{
 impl World {
     /// A node's process begins on its folder; false if it ended at once.
     pub(super) fn start(&mut self, id: u64, disk: Disk) -> bool {
-        let speaks = *self.speaks.entry(id).or_insert(LOG_VERSION);
+        let speaks = *self.speaks.entry(id).or_insert(self.program);
         match Coordinator::boot(id, disk, speaks, &mut self.cx) {
             Ok(node) => {
                 self.cx

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use conclave_coordinator_core::agent::Agent;
-use conclave_proto::INLINE_LIMIT;
+use conclave_proto::{INLINE_LIMIT, LOG_VERSION};
 
 use super::{
     Options, Outcome,
@@ -43,6 +43,8 @@ pub(super) struct World {
     pub calm: bool,
     /// The newest log version that each node's program knows.
     pub speaks: BTreeMap<u64, u32>,
+    /// The newest log version that a new node's program knows.
+    pub program: u32,
     steps: u64,
 }
 
@@ -67,8 +69,13 @@ impl World {
             joining: None,
             calm: false,
             speaks: BTreeMap::new(),
+            program: LOG_VERSION,
             steps: 0,
         };
+        // Half of the worlds begin with programs of before.
+        if world.cx.rng.below(2) == 0 {
+            world.program = world.cx.rng.between(1, u64::from(LOG_VERSION)) as u32;
+        }
         let mut disk = Disk::default();
         disk.genesis(1);
         world.start(1, disk);

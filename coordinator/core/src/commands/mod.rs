@@ -5,10 +5,12 @@ use conclave_proto::v1::{
 };
 
 use crate::{
+    agent::KILLED_DRAINS_VERSION,
     effect::Effect,
     job::Job,
     payload,
     state::{State, undelivered},
+    worker::Worker,
 };
 
 pub(crate) mod assign;
@@ -183,25 +185,28 @@ pub(crate) fn lose_attempt(
     }
 }
 
-/// Ends every attempt on a process that is gone.
-pub(crate) fn lose_worker(
-    state: &mut State,
-    at: At,
-    worker_id: &str,
-    incarnation: &str,
-    reason: &str,
-) -> Vec<Effect> {
+/// Ends every attempt on a process that is gone. One that drained was about to be stopped: that is
+/// no word against its prompts (law 6).
+pub(crate) fn lose_worker(state: &mut State, at: At, worker: &Worker, reason: &str) -> Vec<Effect> {
     let lost: Vec<(String, u32)> = state
-        .placed_on(worker_id, incarnation)
+        .placed_on(&worker.worker_id, &worker.incarnation)
         .map(|(job, agent)| (job.id.clone(), agent.spec.agent))
         .collect();
+    let loss = if worker.draining && state.log_version >= KILLED_DRAINS_VERSION {
+        Loss::Drained
+    } else {
+        Loss::Failure
+    };
     let now = state.unix_ms;
     let mut effects = Vec::new();
     for (job_id, number) in lost {
         if let Some(job) = state.jobs.get_mut(&job_id) {
-            effects.extend(lose_attempt(job, at, now, number, Loss::Failure, reason));
+            effects.extend(lose_attempt(job, at, now, number, loss, reason));
         }
         state.reindex(&job_id);
     }
     effects
 }
+
+#[cfg(test)]
+mod killed_drains;

@@ -23,14 +23,7 @@ pub(crate) fn apply(state: &mut State, at: At, command: &RegisterWorker) -> Appl
         .as_ref()
         .is_some_and(|w| w.incarnation == command.incarnation);
     if let Some(old) = before.as_ref().filter(|_| !same) {
-        let (id, incarnation) = (&command.worker_id, &old.incarnation);
-        effects.extend(lose_worker(
-            state,
-            at,
-            id,
-            incarnation,
-            "the worker restarted",
-        ));
+        effects.extend(lose_worker(state, at, old, "the worker restarted"));
     }
     let worker = Worker {
         worker_id: command.worker_id.clone(),

@@ -39,16 +39,15 @@ fn expire_leases(state: &mut State, at: At) -> Vec<Effect> {
         .workers
         .values()
         .filter(|w| w.expires_ms <= clock)
-        .map(|w| (w.worker_id.clone(), w.incarnation.clone()))
+        .cloned()
         .collect();
     let mut effects = Vec::new();
-    for (worker_id, incarnation) in expired {
-        state.workers.remove(&worker_id);
+    for worker in expired {
+        state.workers.remove(&worker.worker_id);
         effects.extend(lose_worker(
             state,
             at,
-            &worker_id,
-            &incarnation,
+            &worker,
             "the worker's lease ran out",
         ));
     }

@@ -8,6 +8,7 @@ mod equal_states;
 mod exact_answers;
 mod gapless_events;
 mod honest_time;
+mod killed_drains;
 mod liveness;
 mod log_matching;
 mod nothing_lost;
@@ -27,7 +28,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) use bounded_queues::Held;
 use conclave_coordinator_core::{
-    Applied, Reply, State, audit,
+    Applied, Reply, State,
+    agent::KILLED_DRAINS_VERSION,
+    audit,
     job::Job,
     node::{Committed, Restored},
     payload,
@@ -38,6 +41,7 @@ use conclave_proto::v1::{
 };
 use conclave_worker_core::Fault;
 pub(super) use honest_time::HONEST_MS;
+pub(super) use killed_drains::Draining;
 use raft::eraftpb::{Entry, Message};
 
 use super::{cx::Cx, words};
@@ -300,6 +304,20 @@ fn named(command: &Command) -> Option<[u8; 32]> {
 }
 
 impl Cx {
+    /// A node applied a command that may have lost these.
+    pub(super) fn lost_drains(&mut self, node: u64, doomed: &Draining, state: &State) {
+        let (deed, check) = match doomed.lost(node, state) {
+            Ok(0) => return,
+            Ok(_) if state.log_version() < KILLED_DRAINS_VERSION => {
+                ("a killed drain counted", Ok(()))
+            }
+            Ok(_) => ("a killed drain not counted", Ok(())),
+            Err(what) => ("a killed drain counted wrongly", Err(what)),
+        };
+        self.coverage.hit("deeds", deed);
+        self.ledger.hold("drains count by the log's version", check);
+    }
+
     /// A node applied a command. The first one to reach an index is looked at; the others are compared
     /// with it by their states.
     pub(super) fn applied(
@@ -320,6 +338,8 @@ impl Cx {
             _ => "refused",
         };
         self.coverage.hit("commands", format!("{kind} {outcome}"));
+        let version = format!("applied at log version {}", state.log_version());
+        self.coverage.hit("deeds", version);
         let term = state.applied_term();
         self.tell(|| {
             format!("node {node}: applies {index} of term {term}, {kind} {about}: {reply:?}")
