@@ -14,8 +14,10 @@ pub mod model_folder;
 pub mod prepare;
 pub mod raft_messages;
 pub mod snapshot;
+pub mod snapshot_file;
 pub mod tokens_file;
 pub mod watch_cursor;
+pub mod wheel;
 pub mod worker_config;
 pub mod worker_messages;
 
@@ -35,8 +37,10 @@ pub const ALL: &[Target] = &[
     prepare::TARGET,
     raft_messages::TARGET,
     snapshot::TARGET,
+    snapshot_file::TARGET,
     tokens_file::TARGET,
     watch_cursor::TARGET,
+    wheel::TARGET,
     worker_config::TARGET,
     worker_messages::TARGET,
 ];

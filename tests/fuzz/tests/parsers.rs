@@ -34,8 +34,10 @@ targets! {
     prepare,
     raft_messages,
     snapshot,
+    snapshot_file,
     tokens_file,
     watch_cursor,
+    wheel,
     worker_config,
     worker_messages,
 }

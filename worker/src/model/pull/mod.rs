@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::ModelError;
+pub use pip::unpack;
 pub use registry::{ENTRIES, Entry};
 
 /// Hears how far a download is: bytes done, bytes in all (0 while unknown).

