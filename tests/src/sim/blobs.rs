@@ -168,7 +168,7 @@ impl Coordinator {
         self.blobs.next += 1;
         let id = self.blobs.next;
         self.blobs.storing.insert(id, (hash, bytes, for_));
-        let took = cx.rng.between(0, 60);
+        let took = cx.rng.between(0, 60) + self.disk.drag_ms(cx);
         cx.after(took, Event::Node(self.id, self.boot, Input::Stored(id)));
         Ok(())
     }

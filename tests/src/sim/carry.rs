@@ -43,6 +43,7 @@ impl Coordinator {
             } else {
                 cx.rng.between(0, 3)
             };
+            let took = took + self.disk.drag_ms(cx);
             self.writing = Some(output);
             cx.after(took, Event::Node(self.id, self.boot, Input::Synced));
             return Ok(false);
@@ -203,7 +204,7 @@ impl Coordinator {
         }
         let (manifest, bytes) = snapshot::encode(&self.state);
         self.saving = Some((manifest, bytes, self.node.conf_state()));
-        let took = cx.rng.between(1, 300);
+        let took = cx.rng.between(1, 300) + self.disk.drag_ms(cx);
         cx.after(took, Event::Node(self.id, self.boot, Input::Saved));
         cx.coverage.hit("deeds", "snapshot taken");
         self.snapshot_every = cx.rng.between(20, 200);

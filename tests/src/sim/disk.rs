@@ -12,7 +12,7 @@ use conclave_coordinator_core::{
 use conclave_proto::v1::SnapshotManifest;
 use raft::eraftpb::{Entry, HardState, Snapshot};
 
-use super::{blobs::Blobs, rng::Rng};
+use super::{blobs::Blobs, cx::Cx, rng::Rng};
 
 /// Bytes of a log record besides its entries.
 const RECORD: u64 = 32;
@@ -62,6 +62,8 @@ pub(super) struct Disk {
     pub(super) fails: bool,
     /// Bytes that may still be written; all there may be, if unset.
     pub(super) room: Option<u64>,
+    /// Until then every write takes long, virtual ms.
+    pub(super) slow_until: u64,
     /// Payloads by hash.
     pub(super) blobs: Blobs,
 }
@@ -76,6 +78,15 @@ pub(super) struct Damage {
 }
 
 impl Disk {
+    /// How much longer a write and its fsync take than they should, ms.
+    pub(super) fn drag_ms(&self, cx: &mut Cx) -> u64 {
+        if cx.now >= self.slow_until {
+            return 0;
+        }
+        cx.fault("write on a slow disk");
+        cx.rng.between(300, 1_500)
+    }
+
     pub(super) fn take_room(&mut self, bytes: u64) -> Result<(), Full> {
         let Some(room) = &mut self.room else {
             return Ok(());

@@ -25,6 +25,7 @@ pub(super) enum Class {
     FailStep,
     Fsync,
     DiskFull,
+    SlowDisk,
     Isolate,
     Split,
     OneWay,
@@ -36,7 +37,7 @@ pub(super) enum Class {
     Version,
 }
 
-const ALL: [Class; 20] = [
+const ALL: [Class; 21] = [
     Class::CrashNode,
     Class::CrashAll,
     Class::CrashAt,
@@ -48,6 +49,7 @@ const ALL: [Class; 20] = [
     Class::FailStep,
     Class::Fsync,
     Class::DiskFull,
+    Class::SlowDisk,
     Class::Isolate,
     Class::Split,
     Class::OneWay,
@@ -116,6 +118,7 @@ impl World {
                 }
             }
             Class::DiskFull => self.fill_disk(node),
+            Class::SlowDisk => self.slow_disk(node),
             Class::Isolate | Class::Split | Class::OneWay => self.partition(class, node),
             Class::Weather => self.weather(),
             Class::Spike => self.spike(node, worker),
@@ -298,6 +301,16 @@ impl World {
             self.cx.fault("disk filled up");
             let long = self.cx.rng.between(1_000, 15_000);
             self.cx.after(long, Event::Room(node));
+        }
+    }
+
+    /// Every write takes long for a while, and is done all the same: also a process that starts
+    /// anew on this disk waits for it.
+    fn slow_disk(&mut self, node: u64) {
+        let until = self.cx.now + self.cx.rng.between(2_000, 20_000);
+        if let Some(running) = self.nodes.get_mut(&node) {
+            running.disk.slow_until = until;
+            self.cx.fault("disk became slow");
         }
     }
 

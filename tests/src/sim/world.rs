@@ -314,13 +314,14 @@ impl World {
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.disk.fails = false;
+                node.disk.slow_until = 0;
                 node.armed = None;
             }
             self.make_room(id);
             self.resume(id);
         }
         for (id, mut disk) in std::mem::take(&mut self.disks) {
-            disk.room = None;
+            (disk.room, disk.slow_until) = (None, 0);
             if !self.start(id, disk) {
                 // Too old for its log: it is upgraded now.
                 self.speaks.insert(id, NEXT_VERSION);
