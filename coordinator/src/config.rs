@@ -12,7 +12,7 @@ use conclave_proto::LOG_VERSION;
 use serde::Deserialize;
 
 /// Every key that a file may hold, in the order of [`Config`]'s fields.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 20] = [
     "data_dir",
     "listen",
     "advertise",
@@ -32,7 +32,6 @@ const KEYS: [&str; 21] = [
     "retention_bytes",
     "disk_reserve_bytes",
     "snapshot_every",
-    "snapshot_bytes",
     "max_log_version",
 ];
 
@@ -77,10 +76,8 @@ pub struct Config {
     pub retention_bytes: u64,
     /// Free disk below which submissions are refused, bytes.
     pub disk_reserve_bytes: u64,
-    /// Entries applied between two snapshots.
+    /// Entries applied between two snapshots, if they do not come to 64 MiB before.
     pub snapshot_every: u64,
-    /// Bytes of entries applied between two snapshots: whichever comes first.
-    pub snapshot_bytes: u64,
     /// The newest log version that this node speaks: lower than the program's,
     /// it is a member of the older program for all that others can tell, and
     /// `cluster upgrade` waits.
@@ -110,7 +107,6 @@ impl Default for Config {
             retention_bytes: 1 << 30,
             disk_reserve_bytes: 256 << 20,
             snapshot_every: 10_000,
-            snapshot_bytes: 64 << 20,
             max_log_version: LOG_VERSION,
         }
     }
@@ -258,9 +254,6 @@ impl Config {
         }
         if self.snapshot_every < 16 {
             return refuse("snapshot_every", "must be at least 16");
-        }
-        if self.snapshot_bytes < 1 << 20 {
-            return refuse("snapshot_bytes", "must be at least 1048576");
         }
         Ok(())
     }

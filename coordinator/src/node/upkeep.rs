@@ -24,6 +24,8 @@ const SAVE_AGAIN: Duration = Duration::from_secs(30);
 const KEPT: u64 = 1_000;
 /// The log keeps entries of so many snapshots for a member that fetches one.
 const MOST_KEPT: u64 = 4;
+/// Bytes of entries applied between two snapshots, however few entries they are: the log lies in memory.
+const SNAPSHOT_BYTES: u64 = 64 << 20;
 /// Age below which an unnamed blob may be on its way into the log.
 const BLOB_AGE: Duration = Duration::from_secs(3600);
 
@@ -56,8 +58,7 @@ impl Task {
             .applied_index()
             .saturating_sub(self.storage.snapshot_index);
         let bytes = self.node.log_size().bytes_since_snapshot;
-        let due = behind >= self.config.snapshot_every
-            || (behind > 0 && bytes >= self.config.snapshot_bytes);
+        let due = behind >= self.config.snapshot_every || (behind > 0 && bytes >= SNAPSHOT_BYTES);
         if self.saving || !due || self.save_after.is_some_and(|at| Instant::now() < at) {
             return;
         }
@@ -81,18 +82,14 @@ impl Task {
             .manifest
             .is_none()
             .then(|| Instant::now() + SAVE_AGAIN);
-        let Config {
-            snapshot_every,
-            snapshot_bytes,
-            ..
-        } = self.config;
+        let Config { snapshot_every, .. } = self.config;
         let keep = Keep {
             entries: snapshot_every.min(KEPT),
-            bytes: snapshot_bytes / MOST_KEPT,
+            bytes: SNAPSHOT_BYTES / MOST_KEPT,
         };
         let most = Keep {
             entries: snapshot_every.saturating_mul(MOST_KEPT),
-            bytes: snapshot_bytes.saturating_mul(MOST_KEPT),
+            bytes: SNAPSHOT_BYTES * MOST_KEPT,
         };
         self.storage.compact(&mut self.node, saved, keep, most)?;
         self.drop_old_snapshots();
