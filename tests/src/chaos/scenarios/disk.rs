@@ -109,6 +109,9 @@ async fn refuses(arena: &mut Arena) {
     }
 }
 
+/// Bytes of raft-engine's magic, its version and its alignment, with which a log begins.
+const FILE_HEADER: usize = 53 + 8 + 8;
+
 /// Garbage behind the end of a log, and then a torn last record: what a crash
 /// leaves. Both are cut off, and the node goes on.
 pub(super) fn torn_log(arena: &mut Arena) -> Step<'_> {
@@ -126,10 +129,9 @@ pub(super) fn torn_log(arena: &mut Arena) -> Step<'_> {
 
         let log = stop_and_find_log(arena, victim).await;
         arena.fault(&format!(
-            "the last record of coordinator {victim}'s log is torn"
+            "a last record of coordinator {victim}'s log, torn"
         ));
-        let file = OpenOptions::new().write(true).open(&log).expect("its log");
-        file.set_len(used(&log) - 7).expect("cut");
+        tear(&log);
         arena.cluster.start_coordinator(victim).await;
         arena.until_ready(victim).await;
         arena.recovered().await;
@@ -199,6 +201,26 @@ fn used(path: &Path) -> u64 {
     let bytes = fs::read(path).expect("its log");
     let last = bytes.iter().rposition(|byte| *byte != 0);
     last.map_or(0, |last| last as u64 + 1)
+}
+
+/// A write that a crash cut short: the last record once more, without its end. The one that stands there whole
+/// may be acknowledged; without that, the node rightly refuses to start.
+fn tear(path: &Path) {
+    let bytes = fs::read(path).expect("its log");
+    let length = |at: usize| {
+        let head = bytes.get(at..at + 8).expect("a record's head");
+        // The low byte is the record's kind.
+        usize::try_from(u64::from_be_bytes(head.try_into().expect("8 bytes")) >> 8).expect("small")
+    };
+    let (mut last, mut at) = (FILE_HEADER, FILE_HEADER);
+    while at + 8 <= bytes.len() && length(at) != 0 {
+        (last, at) = (at, at + length(at));
+    }
+    assert!(last < at && at <= bytes.len(), "no record in {path:?}");
+    let mut file = OpenOptions::new().write(true).open(path).expect("its log");
+    file.seek(SeekFrom::Start(at as u64))
+        .and_then(|_| file.write_all(&bytes[last..at - 7]))
+        .expect("written");
 }
 
 fn flip(path: &Path) {
