@@ -27,6 +27,7 @@ pub fn describe() {
     gauge!("conclave_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     describe_raft();
     describe_disk();
+    describe_clock();
     describe_jobs();
     begin_at_zero();
     describe_histogram!(
@@ -174,12 +175,15 @@ fn describe_disk() {
     );
 }
 
-fn describe_jobs() {
+fn describe_clock() {
     describe_gauge!(
         "conclave_clock_ahead_seconds",
         Unit::Seconds,
         "How far this leader's clock is ahead of a time that a majority of clocks confirms; 0: it is believed"
     );
+}
+
+fn describe_jobs() {
     describe_counter!(
         "conclave_jobs_submitted_total",
         Unit::Count,

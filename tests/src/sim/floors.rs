@@ -73,7 +73,7 @@ pub const FLOORS: &[(&str, &str, u64)] = &[
     ("deeds", "applied at log version 1", 40000),
     ("deeds", "applied at log version 2", 38000),
     ("deeds", "applied at log version 3", 50000),
-    ("deeds", "applied at log version 4", 600),
+    ("deeds", "applied at log version 4", 150),
     ("deeds", "change of members applied", 21000),
     ("deeds", "engine step failed", 26),
     ("deeds", "exact answers compared", 2700),
