@@ -4,10 +4,11 @@
 //! A transport that breaks under a call is UNAVAILABLE, as gRPC's libraries
 //! report it. A dial that failed sent nothing, so it counts as no attempt
 //! (`waitForReady`); an endpoint that broke is left alone for gRPC's first
-//! reconnect pause while another is there.
+//! reconnect pause while another is there, and one whose health says that it
+//! does not serve (`healthCheckConfig`) for as long as it says so.
 
 use std::error::Error as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,13 @@ use conclave_proto::v1::{
     CancelJobRequest, GetJobRequest, Job, JobSpec, SubmitJobRequest, WatchJobRequest,
     WatchJobResponse,
 };
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use super::{History, RetryPolicy};
 use crate::linear::job::Call;
@@ -39,6 +44,31 @@ type Jobs = ContemplationClient<Channel>;
 struct Subchannel {
     channel: Channel,
     broken: Mutex<Option<Instant>>,
+    /// Its health said that it does not serve, and nothing else since.
+    ill: Arc<AtomicBool>,
+}
+
+impl Subchannel {
+    fn ready(&self) -> bool {
+        let broken = self.broken.lock().expect("no holder panics");
+        !self.ill.load(Ordering::Relaxed) && broken.is_none_or(|since| since.elapsed() >= RECONNECT)
+    }
+}
+
+/// Hears how a coordinator feels, as gRPC's client-side health checking does: while nothing is heard, whether
+/// the connection holds decides.
+async fn watch_health(channel: Channel, ill: Arc<AtomicBool>) {
+    let all = HealthCheckRequest::default();
+    loop {
+        if let Ok(words) = HealthClient::new(channel.clone()).watch(all.clone()).await {
+            let mut words = words.into_inner();
+            while let Ok(Some(word)) = words.message().await {
+                ill.store(word.status() != ServingStatus::Serving, Ordering::Relaxed);
+            }
+        }
+        ill.store(false, Ordering::Relaxed);
+        sleep(RECONNECT).await;
+    }
 }
 
 /// The clients' channel to all coordinators, and what went over it.
@@ -48,6 +78,8 @@ pub struct Caller {
     history: Arc<History>,
     failed: Mutex<Vec<String>>,
     again: AtomicUsize,
+    /// Ends with the caller.
+    _health: JoinSet<()>,
 }
 
 /// How one attempt ended.
@@ -60,7 +92,7 @@ enum Attempt<T> {
 }
 
 impl Caller {
-    /// `endpoints`: `host:port` of every coordinator. Dials nothing yet.
+    /// `endpoints`: `host:port` of every coordinator; their health is watched from now on.
     pub fn new(endpoints: &[String], history: Arc<History>) -> Caller {
         let dial = |endpoint: &String| Subchannel {
             channel: Endpoint::from_shared(format!("http://{endpoint}"))
@@ -71,9 +103,13 @@ impl Caller {
                 .keep_alive_timeout(KEEPALIVE)
                 .connect_lazy(),
             broken: Mutex::default(),
+            ill: Arc::default(),
         };
+        let subchannels: Vec<Subchannel> = endpoints.iter().map(dial).collect();
+        let watch = |one: &Subchannel| watch_health(one.channel.clone(), one.ill.clone());
         Caller {
-            subchannels: endpoints.iter().map(dial).collect(),
+            _health: subchannels.iter().map(watch).collect(),
+            subchannels,
             turn: AtomicUsize::new(0),
             history,
             failed: Mutex::default(),
@@ -91,19 +127,16 @@ impl Caller {
         self.again.load(Ordering::Relaxed)
     }
 
-    /// The next subchannel in turn that is not known to be broken.
-    fn pick(&self) -> &Subchannel {
+    /// The next subchannel in turn that is not known to be broken or ill. Where all are broken, one is dialled
+    /// again; where one is ill, a call waits for word that it serves.
+    fn pick(&self) -> Option<&Subchannel> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let count = self.subchannels.len();
-        let in_turn = (0..count).map(|step| &self.subchannels[(turn + step) % count]);
-        let ready = |one: &&Subchannel| {
-            let broken = one.broken.lock().expect("no holder panics");
-            broken.is_none_or(|since| since.elapsed() >= RECONNECT)
-        };
-        in_turn
-            .clone()
-            .find(ready)
-            .unwrap_or(&self.subchannels[turn % count])
+        let mut in_turn = (0..count).map(|step| &self.subchannels[(turn + step) % count]);
+        let ready = in_turn.find(|one| one.ready());
+        let ill = |one: &Subchannel| one.ill.load(Ordering::Relaxed);
+        let dialled = || Some(&self.subchannels[turn % count]);
+        ready.or_else(|| (!self.subchannels.iter().any(ill)).then(dialled).flatten())
     }
 
     async fn attempt<T, F: Future<Output = Result<T, Status>>>(
@@ -111,7 +144,9 @@ impl Caller {
         call: &impl Fn(Jobs) -> F,
         left: Duration,
     ) -> Attempt<T> {
-        let one = self.pick();
+        let Some(one) = self.pick() else {
+            return Attempt::NotSent(Status::unavailable("no coordinator says that it serves"));
+        };
         let client = ContemplationClient::new(one.channel.clone()).max_decoding_message_size(REPLY);
         let status = match tokio::time::timeout(left, call(client)).await {
             Ok(Ok(answer)) => return Attempt::Answered(answer),
