@@ -419,33 +419,38 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
-/// `grpc.health.v1`: serving once this replica has caught up with a leader.
+/// `grpc.health.v1`: serving once this replica has caught up with a leader. A node that leaves ends the streams
+/// of those that watch it: a drain would wait for them.
 async fn report_health(
-    health: tonic_health::server::HealthReporter,
+    mut health: tonic_health::server::HealthReporter,
     mut status: watch::Receiver<NodeStatus>,
 ) {
     type Jobs = ContemplationServer<ContemplationService>;
+    let names = ["", <Jobs as tonic::server::NamedService>::NAME];
     loop {
-        let ready = status.borrow_and_update().unready().is_none();
+        let (ready, leaving) = {
+            let now = status.borrow_and_update();
+            (now.unready().is_none(), now.leaving)
+        };
         let word = if ready {
             tonic_health::ServingStatus::Serving
         } else {
             tonic_health::ServingStatus::NotServing
         };
-        health.set_service_status("", word).await;
-        health
-            .set_service_status(<Jobs as tonic::server::NamedService>::NAME, word)
-            .await;
-        if status.changed().await.is_err() {
-            // The node is gone; the sockets close by themselves.
-            let gone = tonic_health::ServingStatus::NotServing;
-            health.set_service_status("", gone).await;
-            health
-                .set_service_status(<Jobs as tonic::server::NamedService>::NAME, gone)
-                .await;
-            std::future::pending::<()>().await;
+        for name in names {
+            health.set_service_status(name, word).await;
+        }
+        // Or the node is gone, and the sockets close by themselves.
+        if leaving || status.changed().await.is_err() {
+            break;
         }
     }
+    for name in names {
+        let gone = tonic_health::ServingStatus::NotServing;
+        health.set_service_status(name, gone).await;
+        health.clear_service_status(name).await;
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Where others dial this node.
