@@ -318,7 +318,12 @@ impl Opened {
         let feeds = Feeds::new(config.max_watchers, metrics::label(identity.node_id()));
         let pulse = Pulse::default();
         let watchdog = watchdog::watch(pulse.clone(), status.clone(), config.election() * 2);
-        let contact = contact::watch(network.clone(), status.clone(), config.election());
+        let contact = contact::watch(
+            handle.clone(),
+            network.clone(),
+            status.clone(),
+            config.election(),
+        );
         let contact = stop.clone().run_until_cancelled_owned(contact);
         let task = Task::new(Parts {
             config: config.clone(),

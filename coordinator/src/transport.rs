@@ -144,10 +144,36 @@ impl Network {
         address: &str,
         wait: Duration,
     ) -> Result<IdentifyResponse, Status> {
+        self.ask(address, self.request(IdentifyRequest {}), wait)
+            .await
+    }
+
+    /// Asks the leader for a sign of life, as the member `me` of `cluster_id`.
+    ///
+    /// # Errors
+    /// As [`Network::identify`]; of a leader, FAILED_PRECONDITION if `me` is no member any more.
+    pub async fn sign_of_life(
+        &self,
+        leader: &str,
+        (cluster_id, me): (&str, u64),
+        wait: Duration,
+    ) -> Result<(), Status> {
+        let mut request = self.request(IdentifyRequest {});
+        if let Ok(asks) = format!("{cluster_id} {me:x}").parse() {
+            request.metadata_mut().insert(service::ASKS, asks);
+        }
+        self.ask(leader, request, wait).await.map(drop)
+    }
+
+    async fn ask(
+        &self,
+        address: &str,
+        mut request: Request<IdentifyRequest>,
+        wait: Duration,
+    ) -> Result<IdentifyResponse, Status> {
         let mut peer = self
             .peer(address)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let mut request = self.request(IdentifyRequest {});
         request.set_timeout(wait);
         // A call's own timeout begins once there is a connection.
         match tokio::time::timeout(wait, peer.identify(request)).await {

@@ -5,10 +5,13 @@ mod harness;
 
 use std::{fs, time::Duration};
 
-use conclave_coordinator::{Config, Coordinator};
+use conclave_coordinator::{
+    Config, Coordinator,
+    node::{NodeRole, NodeStatus},
+};
 use conclave_proto::v1::{
-    AddRequest, JobState, RemoveRequest, StatusRequest, SubmitJobRequest, TransferRequest,
-    WatchJobRequest, export_job_response::Item,
+    AddRequest, InitRequest, JobState, RemoveRequest, StatusRequest, SubmitJobRequest,
+    TransferRequest, WatchJobRequest, export_job_response::Item,
 };
 use harness::{
     Cluster, PATIENCE, assert_done, config, done, export, get, refused, spec, start, status,
@@ -120,7 +123,7 @@ async fn the_only_holder_of_a_payload_is_not_removed() {
 async fn leadership_is_not_handed_to_whoever_cannot_lead() {
     let mut cluster = Cluster::blank(4, |_| {}).await;
     let join = cluster.addresses()[1..3].to_vec();
-    let init = conclave_proto::v1::InitRequest { join };
+    let init = InitRequest { join };
     cluster.admin(0).await.init(init).await.unwrap();
     let learner = AddRequest {
         address: cluster.members[3].address.clone(),
@@ -163,7 +166,7 @@ async fn leadership_is_not_handed_to_whoever_cannot_lead() {
 async fn one_change_at_a_time_is_made() {
     // A node that says what it is and never catches up, as seen by the leader.
     let cluster = Cluster::blank(3, |_| {}).await;
-    let init = conclave_proto::v1::InitRequest::default();
+    let init = InitRequest::default();
     cluster.admin(0).await.init(init).await.unwrap();
     let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let slow = AddRequest {
@@ -220,7 +223,7 @@ async fn start_speaking(
 async fn the_log_version_rises_when_every_member_speaks_it_and_not_before() {
     let mut cluster = Cluster::blank(4, |config| config.max_log_version = 1).await;
     let join = cluster.addresses()[1..3].to_vec();
-    let init = conclave_proto::v1::InitRequest { join };
+    let init = InitRequest { join };
     cluster.admin(0).await.init(init).await.unwrap();
     let upgrade = conclave_proto::v1::UpgradeRequest::default();
     // A rolling upgrade: two of three run the newer program.
@@ -389,4 +392,50 @@ async fn expired(cluster: &Cluster, job_id: &str) -> Status {
     let status = tokio::time::timeout(PATIENCE, gone).await.unwrap();
     assert_eq!(status.code(), Code::NotFound, "{status:?}");
     status
+}
+
+/// It asks for votes where it had one; a learner asks for nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_removed_while_it_was_away_says_so() {
+    let mut cluster = Cluster::blank(4, |_| {}).await;
+    let join = cluster.members[1..3]
+        .iter()
+        .map(|m| m.address.clone())
+        .collect();
+    cluster
+        .admin(0)
+        .await
+        .init(InitRequest { join })
+        .await
+        .unwrap();
+    let add = AddRequest {
+        address: cluster.members[3].address.clone(),
+        learner: true,
+    };
+    cluster.admin(0).await.add(add).await.unwrap();
+    let voter = cluster.follower().await;
+    for i in [3, voter] {
+        let mut before = cluster.members[i].running.as_ref().unwrap().status();
+        // Whoever goes before it knows the others' addresses has nobody to ask.
+        let knows = |s: &NodeStatus| s.members.values().filter(|m| !m.address.is_empty()).count();
+        let member = before.wait_for(|s| s.unready().is_none() && knows(s) > 2);
+        let member = tokio::time::timeout(PATIENCE, member).await;
+        let node_id = member.expect("it knows the members").unwrap().node_id;
+        cluster.crash(i).await;
+        let remove = RemoveRequest {
+            node_id,
+            force: false,
+        };
+        let leader = cluster.leader().await;
+        cluster.admin(leader).await.remove(remove).await.unwrap();
+        cluster.start(i).await;
+        let mut status = cluster.members[i].running.as_ref().unwrap().status();
+        let told = status.wait_for(|s| s.role == NodeRole::Removed);
+        let told = tokio::time::timeout(PATIENCE, told).await;
+        let why = told
+            .unwrap_or_else(|_| panic!("member {i} does not say so"))
+            .unwrap()
+            .unready();
+        assert!(why.is_some_and(|why| why.contains("removed")));
+    }
 }

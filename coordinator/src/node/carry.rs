@@ -227,7 +227,7 @@ impl Task {
         let new = self.leadership;
         if new.leader_id != 0 && new.leader_id != old.leader_id {
             metrics::leader_changed();
-            self.removed = false;
+            self.removed = None;
             let leader = format_args!("{:x}", new.leader_id);
             tracing::info!(%leader, term = new.term, "a leader is known");
         }

@@ -6,10 +6,14 @@
 
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use tokio::{sync::watch, time::MissedTickBehavior};
 
-use super::{NodeRole, NodeStatus};
-use crate::{api::silent_members, transport::Network};
+use super::{Handle, Input, NodeRole, NodeStatus};
+use crate::{
+    api::silent_members,
+    transport::{Network, service::removed},
+};
 
 /// Elections without a leader in reach after which a node counts as cut off. The first two are the
 /// silence of the leader, or its own.
@@ -42,7 +46,12 @@ impl Leader {
 
 /// Keeps [`NodeStatus::cut_off`] true until the loop has ended. `election`: how long a leader may be
 /// silent before others campaign.
-pub async fn watch(network: Network, status: watch::Sender<NodeStatus>, election: Duration) {
+pub async fn watch(
+    node: Handle,
+    network: Network,
+    status: watch::Sender<NodeStatus>,
+    election: Duration,
+) {
     let mut look = tokio::time::interval(election / 2);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut changes = status.subscribe();
@@ -53,11 +62,7 @@ pub async fn watch(network: Network, status: watch::Sender<NodeStatus>, election
         }
         let asked = Instant::now();
         let leader = Leader::of(&status.borrow());
-        let reached = match &leader {
-            Leader::Here => true,
-            Leader::Unknown => false,
-            Leader::At(address) => network.identify(address, election).await.is_ok(),
-        };
+        let reached = leader == Leader::Here || ask(&node, &network, &leader, election).await;
         if reached {
             reached_at = asked;
         } else if before == Leader::Here && leader == Leader::Unknown {
@@ -85,6 +90,31 @@ pub async fn watch(network: Network, status: watch::Sender<NodeStatus>, election
             _ = changes.wait_for(|s| s.stopped.is_some() || Leader::of(s) != before) => {}
         }
     }
+}
+
+/// Asks the leader, or all members where none is known, for a sign of life; true if the leader gave
+/// one. A leader may say that this node is no member any more.
+async fn ask(node: &Handle, network: &Network, leader: &Leader, wait: Duration) -> bool {
+    let now = node.now();
+    let asks = (now.cluster_id.as_deref().unwrap_or_default(), now.node_id);
+    let addresses: Vec<&str> = match leader {
+        Leader::At(address) => vec![address],
+        Leader::Here | Leader::Unknown => {
+            let others = now.members.iter().filter(|(id, _)| **id != now.node_id);
+            others.map(|(_, member)| member.address.as_str()).collect()
+        }
+    };
+    let asked = addresses
+        .iter()
+        .map(|to| network.sign_of_life(to, asks, wait));
+    let said = join_all(asked).await;
+    let gone = said.iter().any(|said| said.as_ref().is_err_and(removed));
+    if gone {
+        // It comes again with the next question.
+        let _ = node.send(Input::Removed, Instant::now() + wait).await;
+    }
+    let known = matches!(leader, Leader::At(_));
+    known && (gone || said.iter().any(Result::is_ok))
 }
 
 /// What to tell a caller: which members do not answer either.
@@ -157,7 +187,10 @@ mod tests {
         let address = silent.local_addr().unwrap().to_string();
         let status = watch::Sender::new(following(&address));
         let network = Network::new(None, 1 << 20);
-        let task = tokio::spawn(watch(network, status.clone(), ELECTION));
+        let (inputs, _inputs) = tokio::sync::mpsc::channel(1);
+        let (messages, _messages) = tokio::sync::mpsc::channel(1);
+        let node = Handle::new(inputs, messages, status.subscribe());
+        let task = tokio::spawn(watch(node, network, status.clone(), ELECTION));
         assert!(until(&status, true).await >= ELECTION * (ELECTIONS - 1));
         let why = status.borrow().cut_off.clone().unwrap();
         assert!(why.contains(&address), "{why}");

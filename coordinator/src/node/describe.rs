@@ -130,8 +130,8 @@ impl Task {
             return NodeRole::Blank;
         }
         match self.leadership.role {
-            // It was gone before it could hear of it, and campaigns in vain.
-            _ if self.removed && self.leadership.leader_id == 0 => NodeRole::Removed,
+            // It was gone before it could hear of it; added anew, it would hear of that.
+            _ if self.removed == Some(self.node.commit_index()) => NodeRole::Removed,
             Role::Leader => NodeRole::Leader,
             Role::Candidate => NodeRole::Candidate,
             Role::Learner => NodeRole::Learner,

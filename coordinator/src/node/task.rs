@@ -64,8 +64,8 @@ pub struct Task {
     pub(super) started: Instant,
     /// When workers and jobs were last counted.
     pub(super) counted_at: Instant,
-    /// A leader said that it is no member any more, and none was heard of since.
-    pub(super) removed: bool,
+    /// What was committed here when a leader said that this node is no member any more.
+    pub(super) removed: Option<u64>,
     /// It is being shut down.
     pub(super) leaving: bool,
     /// The node's id, as metrics name it.
@@ -157,7 +157,7 @@ impl Task {
             save_after: None,
             started: Instant::now(),
             counted_at: Instant::now(),
-            removed: false,
+            removed: None,
             leaving: false,
             label,
             public_key: Vec::new(),
@@ -335,7 +335,7 @@ impl Task {
             Input::Clocks { term, reached_ms } => self.clocks(term, reached_ms),
             Input::Unreachable(node_id) => self.node.report_unreachable(node_id),
             Input::Gone(node_id) => self.node.report_gone(node_id),
-            Input::Removed => self.removed = self.leadership.leader_id == 0,
+            Input::Removed => self.removed = Some(self.node.commit_index()),
             Input::Leaving => self.leaving = true,
             Input::SnapshotSaved(saved) => self.snapshot_saved(saved)?,
         }

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use super::{Network, service::REMOVED};
+use super::{Network, service};
 use crate::node::{Handle, Input};
 
 /// Messages that wait for one peer.
@@ -222,7 +222,7 @@ impl Lane {
 
     fn ended<T>(&mut self, address: &str, result: Result<T, tonic::Status>) {
         let Err(status) = result else { return };
-        self.removed |= status.metadata().contains_key(REMOVED);
+        self.removed |= service::removed(&status);
         let to = format!("{:x}", self.to);
         let refused = matches!(
             status.code(),

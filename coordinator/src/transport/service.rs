@@ -17,7 +17,10 @@ use raft::{
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming, metadata::AsciiMetadataValue};
+use tonic::{
+    Request, Response, Status, Streaming,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
 
 use super::{Network, blobs, snapshot, turns::Turns};
 use crate::{
@@ -26,8 +29,10 @@ use crate::{
     node::{Handle, Input},
 };
 
+/// Who asks a leader for a sign of life: its cluster and node id.
+pub(super) const ASKS: &str = "conclave-asks";
 /// Marks the refusal of a node that was removed.
-pub(super) const REMOVED: &str = "conclave-removed";
+const REMOVED: &str = "conclave-removed";
 
 /// How long binding a blank node may take.
 const BIND: Duration = Duration::from_secs(5);
@@ -125,7 +130,13 @@ impl PeerService {
         for bytes in batch.messages {
             let message = RaftMessage::parse_from_bytes(&bytes)
                 .map_err(|e| Status::invalid_argument(format!("not a raft message: {e}")))?;
-            self.still_member(&message)?;
+            let asks = matches!(
+                message.get_msg_type(),
+                MessageType::MsgRequestPreVote | MessageType::MsgRequestVote
+            );
+            if asks {
+                self.still_member(message.from)?;
+            }
             if is_local_msg(message.get_msg_type()) {
                 return Err(Status::invalid_argument(format!(
                     "{:?} is no message between members",
@@ -145,21 +156,17 @@ impl PeerService {
     }
 
     /// A member that was removed hears nothing more of its cluster, and asks for
-    /// votes: a leader tells it why nobody answers.
-    fn still_member(&self, message: &RaftMessage) -> Result<(), Status> {
-        let asks = matches!(
-            message.get_msg_type(),
-            MessageType::MsgRequestPreVote | MessageType::MsgRequestVote
-        );
+    /// votes or a sign of life: a leader tells it why nobody answers.
+    fn still_member(&self, from: u64) -> Result<(), Status> {
         let status = self.node.status();
         let status = status.borrow();
-        if !asks || !status.serving || status.members.contains_key(&message.from) {
+        if !status.serving || status.members.contains_key(&from) {
             return Ok(());
         }
         let mut refusal = Status::failed_precondition(format!(
             "node {:x} is no member of cluster {}: it was removed; stop it, or give it an empty \
              data folder and add it as a new member",
-            message.from,
+            from,
             status.cluster_id.as_deref().unwrap_or_default()
         ));
         let yes = AsciiMetadataValue::from_static("true");
@@ -208,6 +215,17 @@ impl PeerService {
         let cluster = self.node.now().cluster_id.unwrap_or_default();
         snapshot::fetch(&self.network, &address, &cluster, manifest, &self.snapshots).await
     }
+}
+
+/// The cluster and the member of it that asks for a sign of life, if one does.
+fn asks(metadata: &MetadataMap) -> Option<(&str, u64)> {
+    let (cluster_id, node_id) = metadata.get(ASKS)?.to_str().ok()?.split_once(' ')?;
+    Some((cluster_id, u64::from_str_radix(node_id, 16).ok()?))
+}
+
+/// True of a leader's refusal of a node that was removed.
+pub(crate) fn removed(refusal: &Status) -> bool {
+    refusal.metadata().contains_key(REMOVED)
 }
 
 type Chunks = Pin<Box<dyn Stream<Item = Result<SnapshotChunk, Status>> + Send>>;
@@ -315,6 +333,11 @@ impl Raft for PeerService {
     ) -> Result<Response<IdentifyResponse>, Status> {
         self.peer(&request)?;
         let status = self.node.now();
+        let mine = status.cluster_id.as_deref();
+        if let Some((_, from)) = asks(request.metadata()).filter(|(theirs, _)| mine == Some(theirs))
+        {
+            self.still_member(from)?;
+        }
         Ok(Response::new(IdentifyResponse {
             node_id: status.node_id,
             cluster_id: status.cluster_id.unwrap_or_default(),
