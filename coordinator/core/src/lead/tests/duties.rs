@@ -104,6 +104,25 @@ fn a_lost_placement_is_made_anew() {
     desk.leader.applied(purpose.clone(), &applied.reply);
     assert_eq!(desk.lose(), [Purpose::Place, Purpose::Place]);
     assert_eq!(desk.world.agents("j", AgentState::Queued), [1, 2]);
+    // Time begins to move, and with it the state is asked: that is lost, too.
+    desk.tick(TICK_MS);
+    let [Purpose::Nothing, places @ ..] = &*desk.lose() else {
+        panic!("no tick");
+    };
+    assert_eq!(places, [Purpose::Place, Purpose::Place]);
+    assert_eq!(starts(&desk.pass(TICK_MS)), [(1, 1), (1, 2)]);
+}
+
+#[test]
+fn an_agent_that_waits_is_found_in_the_state_if_no_word_of_it_came() {
+    let mut desk = Desk::at_work();
+    let decided = desk.acts();
+    let [Act::JobChanged { .. }, Act::Propose { body, purpose }] = decided.as_slice() else {
+        panic!("{decided:?}");
+    };
+    let applied = desk.world.apply(body.clone());
+    desk.leader.applied(purpose.clone(), &applied.reply);
+    assert_eq!(desk.acts(), [], "what it came to was not heard");
     assert_eq!(starts(&desk.pass(TICK_MS)), [(1, 1), (1, 2)]);
 }
 
