@@ -9,6 +9,7 @@
 pub mod chaos;
 mod client;
 mod cluster;
+pub mod etcd;
 pub mod laws;
 pub mod linear;
 pub mod load;

@@ -5,56 +5,37 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Parser;
 use conclave_tests::chaos::{Outcome, Reference, Row, SCENARIOS, Scenario, machine, run};
 
-const HELP: &str = "chaos [SCENARIO...] [--seed N] [--require-all] [--list]
-
-Starts three coordinators and three workers for each scenario, loads them, does
-what the scenario says, and asks afterwards: is every accepted job answered, the
-same as undisturbed, once; does the clients' history have an order; do the audit
-chains hold.
-
-  SCENARIO       those to run (all)
-  --seed N       chance: which jobs, whom a fault hits (1)
-  --require-all  a scenario that cannot run on this machine is a failure
-                 (also: CONCLAVE_CHAOS_REQUIRE_ALL=1)
-  --list         name the scenarios
-
-Example: chaos pause-leader isolate-leader --seed 7";
-
+/// Real processes under load, real faults, and a table of what held.
+///
+/// Starts three coordinators and three workers for each scenario, loads them, does what the scenario says,
+/// and asks afterwards: is every accepted job answered, the same as undisturbed, once; does the clients'
+/// history have an order; do the audit chains hold.
+#[derive(Parser)]
+#[command(
+    name = "chaos",
+    after_help = "Example: chaos pause-leader isolate-leader --seed 7"
+)]
 struct Asked {
+    /// Those to run; all, if none is named.
+    #[arg(value_name = "SCENARIO", value_parser = scenario)]
     scenarios: Vec<&'static Scenario>,
+    /// Chance: which jobs, whom a fault hits.
+    #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// A scenario that cannot run on this machine is a failure.
+    #[arg(long)]
     require_all: bool,
+    /// Name the scenarios.
+    #[arg(long)]
+    list: bool,
 }
 
-fn asked() -> Result<Asked, String> {
-    let mut asked = Asked {
-        scenarios: Vec::new(),
-        seed: 1,
-        require_all: std::env::var_os("CONCLAVE_CHAOS_REQUIRE_ALL").is_some_and(|v| v == "1"),
-    };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            "--seed" => {
-                let value = words.next().ok_or("--seed needs a number")?;
-                asked.seed = value.parse().map_err(|e| format!("--seed {value}: {e}"))?;
-            }
-            "--require-all" => asked.require_all = true,
-            "--list" => return Err(list()),
-            "--help" | "-h" => return Err(HELP.into()),
-            name => {
-                let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
-                let found = found.ok_or_else(|| format!("`{name}` is unknown\n\n{}", list()))?;
-                asked.scenarios.push(found);
-            }
-        }
-    }
-    if asked.scenarios.is_empty() {
-        asked.scenarios = SCENARIOS.iter().collect();
-    }
-    Ok(asked)
+fn scenario(name: &str) -> Result<&'static Scenario, String> {
+    let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
+    found.ok_or_else(|| format!("there is none of this name; there are\n{}", list()))
 }
 
 fn list() -> String {
@@ -63,13 +44,14 @@ fn list() -> String {
 }
 
 fn main() -> ExitCode {
-    let asked = match asked() {
-        Ok(asked) => asked,
-        Err(why) => {
-            println!("{why}");
-            return ExitCode::from(2);
-        }
-    };
+    let mut asked = Asked::parse();
+    if asked.list {
+        println!("{}", list());
+        return ExitCode::SUCCESS;
+    }
+    if asked.scenarios.is_empty() {
+        asked.scenarios = SCENARIOS.iter().collect();
+    }
     if let Err(why) = machine::enter() {
         println!("{why}");
         return ExitCode::FAILURE;

@@ -4,40 +4,24 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
+use clap::Parser;
 use conclave_tests::laws::{self, LAWS, LawError, Patch, Scratch, Verdict};
 
-const HELP: &str = "laws [--only TEXT]... [--list]
-
-Takes the code of each law of docs/ARCHITECTURE.md out, one patch of tests/laws at a time, in a
-copy of the tree, and runs the tests that the patch names: they pass with the code and must fail
-without it. Registry dependencies are shared with CARGO_TARGET_DIR; the copy is kept there.
-
-  --only TEXT   patches whose file name contains TEXT, or whose tests are all in the package TEXT;
-                may be given several times
-  --list        only say which patches there are
-
-Example: laws --only 03- --only 07-key";
-
+/// Takes the code of each law out, and shows that its test fails.
+///
+/// Takes the code of each law of docs/ARCHITECTURE.md out, one patch of tests/laws at a time, in a copy of
+/// the tree, and runs the tests that the patch names: they pass with the code and must fail without it.
+/// Registry dependencies are shared with CARGO_TARGET_DIR; the copy is kept there.
+#[derive(Parser)]
+#[command(name = "laws", after_help = "Example: laws --only 03- --only 07-key")]
 struct Asked {
+    /// Patches whose file name contains TEXT, or whose tests are all in the package TEXT; may be given
+    /// several times.
+    #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// Only say which patches there are.
+    #[arg(long)]
     list: bool,
-}
-
-fn asked() -> Result<Asked, String> {
-    let mut asked = Asked {
-        only: Vec::new(),
-        list: false,
-    };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            "--only" => asked.only.push(words.next().ok_or("--only needs a text")?),
-            "--list" => asked.list = true,
-            "--help" | "-h" => return Err(HELP.to_owned()),
-            other => return Err(format!("`{other}` is unknown\n\n{HELP}")),
-        }
-    }
-    Ok(asked)
 }
 
 fn chosen(patch: &Patch, text: &str) -> bool {
@@ -100,13 +84,7 @@ fn try_all(patches: &[Patch]) -> Result<usize, LawError> {
 }
 
 fn main() -> ExitCode {
-    let asked = match asked() {
-        Ok(asked) => asked,
-        Err(why) => {
-            println!("{why}");
-            return ExitCode::from(2);
-        }
-    };
+    let asked = Asked::parse();
     let mut patches = match laws::patches(&laws::root()) {
         Ok(patches) => patches,
         Err(why) => {

@@ -2,71 +2,46 @@
 
 #![allow(clippy::print_stdout, reason = "it is what the program is for")]
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
+use clap::Parser;
 use conclave_tests::load::{Bench, Plan, SETTLED, Wave};
 
-const HELP: &str = "load [--clients N] [--waves N] [--workers N] [--connections N]
-
-Three coordinators as processes, mock workers, N clients at once that submit a job and watch it to its
-end. Says what calls took, jobs a second, refusals, and the coordinators' memory once ended jobs are forgotten; then
-the same with a hung worker, and with watchers that read nothing. Fails if a call hung, was refused
-without a hint, or a job came to no answer, if memory grew, or if the disturbances slowed others.
-
-  --clients N      clients at once (2000); three quarters of them fit at a time, the others are refused
-                   and come again
-  --waves N        undisturbed waves (20); memory is judged from the fourth on
-  --workers N      mock workers (8)
-  --connections N  connections to each coordinator (8)
-
-Example:
-  cargo build --release -p conclave -p conclave-tests && $CARGO_TARGET_DIR/release/load --clients 500";
-
+/// Many clients at once against three coordinators, undisturbed and disturbed.
+///
+/// Three coordinators as processes, mock workers, clients at once that submit a job and watch it to its end.
+/// Says what calls took, jobs a second, refusals, and the coordinators' memory once ended jobs are forgotten;
+/// then the same with a hung worker, and with watchers that read nothing. Fails if a call hung, was refused
+/// without a hint, or a job came to no answer, if memory grew, or if the disturbances slowed others.
+#[derive(Parser)]
+#[command(name = "load", after_help = EXAMPLE)]
 struct Asked {
-    plan: Plan,
-    waves: usize,
+    /// Clients at once; three quarters of them fit at a time, the others are refused and come again.
+    #[arg(long, default_value = "2000")]
+    clients: NonZeroUsize,
+    /// Undisturbed waves, two at least; memory is judged once it has settled.
+    #[arg(long, default_value = "20")]
+    waves: NonZeroUsize,
+    /// Mock workers, two at least: one of them hangs.
+    #[arg(long, default_value = "8")]
+    workers: NonZeroUsize,
+    /// Connections to each coordinator.
+    #[arg(long, default_value = "8")]
+    connections: NonZeroUsize,
 }
 
-fn asked() -> Result<Asked, String> {
-    let plan = Plan::crowd(2000, 8, 8);
-    let mut asked = Asked { plan, waves: 20 };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut number = || -> Result<usize, String> {
-            let value = words.next().ok_or(format!("{word} needs a number"))?;
-            value.parse().map_err(|e| format!("{word} {value}: {e}"))
-        };
-        match word.as_str() {
-            "--clients" => asked.plan.clients = number()?.max(1),
-            "--waves" => asked.waves = number()?.max(2),
-            "--workers" => asked.plan.workers = number()?.max(2),
-            "--connections" => asked.plan.connections = number()?.max(1),
-            "--help" | "-h" => return Err(HELP.into()),
-            other => return Err(format!("`{other}` is unknown\n\n{HELP}")),
-        }
-    }
-    let Plan {
-        clients,
-        workers,
-        connections,
-        ..
-    } = asked.plan;
-    asked.plan = Plan::crowd(clients, workers, connections);
-    Ok(asked)
-}
+const EXAMPLE: &str = "Example:
+  cargo build --release -p conclave -p conclave-tests && $CARGO_TARGET_DIR/release/load --clients 500";
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let asked = match asked() {
-        Ok(asked) => asked,
-        Err(text) => {
-            println!("{text}");
-            return ExitCode::from(2);
-        }
-    };
-    let mut bench = Bench::start(asked.plan).await;
+    let asked = Asked::parse();
+    let workers = asked.workers.get().max(2);
+    let plan = Plan::crowd(asked.clients.get(), workers, asked.connections.get());
+    let mut bench = Bench::start(plan).await;
     let mut waves = Vec::new();
-    for number in 1..=asked.waves {
+    for number in 1..=asked.waves.get().max(2) {
         let mut wave = bench.wave().await;
         bench.until_forgotten().await;
         wave.memory = bench.memory().await;
@@ -75,13 +50,8 @@ async fn main() -> ExitCode {
     }
     let grown = bench.growth(&waves);
     println!(
-        "memory after wave {} is {grown:.2} of that after wave {}, apart from {} keys",
-        waves.len(),
-        SETTLED.min(waves.len()),
-        waves
-            .last()
-            .map_or(0, keys)
-            .saturating_sub(waves.get(SETTLED - 1).map_or(0, keys)),
+        "memory in the last waves is {grown:.2} of that from wave {} on, apart from keys",
+        SETTLED + 1
     );
     let undisturbed = waves.pop().expect("two at least");
 
@@ -104,10 +74,6 @@ async fn main() -> ExitCode {
     }
     faults.iter().for_each(|fault| println!("FAULT: {fault}"));
     ExitCode::from(u8::from(!faults.is_empty()))
-}
-
-fn keys(wave: &Wave) -> u64 {
-    wave.memory.first().map_or(0, |memory| memory.keys)
 }
 
 fn slowed(by: &str, undisturbed: &Wave, disturbed: &Wave) -> Option<String> {

@@ -4,51 +4,28 @@
 
 use std::{process::ExitCode, time::Instant};
 
+use clap::Parser;
 use conclave_tests::sim::{Coverage, Options, Outcome, run};
 
-const HELP: &str = "sim --seed N [--seeds K] [--steps M] [--twice] [--trace]
-
-  --seed N    the first seed (0)
-  --seeds K   how many seeds, one after the other (1); with 1000 or more, what they met is held
-              against the floors
-  --steps M   events until faults stop (6000)
-  --twice     run each seed twice and compare the stories' bytes
-  --trace     print the story
-
-example: sim --seed 5000 --seeds 1000";
-
+/// Runs seeded worlds of coordinators, workers and clients, and says which law did not hold.
+#[derive(Parser)]
+#[command(name = "sim", after_help = "Example: sim --seed 5000 --seeds 1000")]
 struct Asked {
-    options: Options,
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// How many seeds, one after the other; with 1000 or more, what they met is held against the floors.
+    #[arg(long, value_name = "K", default_value_t = 1)]
     seeds: u64,
-}
-
-fn asked() -> Result<Asked, String> {
-    let mut asked = Asked {
-        options: Options::new(0),
-        seeds: 1,
-    };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut number = || -> Result<u64, String> {
-            let value = words
-                .next()
-                .ok_or_else(|| format!("{word} needs a number"))?;
-            value.parse().map_err(|e| format!("{word} {value}: {e}"))
-        };
-        match word.as_str() {
-            "--seed" => asked.options.seed = number()?,
-            "--seeds" => asked.seeds = number()?,
-            "--steps" => asked.options.steps = number()?,
-            "--twice" => asked.options.twice = true,
-            "--trace" => asked.options.trace = true,
-            "--help" | "-h" => {
-                println!("{HELP}");
-                std::process::exit(0);
-            }
-            other => return Err(format!("`{other}` is unknown\n\n{HELP}")),
-        }
-    }
-    Ok(asked)
+    /// Events until faults stop.
+    #[arg(long, value_name = "M", default_value_t = Options::new(0).steps)]
+    steps: u64,
+    /// Run each seed twice and compare the stories' bytes.
+    #[arg(long)]
+    twice: bool,
+    /// Print the story.
+    #[arg(long)]
+    trace: bool,
 }
 
 /// Why the seed failed, with the command that shows it.
@@ -136,12 +113,18 @@ impl Sum {
 const ENOUGH: u64 = 1_000;
 
 fn main() -> ExitCode {
-    let Asked { options, seeds } = match asked() {
-        Ok(asked) => asked,
-        Err(why) => {
-            println!("{why}");
-            return ExitCode::from(2);
-        }
+    let Asked {
+        seed,
+        seeds,
+        steps,
+        twice,
+        trace,
+    } = Asked::parse();
+    let options = Options {
+        steps,
+        twice,
+        trace,
+        ..Options::new(seed)
     };
     let began = Instant::now();
     let mut sum = Sum::default();

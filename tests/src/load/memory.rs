@@ -14,6 +14,8 @@ use crate::{Process, resident_memory};
 const SCRAPE: Duration = Duration::from_secs(10);
 /// What an idempotency key may take, bytes. Keys are kept for a day: growth that was asked for.
 const KEY: u64 = 320;
+/// Samples whose median stands for a time.
+const SAMPLES: usize = 5;
 
 /// The memory of one coordinator.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -49,10 +51,10 @@ impl Memory {
         }
     }
 
-    /// Resident memory as a share of what it was before, apart from what the keys since may take.
-    pub fn growth_since(&self, before: &Memory) -> f64 {
-        let keys = self.keys.saturating_sub(before.keys) * KEY;
-        self.resident.saturating_sub(keys) as f64 / before.resident.max(1) as f64
+    /// Resident bytes, apart from what its keys beyond `keys` may take.
+    fn without_keys_since(&self, keys: u64) -> u64 {
+        let since = self.keys.saturating_sub(keys) * KEY;
+        self.resident.saturating_sub(since)
     }
 
     /// `61 MiB (48 allocated, 120 jobs, 6000 keys, 4 log)`.
@@ -66,6 +68,19 @@ impl Memory {
             self.keys
         )
     }
+}
+
+/// Memory at the end of a series as a share of that at its beginning, apart from keys. The median of
+/// some samples stands for each: what the allocator has given back when one is taken is chance.
+pub fn growth(series: &[Memory]) -> f64 {
+    let some = SAMPLES.min(series.len().div_ceil(2));
+    let keys = series[0].keys;
+    let middle = |part: &[Memory]| {
+        let mut bytes: Vec<u64> = part.iter().map(|m| m.without_keys_since(keys)).collect();
+        bytes.sort_unstable();
+        (bytes[(bytes.len() - 1) / 2] + bytes[bytes.len() / 2]) as f64
+    };
+    middle(&series[series.len() - some..]) / middle(&series[..some])
 }
 
 async fn scrape(address: &str) -> io::Result<String> {
@@ -90,6 +105,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn growth_is_told_from_chance_and_from_keys() {
+        let sample = |mib: u64, keys: u64| Memory {
+            resident: (mib << 20) + keys * KEY,
+            keys,
+            ..Memory::default()
+        };
+        let noisy = [64, 77, 64, 67, 82, 75, 74, 65, 67, 91, 77, 68];
+        let flat: Vec<Memory> = (0..)
+            .zip(noisy)
+            .map(|(i, m)| sample(m, i * 2_000))
+            .collect();
+        assert!(growth(&flat) < 1.1, "{}", growth(&flat));
+        let leak: Vec<Memory> = (0..)
+            .zip(noisy)
+            .map(|(i, m)| sample(m + 2 * i, 9))
+            .collect();
+        assert!(growth(&leak) > 1.2, "{}", growth(&leak));
+        assert!((growth(&flat[..1]) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
     fn a_sample_is_read_whatever_its_labels() {
         let text = "# HELP keys are\nkeys_kept 1\nkeys{node=\"a b\"} 7\nlog 3e6\n";
         assert_eq!(value(text, "keys"), Some(7));
@@ -109,6 +145,6 @@ mod tests {
             keys: 15,
             ..before
         };
-        assert!((after.growth_since(&before) - 1.1).abs() < 1e-9);
+        assert!((growth(&[before, after]) - 1.1).abs() < 1e-9);
     }
 }

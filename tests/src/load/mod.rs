@@ -20,8 +20,8 @@ pub use memory::Memory;
 const SEQUENCES: u32 = 128;
 
 /// Waves until connections, caches and the log have the size that they keep.
-pub const SETTLED: usize = 4;
-/// How much more memory the last wave may leave than the settled one did.
+pub const SETTLED: usize = 3;
+/// How much more memory the last waves may leave than the first settled ones did.
 pub const GROWTH: f64 = 1.1;
 /// How much slower others may be beside a disturbance: so many times, and so much for a busy machine.
 const SLOWER: (u32, Duration) = (2, Duration::from_millis(1000));
@@ -267,15 +267,15 @@ impl Bench {
         }
     }
 
-    /// Memory after the last wave as a share of that after the settled one, of the coordinator where it
+    /// Memory in the last waves as a share of that in the first settled ones, of the coordinator where it
     /// grew most: a leader's size would hide a follower's growth.
     pub fn growth(&self, waves: &[Wave]) -> f64 {
-        let settled = &waves[SETTLED.min(waves.len()) - 1].memory;
-        let last = &waves[waves.len() - 1].memory;
-        let shares = last.iter().zip(settled);
-        shares
-            .map(|(last, settled)| last.growth_since(settled))
-            .fold(0.0, f64::max)
+        let settled = &waves[SETTLED.min(waves.len() - 1)..];
+        let of = |coordinator| {
+            let memory: Vec<Memory> = settled.iter().map(|w| w.memory[coordinator]).collect();
+            memory::growth(&memory)
+        };
+        (0..waves[0].memory.len()).map(of).fold(0.0, f64::max)
     }
 
     /// The memory of each coordinator.

@@ -10,13 +10,12 @@ use std::time::{Duration, Instant};
 
 use conclave_proto::v1::contemplation_client::ContemplationClient;
 use conclave_proto::v1::{JobSpec, SubmitJobRequest};
+use conclave_tests::etcd::{self, Etcd};
 use conclave_tests::{Cluster, Place, Places, Times, exact_job};
 use prost::Message as _;
 use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::transport::Channel;
-
-use super::etcd::{self, Etcd};
 
 const CLIENTS: [usize; 3] = [1, 16, 256];
 const CONNECTIONS: usize = 8;
@@ -150,7 +149,7 @@ async fn side_by_side(plan: Plan, clients: usize, program: Option<&Path>) {
     let mut etcd = None;
     if let Some(program) = program {
         let running = etcd.insert(Etcd::start(program, HEARTBEAT_MS, ELECTION_MS).await);
-        let channels = connect(&running.leader().await);
+        let channels = connect(&running.address(running.leader().await.0));
         theirs = Some((channels, Side::Etcd(Arc::new(value))));
     }
     let (mut our_best, mut their_best) = (Best::default(), Best::default());

@@ -8,21 +8,10 @@ mod worker;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use clap::Parser;
 use conclave_tests::{Tally, Times};
 
-const HELP: &str = "failover [--rounds N] [--etcd PATH] [--requests N] [--real]
-
-Prints how long the next placement takes after the leader's SIGKILL, in turn with how long the next
-put takes after the SIGKILL of an etcd leader with the same election settings; then how many of the
-requests in flight fail when one of two workers is killed. Fails if a job was lost, doubled or
-answered otherwise than where nothing fails.
-
-  --rounds N    kills of a leader, each (20)
-  --etcd PATH   the etcd program; without it only our side is measured
-  --requests N  requests in flight when a worker dies (100)
-  --real        the workers run the test model, with short answers
-
-Example:
+const EXAMPLE: &str = "Example:
   cargo build --release -p conclave -p conclave-tests
   $CARGO_TARGET_DIR/release/failover --etcd \"$(tests/scripts/fetch-etcd.sh)\"";
 
@@ -33,49 +22,32 @@ const ELECTION_MS: u64 = 1000;
 const TRY: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// What a death costs, beside etcd.
+///
+/// Prints how long the next placement takes after the leader's SIGKILL, in turn with how long the next put
+/// takes after the SIGKILL of an etcd leader with the same election settings; then how many of the requests
+/// in flight fail when one of two workers is killed. Fails if a job was lost, doubled or answered otherwise
+/// than where nothing fails.
+#[derive(Parser)]
+#[command(name = "failover", after_help = EXAMPLE)]
 struct Asked {
+    /// Kills of a leader, each.
+    #[arg(long, default_value_t = 20)]
     rounds: usize,
+    /// The etcd program; without it only our side is measured.
+    #[arg(long, value_name = "PATH")]
     etcd: Option<PathBuf>,
+    /// Requests in flight when a worker dies.
+    #[arg(long, default_value_t = 100)]
     requests: usize,
+    /// The workers run the test model, with short answers.
+    #[arg(long)]
     real: bool,
-}
-
-fn asked() -> Result<Asked, String> {
-    let mut asked = Asked {
-        rounds: 20,
-        etcd: None,
-        requests: 100,
-        real: false,
-    };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || {
-            words
-                .next()
-                .ok_or(format!("{word} needs a value\n\n{HELP}"))
-        };
-        let number = |value: String| value.parse().map_err(|e| format!("{word} {value}: {e}"));
-        match word.as_str() {
-            "--rounds" => asked.rounds = number(value()?)?,
-            "--etcd" => asked.etcd = Some(value()?.into()),
-            "--requests" => asked.requests = number(value()?)?,
-            "--real" => asked.real = true,
-            "--help" | "-h" => return Err(HELP.into()),
-            other => return Err(format!("`{other}` is unknown\n\n{HELP}")),
-        }
-    }
-    Ok(asked)
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let asked = match asked() {
-        Ok(asked) => asked,
-        Err(text) => {
-            println!("{text}");
-            return ExitCode::from(2);
-        }
-    };
+    let asked = Asked::parse();
     let mut tally = Tally::default();
     if asked.rounds > 0 {
         leaders(&asked, &mut tally).await;
@@ -113,7 +85,7 @@ async fn leaders(asked: &Asked, tally: &mut Tally) {
             submit.as_millis()
         );
         if let Some(etcd) = &mut theirs {
-            let put = etcd.kill_leader(round).await;
+            let put = etcd::kill_leader(etcd, round).await;
             puts.add(put);
             line += &format!(", etcd put {} ms", put.as_millis());
         }
