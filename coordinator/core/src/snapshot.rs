@@ -5,7 +5,7 @@ use std::iter;
 
 use conclave_proto::{
     LOG_VERSION,
-    v1::{MemberRecord, SnapshotManifest, SnapshotState},
+    v1::{KeyRecord, MemberRecord, SnapshotManifest, SnapshotState},
 };
 use prost::Message;
 
@@ -153,7 +153,37 @@ fn bytes(state: &State) -> Vec<u8> {
     bytes
 }
 
+/// A state is written in the order of its names: bytes with another order, or with a name twice, are not
+/// a state's.
+fn in_order(snapshot: &SnapshotState) -> Result<(), SnapshotError> {
+    let ascend = |a: &KeyRecord, b: &KeyRecord| (&a.tenant, &a.key) < (&b.tenant, &b.key);
+    let parts = [
+        (
+            "jobs",
+            snapshot.jobs.is_sorted_by(|a, b| a.job_id < b.job_id),
+        ),
+        (
+            "workers",
+            snapshot
+                .workers
+                .is_sorted_by(|a, b| a.worker_id < b.worker_id),
+        ),
+        ("keys", snapshot.keys.is_sorted_by(ascend)),
+        (
+            "members",
+            snapshot.members.is_sorted_by(|a, b| a.node_id < b.node_id),
+        ),
+    ];
+    match parts.into_iter().find(|(_, sorted)| !sorted) {
+        None => Ok(()),
+        Some((part, _)) => Err(SnapshotError::Broken {
+            why: format!("{part} are out of order, or there twice"),
+        }),
+    }
+}
+
 fn from_proto(snapshot: SnapshotState, term: u64) -> Result<State, SnapshotError> {
+    in_order(&snapshot)?;
     let mut state = State {
         log_version: snapshot.log_version,
         cluster_id: snapshot.cluster_id,

@@ -116,3 +116,35 @@ fn genesis_stands_at_index_one() {
     let state = decode(&manifest, &bytes).expect("decodes");
     assert_eq!((state.applied_index(), state.cluster_id()), (1, ""));
 }
+
+#[test]
+fn a_snapshot_that_says_something_twice_is_refused() {
+    let mut world = World::with_job(&question(width(2)));
+    world.register("w0", "i0", 3);
+    let (manifest, bytes) = encode(&world.state);
+    let whole = SnapshotState::decode(&*bytes).expect("decodes");
+    let read = |state: &SnapshotState| {
+        let bytes = state.encode_to_vec();
+        let manifest = SnapshotManifest {
+            digest: blake3::hash(&bytes).as_bytes().to_vec(),
+            length: bytes.len() as u64,
+            ..manifest.clone()
+        };
+        decode(&manifest, &bytes).map(drop)
+    };
+    assert_eq!(read(&whole), Ok(()));
+    let twice: [(&str, fn(&mut SnapshotState)); 4] = [
+        ("jobs", |s| s.jobs.extend_from_within(..)),
+        ("workers", |s| s.workers.extend_from_within(..)),
+        ("keys", |s| s.keys.extend_from_within(..)),
+        ("members", |s| {
+            s.members = vec![MemberRecord::default(); 2];
+        }),
+    ];
+    for (part, change) in twice {
+        let mut state = whole.clone();
+        change(&mut state);
+        let why = format!("{part} are out of order, or there twice");
+        assert_eq!(read(&state), Err(SnapshotError::Broken { why }));
+    }
+}
