@@ -133,18 +133,14 @@ fn a_snapshot_that_says_something_twice_is_refused() {
         decode(&manifest, &bytes).map(drop)
     };
     assert_eq!(read(&whole), Ok(()));
-    let twice: [(&str, fn(&mut SnapshotState)); 4] = [
-        ("jobs", |s| s.jobs.extend_from_within(..)),
-        ("workers", |s| s.workers.extend_from_within(..)),
-        ("keys", |s| s.keys.extend_from_within(..)),
-        ("members", |s| {
-            s.members = vec![MemberRecord::default(); 2];
-        }),
-    ];
-    for (part, change) in twice {
+    let refused = |part: &str, change: fn(&mut SnapshotState)| {
         let mut state = whole.clone();
         change(&mut state);
         let why = format!("{part} are out of order, or there twice");
         assert_eq!(read(&state), Err(SnapshotError::Broken { why }));
-    }
+    };
+    refused("jobs", |s| s.jobs.extend_from_within(..));
+    refused("workers", |s| s.workers.extend_from_within(..));
+    refused("keys", |s| s.keys.extend_from_within(..));
+    refused("members", |s| s.members = vec![MemberRecord::default(); 2]);
 }
