@@ -5,11 +5,12 @@ mod images;
 
 use std::{
     fs, io,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use conclave_coordinator::{
@@ -292,22 +293,34 @@ async fn a_damaged_snapshot_refuses_the_start_and_says_what_to_do() {
     cluster.init().await;
     let worker = Mock::new("w1", cluster.addresses()).run();
     let mut client = cluster.client(0).await;
-    for _ in 0..3 {
+    let snapshots = cluster.members[0].folder.join("snapshots");
+    // Until the log begins at a state of its own: the one that it was created with is gone then.
+    let began = Instant::now();
+    while images::file_names(&snapshots)
+        .iter()
+        .any(|name| fs::metadata(snapshots.join(name)).is_ok_and(|file| file.len() <= 100))
+    {
+        assert!(began.elapsed() < PATIENCE, "no snapshot was taken");
         let job = submit(&mut client, "what colour?").await.job_id;
         assert_done(&done(&mut client, &job).await);
     }
     drop(worker);
     cluster.stop(0).await;
     let member = &cluster.members[0];
-    let snapshots = member.folder.join("snapshots");
-    let newest = images::file_names(&snapshots).pop().unwrap();
-    let path = snapshots.join(newest);
-    let bytes = fs::read(&path).unwrap();
-    assert!(bytes.len() > 100);
-    for at in (0..bytes.len()).step_by(bytes.len() / 20) {
-        let mut damaged = bytes.clone();
-        damaged[at] ^= 2;
-        fs::write(&path, damaged).unwrap();
+    // Another may have been stored just before the log was to begin at it: all are damaged.
+    let names = images::file_names(&snapshots);
+    let read = |path: PathBuf| (fs::read(&path).unwrap(), path);
+    let whole: Vec<_> = names
+        .iter()
+        .map(|name| read(snapshots.join(name)))
+        .collect();
+    assert!(!whole.is_empty() && whole.iter().all(|(bytes, _)| bytes.len() > 100));
+    for part in 0..20 {
+        for (bytes, path) in &whole {
+            let mut damaged = bytes.clone();
+            damaged[bytes.len() * part / 20] ^= 2;
+            fs::write(path, damaged).unwrap();
+        }
         let refused = start(config(&member.folder, &member.address)).await;
         let refused = refused.err().expect("a damaged state").to_string();
         assert!(
@@ -315,13 +328,17 @@ async fn a_damaged_snapshot_refuses_the_start_and_says_what_to_do() {
             "{refused}"
         );
     }
-    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    for (bytes, path) in &whole {
+        fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+    }
     assert!(
         start(config(&member.folder, &member.address))
             .await
             .is_err()
     );
-    fs::write(&path, &bytes).unwrap();
+    for (bytes, path) in &whole {
+        fs::write(path, bytes).unwrap();
+    }
     cluster.start(0).await;
     cluster.leader().await;
 }
