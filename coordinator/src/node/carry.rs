@@ -5,11 +5,14 @@ use std::time::Instant;
 use conclave_coordinator_core::{
     Applied, Effect, Reply, State, codec,
     lead::Purpose,
-    node::{Committed, Output, Payload, Role},
+    node::{
+        Committed, Node, NodeError as CoreError, Output, ReadState, Role,
+        carry::{self, Hands},
+    },
 };
 use conclave_proto::v1::command::Command as Body;
 use protobuf::Message as _;
-use raft::eraftpb::{Message as RaftMessage, MessageType};
+use raft::eraftpb::{ConfState, Message as RaftMessage, MessageType};
 
 use super::{
     NodeError,
@@ -41,120 +44,13 @@ impl Task {
         Ok(moved)
     }
 
-    /// The order is the core's: send, write, send what waited, apply.
     fn carry(&mut self, output: Output) -> Result<(), Fatal> {
-        self.send(output.messages);
-        let received = self.storage.persist(output.persist)?;
-        let replaced = received.is_some();
-        if let Some(state) = received {
+        let (persist, written) = carry::begin(self, output);
+        let received = self.storage.persist(persist)?;
+        if let Some(state) = &received {
             speakable(state.log_version(), self.config.max_log_version)?;
-            self.replace_state(state);
         }
-        self.send(output.after_persist);
-        self.node.persisted(output.number);
-        if replaced {
-            self.node.applied(self.state.applied_index());
-        }
-        if !output.committed.is_empty() {
-            self.apply_all(output.committed)?;
-        }
-        for read in output.reads {
-            self.reads.confirmed(&read.context, read.index);
-        }
-        if output.leadership.is_some() {
-            self.leadership_changed();
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, messages: Vec<RaftMessage>) {
-        let Some(lanes) = &mut self.lanes else { return };
-        let mut dropped = 0;
-        for message in messages {
-            let to = message.to;
-            let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
-            let sent = match message.write_to_bytes() {
-                Ok(bytes) => lanes.send(to, bytes),
-                Err(error) => {
-                    tracing::error!(%error, "a raft message does not encode");
-                    false
-                }
-            };
-            if snapshot {
-                // The receiver fetches the state itself. If it does not get it,
-                // it refuses the next entries, and is sent a snapshot again.
-                self.node.report_snapshot(to, sent);
-            } else if !sent {
-                dropped += 1;
-                self.node.report_unreachable(to);
-            }
-        }
-        if dropped > 0 {
-            metrics::messages_dropped(dropped);
-        }
-    }
-
-    /// A snapshot from the leader stands for all that was applied.
-    fn replace_state(&mut self, state: State) {
-        self.state = state;
-        metrics::snapshot_installed();
-        self.learn_members();
-        self.fetch(self.state.live_blobs().into_keys().collect());
-    }
-
-    fn apply_all(&mut self, committed: Vec<Committed>) -> Result<(), Fatal> {
-        let started = Instant::now();
-        let count = committed.len();
-        for entry in committed {
-            // A snapshot that was just installed may stand behind its entries.
-            if entry.index > self.state.applied_index() {
-                self.apply(entry)?;
-            }
-        }
-        self.node.applied(self.state.applied_index());
-        metrics::applied(count, started.elapsed());
-        self.begin_serving();
-        Ok(())
-    }
-
-    fn apply(&mut self, entry: Committed) -> Result<(), Fatal> {
-        let Committed {
-            index,
-            term,
-            payload,
-        } = entry;
-        match payload {
-            Payload::Empty => self.state.skip(index, term),
-            Payload::Command { context, data } => {
-                let command = codec::decode(&data)?;
-                speakable(codec::needs(&command), self.config.max_log_version)?;
-                let held = self.leased(command.command.as_ref());
-                let applied = self.state.apply(index, term, &command);
-                self.count_lost(&held);
-                self.note_member(command.command.as_ref());
-                self.applied(&context, applied);
-            }
-            Payload::Conf { context, change } => {
-                self.state.skip(index, term);
-                let result = self.node.apply_conf(&change);
-                if let Err(error) = &result {
-                    tracing::warn!(%error, "a change of members was refused");
-                }
-                if let Some(Waiter::Change(done)) = self.waiter_of(&context) {
-                    let _ = done.send(
-                        result
-                            .map(|_| ())
-                            .map_err(|e| NodeError::Refused(e.to_string())),
-                    );
-                }
-                let conf = self.node.conf_state();
-                let member = |id| conf.voters.contains(&id) || conf.learners.contains(&id);
-                if let Some(lanes) = &mut self.lanes {
-                    lanes.retain(&member);
-                }
-            }
-        }
-        Ok(())
+        carry::finish(self, written, received)
     }
 
     /// Workers that hold a lease and do not drain, before a tick of this leader's.
@@ -181,7 +77,8 @@ impl Task {
         }
     }
 
-    fn applied(&mut self, context: &[u8], applied: Applied) {
+    /// An entry's effects go where they belong; whoever waits for it hears its reply.
+    fn tell(&mut self, context: &[u8], applied: Applied) {
         let (blobs, effects): (Vec<_>, Vec<_>) = applied
             .effects
             .into_iter()
@@ -219,6 +116,100 @@ impl Task {
         let (waiter, since) = self.waiters.take(context)?;
         metrics::proposal_done(since.elapsed());
         Some(waiter)
+    }
+}
+
+impl Hands for Task {
+    type Stop = Fatal;
+
+    fn node(&mut self) -> &mut Node {
+        &mut self.node
+    }
+
+    fn state(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    fn send(&mut self, messages: Vec<RaftMessage>) {
+        let Some(lanes) = &mut self.lanes else { return };
+        let mut dropped = 0;
+        for message in messages {
+            let to = message.to;
+            let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
+            let sent = match message.write_to_bytes() {
+                Ok(bytes) => lanes.send(to, bytes),
+                Err(error) => {
+                    tracing::error!(%error, "a raft message does not encode");
+                    false
+                }
+            };
+            if snapshot {
+                // The receiver fetches the state itself. If it does not get it,
+                // it refuses the next entries, and is sent a snapshot again.
+                self.node.report_snapshot(to, sent);
+            } else if !sent {
+                dropped += 1;
+                self.node.report_unreachable(to);
+            }
+        }
+        if dropped > 0 {
+            metrics::messages_dropped(dropped);
+        }
+    }
+
+    fn replace(&mut self, state: State) {
+        self.state = state;
+        metrics::snapshot_installed();
+        self.learn_members();
+        self.fetch(self.state.live_blobs().into_keys().collect());
+    }
+
+    fn command(
+        &mut self,
+        (index, term): (u64, u64),
+        context: &[u8],
+        data: &[u8],
+    ) -> Result<(), Fatal> {
+        let command = codec::decode(data)?;
+        speakable(codec::needs(&command), self.config.max_log_version)?;
+        let held = self.leased(command.command.as_ref());
+        let applied = self.state.apply(index, term, &command);
+        self.count_lost(&held);
+        self.note_member(command.command.as_ref());
+        self.tell(context, applied);
+        Ok(())
+    }
+
+    fn members_changed(&mut self, context: &[u8], result: Result<ConfState, CoreError>) {
+        if let Err(error) = &result {
+            tracing::warn!(%error, "a change of members was refused");
+        }
+        if let Some(Waiter::Change(done)) = self.waiter_of(context) {
+            let refused = |e: CoreError| NodeError::Refused(e.to_string());
+            let _ = done.send(result.map(|_| ()).map_err(refused));
+        }
+        let conf = self.node.conf_state();
+        let member = |id| conf.voters.contains(&id) || conf.learners.contains(&id);
+        if let Some(lanes) = &mut self.lanes {
+            lanes.retain(&member);
+        }
+    }
+
+    fn apply_all(&mut self, entries: Vec<Committed>) -> Result<(), Fatal> {
+        let (started, count) = (Instant::now(), entries.len());
+        carry::apply_all(self, entries)?;
+        metrics::applied(count, started.elapsed());
+        Ok(())
+    }
+
+    fn applied(&mut self) {
+        self.begin_serving();
+    }
+
+    fn confirmed(&mut self, reads: Vec<ReadState>) {
+        for read in reads {
+            self.reads.confirmed(&read.context, read.index);
+        }
     }
 
     fn leadership_changed(&mut self) {

@@ -1,14 +1,18 @@
-//! What raft says is to be done, in the order of the core's words: send, write, send what waited, apply,
-//! answer; and a coordinator's own snapshots.
+//! The simulated hands that carry out what raft says, in the core's order; and a coordinator's own
+//! snapshots.
 
 use conclave_coordinator_core::{
-    Applied, Effect,
+    Applied, Effect, State,
     codec::{self, CodecError},
-    node::{Committed, Keep, Output, Payload, Role, snapshot_of},
+    node::{
+        Committed, Keep, Node, NodeError, Output, ReadState, Role,
+        carry::{self, Hands, Written},
+        snapshot_of,
+    },
     snapshot,
 };
 use conclave_proto::v1::Command;
-use raft::eraftpb::{Message as RaftMessage, MessageType, Snapshot};
+use raft::eraftpb::{ConfState, Message as RaftMessage, MessageType, Snapshot};
 
 use super::{
     coordinator::{Coordinator, Moment, Stop},
@@ -20,23 +24,131 @@ use super::{
 /// Pause after a snapshot that could not be saved, ms.
 const SAVE_AGAIN_MS: u64 = 3_000;
 
+/// A coordinator, and the world that it is in while it works.
+struct AtWork<'a>(&'a mut Coordinator, &'a mut Cx);
+
+impl Hands for AtWork<'_> {
+    type Stop = Stop;
+
+    fn node(&mut self) -> &mut Node {
+        &mut self.0.node
+    }
+
+    fn state(&mut self) -> &mut State {
+        &mut self.0.state
+    }
+
+    fn send(&mut self, messages: Vec<RaftMessage>) {
+        let AtWork(me, cx) = self;
+        for message in messages {
+            let to = message.to;
+            cx.ledger.promised(me.id, &message);
+            let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
+            let mut bytes = None;
+            if snapshot {
+                let data = message.get_snapshot().get_data();
+                bytes = snapshot::manifest_up_to(data, me.speaks)
+                    .ok()
+                    .and_then(|m| me.disk.get(&m).cloned());
+                me.node.report_snapshot(to, bytes.is_some());
+                cx.coverage.hit("deeds", "snapshot sent");
+            }
+            let wire = Wire::Raft(Box::new(message), bytes);
+            cx.send(me.addr(), Addr::Node(to), wire);
+        }
+    }
+
+    fn replace(&mut self, state: State) {
+        let AtWork(me, cx) = self;
+        me.snapshot_index = state.applied_index();
+        me.state = state;
+        cx.coverage.hit("deeds", "snapshot installed");
+        let (id, at) = (me.id, me.snapshot_index);
+        cx.tell(|| format!("node {id}: installs a snapshot of {at}"));
+        cx.ledger.installed(me.id, &me.state);
+        me.fetch(me.state.live_blobs().into_keys(), cx);
+    }
+
+    fn apply(&mut self, entry: Committed) -> Result<(), Stop> {
+        self.1.ledger.committed(self.0.id, &entry);
+        carry::apply(self, entry)?;
+        self.1.ledger.state_at(self.0.id, &self.0.state);
+        Ok(())
+    }
+
+    fn command(
+        &mut self,
+        (index, term): (u64, u64),
+        context: &[u8],
+        data: &[u8],
+    ) -> Result<(), Stop> {
+        let AtWork(me, cx) = self;
+        let command = me.command(data)?;
+        cx.ledger.meets(me.id, me.speaks, &me.state, &command);
+        let doomed = Draining::before(&me.state, &command);
+        let applied = me.state.apply(index, term, &command);
+        cx.lost_drains(me.id, &doomed, &me.state);
+        let honest_ms = cx.unix_ms();
+        cx.ledger.time(me.id, me.state.unix_ms(), honest_ms);
+        cx.applied(me.id, &me.state, &command, &applied);
+        me.tell(context, applied, cx);
+        Ok(())
+    }
+
+    fn members_changed(&mut self, _: &[u8], result: Result<ConfState, NodeError>) {
+        let AtWork(me, cx) = self;
+        let (id, conf, done) = (me.id, me.node.conf_state(), result.is_ok());
+        cx.tell(|| format!("node {id}: members {conf:?} ({done})"));
+        cx.coverage.hit("deeds", "change of members applied");
+    }
+
+    fn applied(&mut self) {
+        self.0.begin_serving(self.1);
+    }
+
+    fn confirmed(&mut self, reads: Vec<ReadState>) {
+        for read in reads {
+            self.0.reads.confirmed(&read.context, read.index);
+        }
+    }
+
+    fn leadership_changed(&mut self) {
+        let AtWork(me, cx) = self;
+        me.leadership = me.node.leadership();
+        let new = me.leadership;
+        let leads = new.role == Role::Leader;
+        if leads && me.leader_of(new.term).is_some() {
+            return;
+        }
+        if me.leader.take().is_some() {
+            me.dismiss_workers(cx);
+            me.close_feeds(cx);
+        }
+        if leads {
+            cx.ledger.leads(me.id, new.term);
+            cx.coverage.hit("deeds", "leader elected");
+            let id = me.id;
+            cx.tell(|| format!("node {id}: leads term {}", new.term));
+            me.lead(new.term, cx);
+        }
+    }
+}
+
 impl Coordinator {
-    /// The first half of the core's order: send, write. False while a write is under way.
-    pub(super) fn carry(&mut self, mut output: Output, cx: &mut Cx) -> Result<bool, Stop> {
-        self.send_all(std::mem::take(&mut output.messages), cx);
-        let persist = std::mem::take(&mut output.persist);
+    /// Sends and writes. False while the write is under way.
+    pub(super) fn carry(&mut self, output: Output, cx: &mut Cx) -> Result<bool, Stop> {
+        let (persist, written) = carry::begin(&mut AtWork(self, cx), output);
         cx.ledger.written(self.id, &persist.entries);
-        let received = persist.snapshot.clone();
-        let sync = persist.must_sync || received.is_some();
+        let snapshot = persist.snapshot.clone();
+        let sync = persist.must_sync || snapshot.is_some();
         if !persist.is_empty() {
-            let installs = received.is_some();
+            let installs = snapshot.is_some();
             self.disk.write(persist)?;
             self.reach(Moment::Written)?;
             if installs {
                 self.reach(Moment::Installing)?;
             }
         }
-        output.persist.snapshot = received;
         if sync {
             let took = if cx.rng.below(64) == 0 {
                 cx.rng.between(20, 400)
@@ -44,97 +156,24 @@ impl Coordinator {
                 cx.rng.between(0, 3)
             };
             let took = took + self.disk.drag_ms(cx);
-            self.writing = Some(output);
+            self.writing = Some((written, snapshot));
             cx.after(took, Event::Node(self.id, self.boot, Input::Synced));
             return Ok(false);
         }
-        self.finish(output, cx)?;
+        self.finish(written, snapshot, cx)?;
         Ok(true)
     }
 
-    /// The second half: send what waited for the write, apply, answer.
-    pub(super) fn finish(&mut self, output: Output, cx: &mut Cx) -> Result<(), Stop> {
-        if let Some(snapshot) = &output.persist.snapshot {
-            self.state = self.disk.state_of(snapshot, self.speaks)?;
-            self.snapshot_index = snapshot.get_metadata().index;
-            cx.coverage.hit("deeds", "snapshot installed");
-            let (id, at) = (self.id, self.snapshot_index);
-            cx.tell(|| format!("node {id}: installs a snapshot of {at}"));
-            cx.ledger.installed(self.id, &self.state);
-            self.fetch(self.state.live_blobs().into_keys(), cx);
-        }
-        self.send_all(output.after_persist, cx);
-        self.node.persisted(output.number);
-        if output.persist.snapshot.is_some() {
-            self.node.applied(self.state.applied_index());
-        }
-        if !output.committed.is_empty() {
-            for entry in output.committed {
-                if entry.index > self.state.applied_index() {
-                    self.apply(entry, cx)?;
-                }
-            }
-            self.node.applied(self.state.applied_index());
-            self.begin_serving(cx);
-        }
-        for read in output.reads {
-            self.reads.confirmed(&read.context, read.index);
-        }
-        if output.leadership.is_some() {
-            self.leadership_changed(cx);
-        }
-        Ok(())
-    }
-
-    pub(super) fn send_all(&mut self, messages: Vec<RaftMessage>, cx: &mut Cx) {
-        for message in messages {
-            let to = message.to;
-            cx.ledger.promised(self.id, &message);
-            let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
-            let mut bytes = None;
-            if snapshot {
-                let data = message.get_snapshot().get_data();
-                bytes = snapshot::manifest_up_to(data, self.speaks)
-                    .ok()
-                    .and_then(|m| self.disk.get(&m).cloned());
-                self.node.report_snapshot(to, bytes.is_some());
-                cx.coverage.hit("deeds", "snapshot sent");
-            }
-            let wire = Wire::Raft(Box::new(message), bytes);
-            cx.send(self.addr(), Addr::Node(to), wire);
-        }
-    }
-
-    pub(super) fn apply(&mut self, entry: Committed, cx: &mut Cx) -> Result<(), Stop> {
-        cx.ledger.committed(self.id, &entry);
-        let Committed {
-            index,
-            term,
-            payload,
-        } = entry;
-        match payload {
-            Payload::Empty => self.state.skip(index, term),
-            Payload::Command { context, data } => {
-                let command = self.command(&data)?;
-                cx.ledger.meets(self.id, self.speaks, &self.state, &command);
-                let doomed = Draining::before(&self.state, &command);
-                let applied = self.state.apply(index, term, &command);
-                cx.lost_drains(self.id, &doomed, &self.state);
-                let honest_ms = cx.unix_ms();
-                cx.ledger.time(self.id, self.state.unix_ms(), honest_ms);
-                cx.applied(self.id, &self.state, &command, &applied);
-                self.applied(&context, applied, cx);
-            }
-            Payload::Conf { change, .. } => {
-                self.state.skip(index, term);
-                let done = self.node.apply_conf(&change).is_ok();
-                let (id, conf) = (self.id, self.node.conf_state());
-                cx.tell(|| format!("node {id}: members {conf:?} ({done})"));
-                cx.coverage.hit("deeds", "change of members applied");
-            }
-        }
-        cx.ledger.state_at(self.id, &self.state);
-        Ok(())
+    /// What follows the write.
+    pub(super) fn finish(
+        &mut self,
+        written: Written,
+        snapshot: Option<Snapshot>,
+        cx: &mut Cx,
+    ) -> Result<(), Stop> {
+        let read = |snapshot: Snapshot| self.disk.state_of(&snapshot, self.speaks);
+        let received = snapshot.map(read).transpose()?;
+        carry::finish(&mut AtWork(self, cx), written, received)
     }
 
     /// The command in an entry, as this program reads it.
@@ -145,7 +184,8 @@ impl Coordinator {
         })
     }
 
-    pub(super) fn applied(&mut self, context: &[u8], applied: Applied, cx: &mut Cx) {
+    /// An entry's effects go where they belong; whoever waits for it hears its reply.
+    fn tell(&mut self, context: &[u8], applied: Applied, cx: &mut Cx) {
         let waiter = self.waiters.take(context).map(|(waiter, _)| waiter);
         let (blobs, effects): (Vec<_>, Vec<_>) = applied
             .effects
@@ -170,26 +210,6 @@ impl Coordinator {
                 }
             }
             Some(Waiter::Nobody) | None => {}
-        }
-    }
-
-    pub(super) fn leadership_changed(&mut self, cx: &mut Cx) {
-        self.leadership = self.node.leadership();
-        let new = self.leadership;
-        let leads = new.role == Role::Leader;
-        if leads && self.leader_of(new.term).is_some() {
-            return;
-        }
-        if self.leader.take().is_some() {
-            self.dismiss_workers(cx);
-            self.close_feeds(cx);
-        }
-        if leads {
-            cx.ledger.leads(self.id, new.term);
-            cx.coverage.hit("deeds", "leader elected");
-            let id = self.id;
-            cx.tell(|| format!("node {id}: leads term {}", new.term));
-            self.lead(new.term, cx);
         }
     }
 

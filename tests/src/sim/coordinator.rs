@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, VecDeque};
 use conclave_coordinator_core::{
     State, codec,
     lead::Leader,
-    node::{Leadership, Node, NodeConfig, NodeError, Output},
+    node::{Leadership, Node, NodeConfig, NodeError, carry::Written},
     snapshot,
 };
 use conclave_proto::{
     LOG_VERSION,
     v1::{Command, SetLogVersion, command::Command as Body},
 };
-use raft::eraftpb::{ConfState, MessageType};
+use raft::eraftpb::{ConfState, MessageType, Snapshot};
 
 use super::{
     blobs::BlobNet,
@@ -54,7 +54,8 @@ pub(super) struct Coordinator {
     /// It dies when it comes to this.
     pub armed: Option<Moment>,
     pub(super) minted: u64,
-    pub(super) writing: Option<Output>,
+    /// What waits for a write, and the snapshot that it holds.
+    pub(super) writing: Option<(Written, Option<Snapshot>)>,
     pub(super) inbox: VecDeque<Input>,
     /// Of those, raft messages.
     queued_messages: usize,
@@ -284,8 +285,8 @@ impl Coordinator {
                 }
                 self.disk.sync();
                 self.reach(Moment::Synced)?;
-                if let Some(output) = self.writing.take() {
-                    self.finish(output, cx)?;
+                if let Some((written, snapshot)) = self.writing.take() {
+                    self.finish(written, snapshot, cx)?;
                 }
             }
             Input::Saved => self.saved(cx)?,

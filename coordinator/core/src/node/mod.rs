@@ -1,15 +1,8 @@
 //! raft-rs as a sync machine: inputs in, [`Output`]s out; the shell persists and sends.
 //!
-//! The order that a shell must keep for each [`Output`]:
-//! 1. send `messages`;
-//! 2. write `persist` (fsync if `must_sync`); a failed write ends the process;
-//! 3. send `after_persist`, call [`Node::persisted`];
-//! 4. apply `committed` in order ([`Node::apply_conf`] for changes of configuration), then call
-//!    [`Node::applied`].
-//!
-//! An incoming snapshot (`persist.snapshot`) carries a manifest; the shell fetches the state behind
-//! it before it calls [`Node::persisted`].
+//! [`carry`] is the order that a shell must keep for each [`Output`].
 
+pub mod carry;
 mod config;
 mod guard;
 mod hold;
