@@ -22,11 +22,13 @@ pub mod lead;
 pub mod node;
 pub mod payload;
 pub mod placement;
+pub mod quota;
 pub mod reads;
 pub mod refound;
 pub mod snapshot;
 pub mod spec;
 pub mod state;
+pub mod tenants;
 #[cfg(test)]
 mod testkit;
 pub mod view;

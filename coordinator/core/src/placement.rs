@@ -3,20 +3,23 @@
 //! A round stays on one worker while its sequences and KV fit there, since the worker then reads
 //! the shared prefix once; what does not fit goes to the least loaded. A job stays in the numeric
 //! class of its first placement, unless its policy allows another and none of the first is left.
+//! Jobs are taken round the tenants, a tenant's oldest first.
 //! The work grows with the agents that wait, and a little with workers; not with finished jobs.
 
 mod field;
 pub(crate) mod holdings;
+mod turns;
 
 use std::collections::BTreeMap;
 
 use conclave_proto::v1::{AgentState, Assign};
 
-use self::{field::Field, holdings::Held};
+use self::{field::Field, holdings::Held, turns::Turns};
 use crate::{
     agent::Agent,
     job::Job,
     payload::{MissingBlob, Payloads},
+    quota::Quotas,
     spec::Policy,
     state::State,
     view,
@@ -106,19 +109,30 @@ pub struct Placed {
 
 /// Workers for agents that wait, as commands to propose. Pure: the same state and loads give the
 /// same assignments. `loads` is keyed by worker id. Agents that fit nowhere go on waiting, and so
-/// does a job whose spec is a blob that is not here: it holds up no other.
-pub fn place(state: &State, loads: &BTreeMap<String, Load>, blobs: &dyn Payloads) -> Placed {
+/// does a job whose spec is a blob that is not here: it holds up no other. So do those that would be
+/// more than a tenant's quota.
+pub fn place(
+    state: &State,
+    loads: &BTreeMap<String, Load>,
+    quotas: &Quotas,
+    blobs: &dyn Payloads,
+) -> Placed {
     let mut placed = Placed::default();
+    let mut turns = Turns::new(state, quotas);
     let mut field = None;
-    for job in state.active_jobs() {
-        let queued = |agent: &&Agent| agent.state == AgentState::Queued;
-        if job.prepared.is_none() || !job.agents.iter().any(|agent| queued(&agent)) {
-            continue;
-        }
-        let waiting: Vec<&Agent> = job.agents.iter().filter(queued).collect();
+    while let Some(turn) = turns.next() {
         let field = field.get_or_insert_with(|| Field::new(state, loads));
-        let done = place_job(job, waiting, field, blobs, &mut placed.assigns);
-        placed.missing.extend(done.err());
+        if field.is_full() {
+            break;
+        }
+        let before = placed.assigns.len();
+        if let Some(job) = state.job(turn.job_id).filter(|job| job.prepared.is_some()) {
+            let queued = |agent: &&Agent| agent.state == AgentState::Queued;
+            let waiting = job.agents.iter().filter(queued).take(turn.room).collect();
+            let done = place_job(job, waiting, field, blobs, &mut placed.assigns);
+            placed.missing.extend(done.err());
+        }
+        turns.placed(turn, placed.assigns.len() - before);
     }
     placed
 }

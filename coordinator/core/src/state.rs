@@ -15,6 +15,7 @@ use crate::{
     keys::{Key, Keys},
     payload,
     placement::holdings::Holdings,
+    tenants::{Share, Tenants},
     worker::Worker,
 };
 
@@ -41,6 +42,8 @@ pub struct State {
     pub(crate) live: usize,
     /// Derived: what running attempts hold of workers.
     pub(crate) holdings: Holdings,
+    /// Derived: what each tenant has under way.
+    pub(crate) tenants: Tenants,
     /// Derived: job ids by tenant.
     pub(crate) by_tenant: BTreeMap<String, BTreeSet<String>>,
 }
@@ -145,6 +148,16 @@ impl State {
     /// How many jobs have not ended.
     pub fn live_jobs(&self) -> usize {
         self.live
+    }
+
+    /// What a tenant has under way.
+    pub fn share(&self, tenant: &str) -> Share {
+        self.tenants.share(tenant)
+    }
+
+    /// Every tenant that has something under way, by name.
+    pub fn shares(&self) -> impl Iterator<Item = (&str, Share)> {
+        self.tenants.shares()
     }
 
     /// Ids of jobs that the leader should ask [`crate::contemplate::next`] about.
@@ -336,6 +349,7 @@ impl State {
         let Some(job) = self.jobs.get(job_id) else {
             return;
         };
+        self.tenants.update(job);
         if job.is_active() {
             self.live += usize::from(!job.is_final());
             self.active.insert(job.id.clone(), job.is_final());

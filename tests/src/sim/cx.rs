@@ -215,6 +215,8 @@ pub(super) struct Cx {
     pub story: Story,
     /// Longest payload that travels inside the log, bytes.
     pub inline_limit: usize,
+    /// Agents that a tenant may run, if it may not run all.
+    pub running_agents: Option<u64>,
     queue: BTreeMap<(u64, u64), Event>,
     numbers: u64,
 }
@@ -232,6 +234,7 @@ impl Cx {
             coverage: Coverage::default(),
             story: Story::new(traced, shown),
             inline_limit: INLINE_LIMIT,
+            running_agents: None,
             queue: BTreeMap::new(),
             numbers: 0,
         }

@@ -1,6 +1,11 @@
 //! The leader's hands: what the core's [`Leader`] says is to be done is done here.
 
-use conclave_coordinator_core::lead::{Act, Leader, Moment, PROPOSAL_MS, Settings};
+use std::collections::BTreeMap;
+
+use conclave_coordinator_core::{
+    lead::{Act, Leader, Moment, PROPOSAL_MS, Settings},
+    quota::{Limits, Quotas},
+};
 use conclave_proto::v1::{
     CreateCluster, SetMemberAddress, Welcome, command::Command as Body,
     coordinator_message::Message as ToWorker,
@@ -43,11 +48,16 @@ impl Coordinator {
 
     /// A term of leading begins.
     pub(super) fn lead(&mut self, term: u64, cx: &mut Cx) {
+        let limits = Limits {
+            running_agents: cx.running_agents,
+            ..Limits::default()
+        };
         let settings = Settings {
             election_ms: ELECTION_MS,
             retention_ms: RETENTION_MS,
             retention_bytes: RETENTION_BYTES,
             inline_limit: cx.inline_limit,
+            quotas: Quotas::new(limits, BTreeMap::new()),
         };
         let founding = CreateCluster {
             cluster_id: "sim".into(),

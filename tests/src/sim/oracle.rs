@@ -8,6 +8,7 @@ use conclave_coordinator_core::{
     contemplate::{self, Context},
     payload::{self, InlineOnly},
     placement::{self, Load},
+    quota::Quotas,
     view,
 };
 use conclave_proto::v1::{
@@ -51,7 +52,7 @@ fn ended(spec: &JobSpec) -> Result<State, String> {
             continue;
         }
         let loads = BTreeMap::from([("w".to_owned(), Load::default())]);
-        for assign in placement::place(&state, &loads, &InlineOnly).assigns {
+        for assign in placement::place(&state, &loads, &Quotas::default(), &InlineOnly).assigns {
             let key = AttemptKey {
                 job_id: JOB.into(),
                 agent: assign.agent,
@@ -67,6 +68,32 @@ fn ended(spec: &JobSpec) -> Result<State, String> {
 /// A job that has ended, for the tests of laws: exact, and sealed.
 #[cfg(test)]
 pub(super) fn job() -> conclave_coordinator_core::job::Job {
+    let state = ended(&question(2)).expect("it ends");
+    state.job(JOB).cloned().expect("it is there")
+}
+
+/// A state in which so many agents of one job run, and the job's id.
+#[cfg(test)]
+pub(super) fn running(agents: u32) -> (State, String) {
+    let mut state = State::new();
+    begin(&mut state, &question(agents));
+    let context = Context {
+        payloads: &InlineOnly,
+        now_unix_ms: 0,
+    };
+    let job = state.job(JOB).expect("it is there");
+    let next = contemplate::next(job, &context).expect("all is inline");
+    apply(&mut state, Body::Decide(next.expect("a first round")));
+    let loads = BTreeMap::from([("w".to_owned(), Load::default())]);
+    for assign in placement::place(&state, &loads, &Quotas::default(), &InlineOnly).assigns {
+        apply(&mut state, Body::Assign(assign));
+    }
+    (state, JOB.to_owned())
+}
+
+/// An effective spec of so many proposers.
+#[cfg(test)]
+fn question(width: u32) -> JobSpec {
     use conclave_coordinator_core::spec::{self, Defaults};
     use conclave_proto::v1::{ContemplationPolicy, Message, Mode};
     let asked = JobSpec {
@@ -76,7 +103,7 @@ pub(super) fn job() -> conclave_coordinator_core::job::Job {
             content: "question".into(),
         }],
         policy: Some(ContemplationPolicy {
-            width: Some(2),
+            width: Some(width),
             refine_rounds: Some(0),
             exact: true,
             ..ContemplationPolicy::default()
@@ -84,9 +111,7 @@ pub(super) fn job() -> conclave_coordinator_core::job::Job {
         seed: Some(7),
         ..JobSpec::default()
     };
-    let spec = spec::effective(&asked, &Defaults::new(1)).expect("a good spec");
-    let state = ended(&spec).expect("it ends");
-    state.job(JOB).cloned().expect("it is there")
+    spec::effective(&asked, &Defaults::new(1)).expect("a good spec")
 }
 
 fn apply(state: &mut State, body: Body) {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use conclave_coordinator_core::payload::InlineOnly;
 use conclave_coordinator_core::placement::{self, Load};
+use conclave_coordinator_core::quota::Quotas;
 use conclave_coordinator_core::{State, snapshot};
 use conclave_proto::v1::{
     AgentRecord, AgentSpec, AgentState, JobRecord, JobState, ModelInfo, Payload, Prepared, Replay,
@@ -49,7 +50,7 @@ fn per_agent(workers: u32, finished: u32, waiting: u32) -> f64 {
     let wanted = (waiting * AGENTS).min(workers * (16 - RUNNING)) as usize;
     for _ in 0..TRIES {
         let started = Instant::now();
-        let placed = placement::place(&state, &loads, &InlineOnly);
+        let placed = placement::place(&state, &loads, &Quotas::default(), &InlineOnly);
         best = best.min(started.elapsed());
         assert_eq!(placed.assigns.len(), wanted, "all that fit are placed");
     }

@@ -130,7 +130,9 @@ impl Leader {
             return;
         }
         self.placements.due = false;
-        let placed = placement::place(moment.state, &self.roster.loads(), moment.payloads);
+        let quotas = self.gate.quotas();
+        let loads = self.roster.loads();
+        let placed = placement::place(moment.state, &loads, quotas, moment.payloads);
         self.placements.under_way = placed.assigns.len();
         for assign in placed.assigns {
             self.propose(Body::Assign(assign), Purpose::Place);

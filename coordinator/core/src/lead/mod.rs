@@ -12,6 +12,7 @@ mod act;
 mod clock;
 mod decisions;
 mod looks;
+mod quotas;
 mod retention;
 mod roster;
 mod time;
@@ -21,7 +22,7 @@ mod workers;
 use std::collections::{BTreeMap, VecDeque};
 
 use conclave_proto::v1::{
-    Ack, Cancel, CreateCluster, Tick, command::Command as Body,
+    Ack, AttemptKey, Cancel, CreateCluster, Tick, command::Command as Body,
     coordinator_message::Message as ToWorker,
 };
 
@@ -32,6 +33,7 @@ pub use workers::Sign;
 use crate::{
     effect::{Effect, Reply},
     payload::{MissingBlob, Payloads},
+    quota::{Gate, Quotas},
     state::State,
     view,
 };
@@ -58,6 +60,8 @@ pub struct Settings {
     pub retention_bytes: u64,
     /// Longest context of a round that travels inside the log, bytes.
     pub inline_limit: usize,
+    /// What tenants may have; [`Leader::set_quotas`] changes it.
+    pub quotas: Quotas,
 }
 
 /// What a leader looks at while it thinks.
@@ -100,6 +104,10 @@ pub struct Leader {
     decisions: Decisions,
     placements: Placements,
     roster: Roster,
+    /// Turns submissions away, and says how many agents may run.
+    gate: Gate,
+    /// Results that were accepted and are to be paid for.
+    accepted: Vec<AttemptKey>,
     /// Leases to renew, by worker: of this incarnation.
     renew: BTreeMap<String, String>,
     /// Replicated time: when it last moved, and whether it does.
@@ -126,6 +134,8 @@ impl Leader {
     ) -> Leader {
         Leader {
             term,
+            gate: Gate::new(settings.quotas.clone()),
+            accepted: Vec::new(),
             settings,
             begun_ms: now_ms,
             serving: false,
@@ -210,7 +220,9 @@ impl Leader {
             Purpose::Place => self.placements.failed(),
             Purpose::Register { session } => self.registered(session, reply),
             Purpose::Result { worker_id, key } => {
-                if *reply != Reply::Ok {
+                if *reply == Reply::Ok {
+                    self.accepted.push(key);
+                } else {
                     // Nobody wants it any more: the worker may forget it.
                     let keys = vec![key];
                     self.effects.push_back(Effect::Ack { worker_id, keys });
@@ -257,6 +269,7 @@ impl Leader {
             self.drain_workers(moment);
             self.prepare_all(moment);
         }
+        self.charge(moment);
         self.decide(moment);
         self.place(moment);
         std::mem::take(&mut self.acts)

@@ -104,6 +104,7 @@ impl Leader {
         if !job_ids.is_empty() {
             self.propose(Body::ExpireJobs(ExpireJobs { job_ids }), Purpose::Nothing);
         }
+        self.tidy_quotas(moment);
         self.acts.push(Act::NoteMembers);
     }
 }

@@ -61,6 +61,17 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// No worker has room for one more agent.
+    pub(super) fn is_full(&mut self) -> bool {
+        while let Some(Reverse((_, at))) = self.queue.peek() {
+            if self.slots[*at].free() > 0 {
+                return false;
+            }
+            self.queue.pop();
+        }
+        true
+    }
+
     /// The slots that the job has attempts on.
     pub(super) fn here(&self, job: &Job) -> Vec<usize> {
         let find = |(worker, incarnation): &(String, String)| {

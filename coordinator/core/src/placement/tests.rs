@@ -13,7 +13,7 @@ fn suggest(world: &World, loads: &[(&str, Load)]) -> Vec<(u32, String)> {
         .iter()
         .map(|(id, load)| ((*id).to_owned(), *load))
         .collect();
-    let placed = place(&world.state, &loads, &InlineOnly);
+    let placed = place(&world.state, &loads, &Quotas::default(), &InlineOnly);
     assert_eq!(placed.missing, [], "all is inline");
     placed
         .assigns
@@ -194,7 +194,7 @@ fn a_job_without_its_spec_holds_up_no_other() {
     world.prepare("k");
     world.decide("k");
     let loads = BTreeMap::from([("w2".to_owned(), idle())]);
-    let placed = place(&world.state, &loads, &InlineOnly);
+    let placed = place(&world.state, &loads, &Quotas::default(), &InlineOnly);
     assert_eq!(placed.missing, [MissingBlob::Absent { hash }]);
     let jobs: Vec<&str> = placed.assigns.iter().map(|a| a.job_id.as_str()).collect();
     assert_eq!(jobs, ["k"]);

@@ -18,6 +18,7 @@ use crate::{
     job::Job,
     payload::{self, InlineOnly},
     placement::{self, Load},
+    quota::Quotas,
     spec::{self, Defaults},
 };
 
@@ -111,11 +112,15 @@ impl World {
     }
 
     pub(crate) fn submit(&mut self, id: &str, spec: &JobSpec) -> Applied {
+        self.submit_as("t", id, spec)
+    }
+
+    pub(crate) fn submit_as(&mut self, tenant: &str, id: &str, spec: &JobSpec) -> Applied {
         let effective = spec::effective(spec, &Defaults::new(9)).expect("a good spec");
         let deadline_ms = effective.budget.map_or(0, |b| b.deadline_ms) as i64;
         self.apply(Body::SubmitJob(SubmitJobCommand {
             job_id: id.into(),
-            tenant: "t".into(),
+            tenant: tenant.into(),
             idempotency_key: format!("key-{id}"),
             request_digest: vec![1],
             spec: Some(payload::inline(effective.encode_to_vec())),
@@ -195,7 +200,8 @@ impl World {
             .workers()
             .map(|w| (w.worker_id.clone(), Load::default()))
             .collect();
-        for assign in placement::place(&self.state, &loads, &InlineOnly).assigns {
+        for assign in placement::place(&self.state, &loads, &Quotas::default(), &InlineOnly).assigns
+        {
             let applied = self.apply(Body::Assign(assign));
             assert_eq!(applied.reply, Reply::Ok, "a fresh assignment is taken");
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use conclave_coordinator_core::{
-    State, codec, contemplate, payload::InlineOnly, placement, snapshot, view,
+    State, codec, contemplate, payload::InlineOnly, placement, quota::Quotas, snapshot, view,
 };
 use conclave_proto::v1::{Command, command::Command as Body};
 
@@ -40,7 +40,7 @@ pub(super) fn lead(state: &mut State) {
             .active_jobs()
             .filter_map(|job| contemplate::next(job, &context).ok().flatten())
             .collect();
-        let placed = placement::place(state, &BTreeMap::new(), &InlineOnly);
+        let placed = placement::place(state, &BTreeMap::new(), &Quotas::default(), &InlineOnly);
         if decided.is_empty() && placed.assigns.is_empty() {
             break;
         }

@@ -17,6 +17,7 @@ mod one_leader;
 mod one_result;
 mod poison_ends;
 mod promises_kept;
+mod quota_kept;
 mod reads_go_forward;
 mod sound_engine;
 mod stuck_leases;
@@ -349,6 +350,17 @@ impl Cx {
         let blobs = &self.ledger.blobs;
         let check = self.ledger.tokens_once.applied(command, applied, blobs);
         self.ledger.hold("tokens counted once", check);
+        let most = self.running_agents;
+        let check = quota_kept::check(most, state, command, applied);
+        self.ledger
+            .hold("no tenant runs more than its quota", check);
+        let held_back = |most| {
+            let share = state.share("t");
+            share.running_agents == most && share.queued_agents > 0
+        };
+        if kind == "Assign" && most.is_some_and(held_back) {
+            self.coverage.hit("deeds", "a quota held agents back");
+        }
         let check = self.ledger.one_job_a_key.applied(command, applied);
         self.ledger.hold("one job a key", check);
         if let Some(Body::ExpireJobs(c)) = &command.command {

@@ -4,6 +4,7 @@ mod confirmation;
 mod duties;
 mod forgetting;
 mod payloads;
+mod quotas;
 mod time;
 mod wall;
 mod workers;
@@ -17,6 +18,7 @@ use super::{Act, Leader, Moment, Purpose, Settings};
 use crate::{
     effect::Reply,
     payload::InlineOnly,
+    quota::Quotas,
     testkit::{World, choice, width},
 };
 
@@ -29,6 +31,7 @@ fn settings() -> Settings {
         retention_ms: 60_000,
         retention_bytes: u64::MAX,
         inline_limit: conclave_proto::INLINE_LIMIT,
+        quotas: Quotas::default(),
     }
 }
 
