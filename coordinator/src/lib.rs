@@ -7,6 +7,7 @@
 //! - [`disk`]: log, snapshots, payloads, identity;
 //! - [`transport`]: lanes between coordinators;
 //! - [`api`]: the gRPC services; [`feed`]: text on its way to watchers;
+//! - [`quotas`]: what tenants may have;
 //! - [`snapshot_file`] and [`offline`]: backups, and what is done to a stopped member's folder;
 //! - [`http`] and [`metrics`]: what operators watch.
 
@@ -20,6 +21,7 @@ pub mod http;
 pub mod metrics;
 pub mod node;
 pub mod offline;
+pub mod quotas;
 mod server;
 pub mod snapshot_file;
 pub mod transport;

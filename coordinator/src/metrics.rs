@@ -1,6 +1,8 @@
 //! Every metric of a coordinator: name, unit and meaning stand here, and
 //! nowhere else is one named. Raft families use etcd's words.
 
+pub mod tenants;
+
 use std::{sync::Arc, time::Duration};
 
 use metrics::{
@@ -29,6 +31,7 @@ pub fn describe() {
     describe_disk();
     describe_clock();
     describe_jobs();
+    tenants::describe();
     begin_at_zero();
     describe_histogram!(
         "conclave_grpc_handling_seconds",

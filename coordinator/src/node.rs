@@ -9,6 +9,7 @@ mod handle;
 pub mod lead;
 pub mod lookout;
 mod membership;
+mod quotas;
 pub mod storage;
 pub mod task;
 mod upkeep;
@@ -21,7 +22,10 @@ use std::{
     time::Instant,
 };
 
-use conclave_coordinator_core::{Reply, State};
+use conclave_coordinator_core::{
+    Reply, State,
+    quota::{Quotas, Refusal},
+};
 use conclave_proto::v1::{Decide, LineageRecord, command::Command as Body};
 use tokio::sync::oneshot;
 
@@ -131,6 +135,9 @@ pub enum NodeError {
     /// A queue is full.
     #[error("the node is busy")]
     Busy,
+    /// The caller's tenant has all that it may have; nothing was proposed.
+    #[error("{0}")]
+    OverQuota(Refusal),
     /// The request contradicts the node's or the cluster's state.
     #[error("{0}")]
     Refused(String),
@@ -169,6 +176,15 @@ pub type Done = oneshot::Sender<Result<(), NodeError>>;
 pub enum Input {
     /// Replicate a command.
     Propose(Proposal),
+    /// May this tenant submit one more job? Asked before anything is stored for it.
+    Admit {
+        /// The tenant.
+        tenant: String,
+        /// Told at once.
+        done: Done,
+    },
+    /// What tenants may have from now on.
+    Quotas(Quotas),
     /// Read the state.
     Read(Read),
     /// Something of a worker's session.

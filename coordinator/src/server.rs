@@ -46,6 +46,7 @@ use crate::{
         task::{Parts, Task},
         watchdog::{self, Pulse},
     },
+    quotas::{self, QuotasError},
     transport::{Network, blobs::BlobNet, service::PeerService, turns::Turns},
 };
 
@@ -67,6 +68,9 @@ pub enum StartError {
     /// The tokens file.
     #[error(transparent)]
     Tokens(#[from] TokensError),
+    /// The quotas file.
+    #[error("quotas_file: {0}")]
+    Quotas(#[from] QuotasError),
     /// The data folder.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -305,11 +309,7 @@ impl Opened {
         fit(&restored, &state, cluster_id, config.max_log_version)?;
         let raft_config = raft_config(config, identity.node_id());
         let node = Node::new(&raft_config, restored).map_err(Fatal::from)?;
-        let status = watch::Sender::new(NodeStatus {
-            node_id: identity.node_id(),
-            cluster_id: identity.cluster_id().map(str::to_owned),
-            ..NodeStatus::default()
-        });
+        let status = first_status(&identity);
         let (inputs, input_queue) = mpsc::channel(INPUTS);
         let (messages, message_queue) = mpsc::channel(MESSAGES);
         let handle = Handle::new(inputs, messages, status.subscribe());
@@ -325,12 +325,14 @@ impl Opened {
             config.election(),
         );
         let contact = stop.clone().run_until_cancelled_owned(contact);
+        let quotas = quotas::begin(config.quotas_file.as_deref(), &handle, stop)?;
         let task = Task::new(Parts {
             config: config.clone(),
             address,
             identity,
             storage: (storage, node, state),
             raft_config,
+            quotas,
             boot: getrandom::u64()?,
             feeds: feeds.clone(),
             blobs: blobs.clone(),
@@ -358,6 +360,15 @@ impl Opened {
             thread,
         })
     }
+}
+
+/// What a node says of itself before its loop runs.
+fn first_status(identity: &Identity) -> watch::Sender<NodeStatus> {
+    watch::Sender::new(NodeStatus {
+        node_id: identity.node_id(),
+        cluster_id: identity.cluster_id().map(str::to_owned),
+        ..NodeStatus::default()
+    })
 }
 
 fn raft_config(config: &Config, node_id: u64) -> NodeConfig {

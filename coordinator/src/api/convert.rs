@@ -27,6 +27,7 @@ pub fn node_error(error: NodeError) -> Status {
                 .insert(super::NOT_LEADER, ascii("true"));
             status
         }
+        NodeError::OverQuota(refusal) => exhausted(text, Duration::from_millis(refusal.retry_ms())),
         NodeError::Blank | NodeError::Refused(_) => Status::failed_precondition(text),
         NodeError::NoQuorum(_) | NodeError::Stopped => Status::unavailable(text),
         NodeError::Unknown => {

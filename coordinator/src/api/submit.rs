@@ -9,7 +9,8 @@ use conclave_coordinator_core::{Reply, State, payload, spec};
 use conclave_proto::{
     INLINE_LIMIT,
     v1::{
-        JobSpec, SubmitJobCommand, SubmitJobRequest, SubmitJobResponse, command::Command as Body,
+        JobSpec, Payload, SubmitJobCommand, SubmitJobRequest, SubmitJobResponse,
+        command::Command as Body,
     },
 };
 use prost::Message as _;
@@ -19,7 +20,7 @@ use uuid::Uuid;
 use super::{Api, contemplation::USERS, convert};
 use crate::{
     metrics,
-    node::{NodeError, task::unix_ms},
+    node::{Input, NodeError, task::unix_ms},
 };
 
 /// Longest idempotency key, bytes.
@@ -93,7 +94,7 @@ impl Api {
             Known::Nothing { unix_ms } => unix_ms,
         };
         let Checked { effective, bytes } = checked?;
-        let stored = self.blobs.payload(bytes, wait).await?;
+        let stored = self.stored(&caller.tenant, bytes, wait).await?;
         // Deadlines are met by the replicated clock, which never goes back: behind it, this
         // node's own would give away what the caller asked for (law 3).
         let unix_ms = unix_ms().max(replicated_ms);
@@ -108,29 +109,46 @@ impl Api {
             deadline_unix_ms: deadline(&effective, unix_ms),
         };
         let reply = self.propose_job(command, wait).await;
-        match reply.map_err(convert::node_error)? {
-            Reply::Submitted {
-                job_id,
-                existing: false,
-            } => {
-                metrics::submitted(convert::mode_name(effective.mode()));
-                Ok(SubmitJobResponse {
-                    job_id,
-                    effective: Some(effective),
-                    existing: false,
-                })
-            }
+        let unless_known = match reply {
             // Two calls with one key at once: the first one's spec counts.
-            Reply::Submitted { existing: true, .. } => self
-                .known(&caller.tenant, &key, &request_digest, wait)
-                .await?
-                .job()
-                .ok_or_else(|| Status::aborted("the job expired meanwhile")),
-            other => {
-                convert::reply(other, "")?;
-                Err(Status::internal("a submission was applied without a job"))
+            Ok(Reply::Submitted { existing: true, .. }) => {
+                Status::aborted("the job expired meanwhile")
             }
+            Ok(Reply::Submitted { job_id, existing }) => {
+                metrics::submitted(convert::mode_name(effective.mode()));
+                let effective = Some(effective);
+                return Ok(SubmitJobResponse {
+                    job_id,
+                    effective,
+                    existing,
+                });
+            }
+            // A key that this node has not heard of goes before a quota (law 7).
+            Err(refusal @ NodeError::OverQuota(_)) => convert::node_error(refusal),
+            Err(error) => return Err(convert::node_error(error)),
+            Ok(other) => {
+                convert::reply(other, "")?;
+                return Err(Status::internal("a submission was applied without a job"));
+            }
+        };
+        let known = self.known(&caller.tenant, &key, &request_digest, wait);
+        known.await?.job().ok_or(unless_known)
+    }
+
+    /// The spec as the log carries it. A long one's key is known to be new, and nothing is stored for a
+    /// tenant that may not submit.
+    async fn stored(
+        &self,
+        tenant: &str,
+        bytes: Vec<u8>,
+        wait: Duration,
+    ) -> Result<Payload, Status> {
+        if bytes.len() > INLINE_LIMIT {
+            let tenant = tenant.to_owned();
+            let admitted = self.node.ask(wait, |_, done| Input::Admit { tenant, done });
+            admitted.await.map_err(convert::node_error)?;
         }
+        self.blobs.payload(bytes, wait).await
     }
 
     /// A leader that is lost meanwhile leaves the outcome unknown, and its caller not waiting.

@@ -232,6 +232,7 @@ impl Hands for Task {
             self.feeds.close();
             // Whoever leads now counts them.
             metrics::nothing_led(&self.label);
+            self.no_tenants();
         }
         if leads {
             self.lead(new.term);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use conclave_coordinator_core::{
     contemplate,
     lead::{Act, Leader, Moment, PROPOSAL_MS, Settings},
+    quota::Quotas,
     view,
 };
 use conclave_proto::v1::{
@@ -40,13 +41,14 @@ macro_rules! moment {
 pub(super) use moment;
 
 /// What the configuration says to a leader.
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, quotas: &Quotas) -> Settings {
     let hours = i64::try_from(config.retention_hours).unwrap_or(i64::MAX);
     Settings {
         election_ms: config.election_ms,
         retention_ms: hours.saturating_mul(3_600_000),
         retention_bytes: config.retention_bytes,
         inline_limit: conclave_proto::INLINE_LIMIT,
+        quotas: quotas.clone(),
     }
 }
 
@@ -55,7 +57,7 @@ impl Task {
     pub(super) fn lead(&mut self, term: u64) {
         let born = !self.state.cluster_id().is_empty();
         let founding = if born { None } else { self.founding() };
-        let settings = settings(&self.config);
+        let settings = settings(&self.config, &self.quotas);
         let leader = Leader::new(term, settings, founding, self.now_ms());
         self.leader = Some(leader);
         self.begin_serving();
@@ -107,6 +109,7 @@ impl Task {
             let leases = self.state.workers().count();
             metrics::workers(&self.label, leases, self.sessions.len());
             crate::api::convert::count_live(&self.label, &self.state);
+            self.count_tenants();
         }
     }
 
@@ -198,6 +201,7 @@ impl Task {
         }
         if let Ok(job) = view::job(job, &self.blobs.local, false) {
             crate::api::convert::count_ended(&job);
+            self.count_tokens(&job);
         }
     }
 

@@ -10,6 +10,7 @@ use conclave_coordinator_core::{
     State, codec,
     lead::Leader,
     node::{Leadership, Node, NodeConfig, NodeError as CoreError, Role},
+    quota::Quotas,
 };
 use raft::eraftpb::Message as RaftMessage;
 use tokio::{sync::mpsc, sync::watch, time::MissedTickBehavior};
@@ -49,6 +50,8 @@ pub struct Task {
     pub(super) network: Network,
     pub(super) lanes: Option<Lanes>,
     pub(super) leader: Option<Leader>,
+    /// What tenants may have.
+    pub(super) quotas: Quotas,
     pub(super) leadership: Leadership,
     pub(super) handle: Handle,
     pub(super) status: watch::Sender<NodeStatus>,
@@ -88,6 +91,8 @@ pub struct Parts {
     pub storage: (Storage, Node, State),
     /// Settings of the raft node.
     pub raft_config: NodeConfig,
+    /// What tenants may have.
+    pub quotas: Quotas,
     /// Tells this start of the process from others.
     pub boot: u64,
     /// Watchers' feeds.
@@ -147,6 +152,7 @@ impl Task {
             network: parts.network,
             lanes: None,
             leader: None,
+            quotas: parts.quotas,
             handle: parts.handle,
             status: parts.status,
             pulse: parts.pulse,
@@ -162,6 +168,7 @@ impl Task {
             label,
             public_key: Vec::new(),
         };
+        task.begin_tenants();
         task.learn_members();
         task.open_lanes();
         task.fetch_missing();
@@ -276,10 +283,11 @@ impl Task {
 
     fn take(&mut self, input: Input) -> Result<(), Fatal> {
         match input {
-            Input::Propose(mut p) => {
-                self.stamp(&mut p.body);
-                self.propose(p.body, Waiter::Call(p.reply), p.deadline);
+            Input::Propose(proposal) => self.take_proposal(proposal),
+            Input::Admit { tenant, done } => {
+                let _ = done.send(self.admit(&tenant));
             }
+            Input::Quotas(quotas) => self.set_quotas(quotas),
             Input::Read(read) => self.read(read),
             Input::Session(input) => self.session(input),
             Input::Init { cluster_id, done } => {

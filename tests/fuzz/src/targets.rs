@@ -12,6 +12,7 @@ pub mod log_entries;
 mod model;
 pub mod model_folder;
 pub mod prepare;
+pub mod quotas_file;
 pub mod raft_messages;
 pub mod snapshot;
 pub mod snapshot_file;
@@ -35,6 +36,7 @@ pub const ALL: &[Target] = &[
     log_entries::TARGET,
     model_folder::TARGET,
     prepare::TARGET,
+    quotas_file::TARGET,
     raft_messages::TARGET,
     snapshot::TARGET,
     snapshot_file::TARGET,

@@ -32,6 +32,7 @@ targets! {
     log_entries,
     model_folder,
     prepare,
+    quotas_file,
     raft_messages,
     snapshot,
     snapshot_file,
