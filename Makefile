@@ -71,6 +71,7 @@ deaths: ## what the death of a leader and of a worker costs, beside etcd
 	cargo build --release --locked -p conclave -p conclave-tests
 	etcd="$$(tests/scripts/fetch-etcd.sh)" && $(CARGO_TARGET_DIR)/release/failover --etcd "$$etcd"
 
-load: ## 2,000 clients at once, undisturbed and disturbed
+load: ## 2,000 clients at once, undisturbed and disturbed; a tenant that floods beside one that does not
 	cargo build --release --locked -p conclave -p conclave-tests
 	$(CARGO_TARGET_DIR)/release/load
+	$(CARGO_TARGET_DIR)/release/load tenants

@@ -9,8 +9,9 @@ use conclave_proto::v1::{
     InitRequest, ListWorkersRequest, StatusRequest, StatusResponse, WorkerStatus,
 };
 use tempfile::TempDir;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
+use crate::bearer::{Bearer, Shown};
 use crate::{Client, Launch, Process, free_port, model_path};
 
 /// The name under which the workers serve the test model.
@@ -48,6 +49,8 @@ pub struct Places {
     pub coordinators: Vec<Place>,
     /// Of the workers.
     pub workers: Vec<Place>,
+    /// The coordinators' tokens file, and an operator's token in it; unset: everybody may call.
+    pub tokens: Option<(String, String)>,
 }
 
 impl Places {
@@ -56,6 +59,7 @@ impl Places {
         Places {
             coordinators: vec![Place::default(); coordinators],
             workers: vec![Place::default(); workers],
+            tokens: None,
         }
     }
 }
@@ -162,9 +166,16 @@ impl Cluster {
     pub async fn try_start_coordinator(&mut self, index: usize) -> Result<(), Option<i32>> {
         let name = format!("coordinator-{index}");
         let place = &self.places.coordinators[index];
+        let callers = match &self.places.tokens {
+            Some((text, _)) => {
+                let file = self.path("tokens.jsonl");
+                fs::write(&file, text).expect("a tokens file");
+                format!("tokens_file = {file:?}")
+            }
+            None => "open = true\nopen_beyond_loopback = true".to_owned(),
+        };
         let config = format!(
-            "data_dir = {:?}\nlisten = \"{host}:{}\"\nhttp_listen = \"{host}:0\"\nopen = true\n\
-             open_beyond_loopback = true\n{}\n",
+            "data_dir = {:?}\nlisten = \"{host}:{}\"\nhttp_listen = \"{host}:0\"\n{callers}\n{}\n",
             self.data_dir(index),
             self.ports[index],
             place.settings,
@@ -194,9 +205,23 @@ impl Cluster {
             }));
     }
 
+    async fn admin(&self, endpoint: &str) -> Option<ClusterClient<Shown>> {
+        let channel = Endpoint::from_shared(format!("http://{endpoint}"))
+            .ok()?
+            .connect_timeout(Duration::from_secs(1))
+            .timeout(Duration::from_secs(10))
+            .connect()
+            .await
+            .ok()?;
+        let tokens = self.places.tokens.as_ref();
+        let bearer = tokens.map_or_else(Bearer::default, |(_, operator)| Bearer::of(operator));
+        Some(ClusterClient::with_interceptor(channel, bearer))
+    }
+
     async fn init(&self) {
         let endpoints = self.endpoints();
-        let mut client = cluster_client(&endpoints[0]).await.expect("coordinator 0");
+        let client = self.admin(&endpoints[0]).await;
+        let mut client = client.expect("coordinator 0");
         client
             .init(InitRequest {
                 join: endpoints[1..].to_vec(),
@@ -207,7 +232,7 @@ impl Cluster {
 
     /// What coordinator `index` says of itself, if it answers.
     pub async fn status(&self, index: usize) -> Option<StatusResponse> {
-        let mut client = cluster_client(&self.endpoints()[index]).await?;
+        let mut client = self.admin(&self.endpoints()[index]).await?;
         Some(client.status(StatusRequest {}).await.ok()?.into_inner())
     }
 
@@ -236,7 +261,7 @@ impl Cluster {
     /// The registered workers, as some coordinator knows them.
     pub async fn worker_status(&self) -> Vec<WorkerStatus> {
         for endpoint in self.endpoints() {
-            if let Some(mut client) = cluster_client(&endpoint).await
+            if let Some(mut client) = self.admin(&endpoint).await
                 && let Ok(response) = client.list_workers(ListWorkersRequest {}).await
             {
                 return response.into_inner().workers;
@@ -311,15 +336,4 @@ impl Cluster {
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
-}
-
-async fn cluster_client(endpoint: &str) -> Option<ClusterClient<Channel>> {
-    let channel = Endpoint::from_shared(format!("http://{endpoint}"))
-        .ok()?
-        .connect_timeout(Duration::from_secs(1))
-        .timeout(Duration::from_secs(10))
-        .connect()
-        .await
-        .ok()?;
-    Some(ClusterClient::new(channel))
 }

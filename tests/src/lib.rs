@@ -6,6 +6,7 @@
 
 #![allow(clippy::missing_panics_doc)]
 
+pub mod bearer;
 pub mod chaos;
 mod client;
 mod cluster;

@@ -2,11 +2,12 @@
 
 #![allow(clippy::print_stdout, reason = "it is what the program is for")]
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Parser;
-use conclave_tests::load::{Bench, Plan, SETTLED, Wave};
+use clap::{Parser, Subcommand};
+use conclave_tests::load::{Bench, Plan, SETTLED, Tenants, TenantsPlan, Wave};
 
 /// Many clients at once against three coordinators, undisturbed and disturbed.
 ///
@@ -29,6 +30,24 @@ struct Asked {
     /// Connections to each coordinator.
     #[arg(long, default_value = "8")]
     connections: NonZeroUsize,
+    #[command(subcommand)]
+    instead: Option<Instead>,
+}
+
+#[derive(Subcommand)]
+enum Instead {
+    /// Two tenants: one asks steadily, alone and then while the other floods.
+    ///
+    /// Fails if the steady tenant's answers take more than one and a half times as long beside the flood, if the
+    /// flood is refused otherwise than by its quota and with a hint, or if memory grows.
+    Tenants {
+        /// Clients that flood; a refused one comes again after a second, when it is told to.
+        #[arg(long, default_value = "400")]
+        clients: NonZeroUsize,
+        /// Seconds alone, and twice as many beside the flood.
+        #[arg(long, default_value = "30")]
+        seconds: NonZeroU32,
+    },
 }
 
 const EXAMPLE: &str = "Example:
@@ -37,6 +56,10 @@ const EXAMPLE: &str = "Example:
 #[tokio::main]
 async fn main() -> ExitCode {
     let asked = Asked::parse();
+    if let Some(Instead::Tenants { clients, seconds }) = asked.instead {
+        let alone = Duration::from_secs(u64::from(seconds.get()));
+        return two_tenants(TenantsPlan::flood(clients.get()), alone).await;
+    }
     let workers = asked.workers.get().max(2);
     let plan = Plan::crowd(asked.clients.get(), workers, asked.connections.get());
     let mut bench = Bench::start(plan).await;
@@ -72,8 +95,80 @@ async fn main() -> ExitCode {
     if grown > conclave_tests::load::GROWTH {
         faults.push(format!("memory grew to {grown:.2} of what it was"));
     }
+    end(&faults)
+}
+
+fn end(faults: &[String]) -> ExitCode {
     faults.iter().for_each(|fault| println!("FAULT: {fault}"));
     ExitCode::from(u8::from(!faults.is_empty()))
+}
+
+/// How long answers may take beside a flood, as a share of what they took without.
+const SLOWER: f64 = 1.5;
+
+async fn two_tenants(plan: TenantsPlan, lasting: Duration) -> ExitCode {
+    let mut tenants = Tenants::start(plan).await;
+    // Connections, caches.
+    tenants.steady(lasting / 4).await;
+    let alone = tenants.steady(lasting).await;
+    let (beside, flood) = tenants.flooded(lasting * 2).await;
+    tenants.ebbed().await;
+    println!("| the steady tenant | jobs | p50 ms | p99 ms |\n|---|---|---|---|");
+    for (name, met) in [("alone", &alone), ("beside the flood", &beside)] {
+        let [p50, p99] = [50, 99].map(|p| met.answer.percentile(p).as_millis());
+        println!("| {name} | {} | {p50} | {p99} |", met.answer.len());
+    }
+    println!(
+        "\n| the flood, a second | offered | its room | accepted | refused | refusals p50 ms | p99 ms |\n|---|---|---|---|---|---|---|"
+    );
+    let seconds = flood.took.as_secs_f64();
+    let [p50, p99] = [50, 99].map(|p| flood.refused.percentile(p).as_millis());
+    println!(
+        "| | {:.0} | {:.0} | {:.0} | {:.0} | {p50} | {p99} |\n",
+        flood.offered(),
+        plan.room(),
+        flood.accepted.len() as f64 / seconds,
+        flood.refused.len() as f64 / seconds,
+    );
+    for (index, series) in flood.memory.iter().enumerate() {
+        if let [first, .., last] = &series[..] {
+            println!(
+                "coordinator {index}: {}, then {}",
+                first.summary(),
+                last.summary()
+            );
+        }
+    }
+    let mut faults: Vec<String> = Vec::new();
+    for met in [&alone, &beside] {
+        faults.extend(met.failures.iter().map(ToString::to_string));
+        if met.refused > 0 {
+            faults.push(format!(
+                "{} of the steady tenant's jobs were refused",
+                met.refused
+            ));
+        }
+    }
+    faults.extend(flood.failures.iter().map(ToString::to_string));
+    if flood.refused.is_empty() {
+        faults.push("the flood was never refused".to_owned());
+    }
+    for percent in [50, 99] {
+        let [before, now] = [&alone, &beside].map(|met| met.answer.percentile(percent));
+        if now > before.mul_f64(SLOWER) {
+            faults.push(format!(
+                "the flood slowed the other: p{percent} {now:?}, and was {before:?}"
+            ));
+        }
+    }
+    let grown = flood.growth();
+    println!(
+        "memory at the end of the flood is {grown:.2} of what it was after a third, apart from keys"
+    );
+    if grown > conclave_tests::load::GROWTH {
+        faults.push(format!("memory grew to {grown:.2} of what it was"));
+    }
+    end(&faults)
 }
 
 fn slowed(by: &str, undisturbed: &Wave, disturbed: &Wave) -> Option<String> {

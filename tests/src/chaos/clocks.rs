@@ -47,6 +47,7 @@ impl Clocks {
         let places = Places {
             coordinators: (0..coordinators).map(place).collect(),
             workers: vec![Place::default(); workers],
+            tokens: None,
         };
         (clocks, places)
     }

@@ -73,6 +73,7 @@ impl Net {
         let places = Places {
             coordinators: ends[..coordinators].iter().map(place).collect(),
             workers: ends[coordinators..].iter().map(place).collect(),
+            tokens: None,
         };
         (Net { ends }, places)
     }

@@ -15,6 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use crate::Times;
+use crate::bearer::{Bearer, Shown};
 
 /// Longest that a call may take: longer than a coordinator's own deadline, so that to reach it is to hang.
 const CALL: Duration = Duration::from_secs(15);
@@ -32,6 +33,9 @@ pub enum Failure {
     /// A refusal without `retry-after-ms` or an unknown outcome.
     #[error("{0} was refused without a hint: {1}")]
     NoHint(&'static str, Status),
+    /// It was refused, and told when to come again.
+    #[error("refused, to come again in {1:?}: {0}")]
+    Later(Status, Duration),
     /// It was refused again and again.
     #[error("{0} was refused for {PATIENCE:?}: {1}")]
     Refused(&'static str, Status),
@@ -62,6 +66,7 @@ pub(super) struct Ended {
 
 pub(super) struct Caller {
     channels: Vec<Channel>,
+    bearer: Bearer,
     refusals: Times,
 }
 
@@ -125,15 +130,21 @@ fn hint(status: &Status) -> Option<Duration> {
 }
 
 impl Caller {
-    pub(super) fn new(channels: Vec<Channel>) -> Caller {
+    pub(super) fn new(channels: Vec<Channel>, bearer: Bearer) -> Caller {
         Caller {
             channels,
+            bearer,
             refusals: Times::default(),
         }
     }
 
-    fn client(&self) -> ContemplationClient<Channel> {
-        ContemplationClient::new(self.channels[0].clone())
+    /// The same client, which has met nothing.
+    pub(super) fn again(&self) -> Caller {
+        Caller::new(self.channels.clone(), self.bearer.clone())
+    }
+
+    fn client(&self) -> ContemplationClient<Shown> {
+        ContemplationClient::with_interceptor(self.channels[0].clone(), self.bearer.clone())
     }
 
     /// Waits as the refusal says, and goes to another connection.
@@ -172,6 +183,20 @@ impl Caller {
                 }
             }
         }
+    }
+
+    /// Submits once; a refusal with a hint is [`Failure::Later`].
+    pub(super) async fn offer(&mut self, key: &str, seed: u64) -> Result<(), Failure> {
+        let request = SubmitJobRequest {
+            idempotency_key: key.to_owned(),
+            spec: Some(small(seed)),
+        };
+        let mut client = self.client();
+        let answer = within("SubmitJob", client.submit_job(request)).await?;
+        answer.map(drop).map_err(|status| match hint(&status) {
+            Some(after) => Failure::Later(status, after),
+            None => Failure::NoHint("SubmitJob", status),
+        })
     }
 
     async fn watch(

@@ -3,6 +3,7 @@
 
 mod client;
 mod memory;
+mod tenants;
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,13 @@ use conclave_proto::v1::ListJobsRequest;
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::bearer::Bearer;
 use crate::{Cluster, MockOptions, MockWorker, Place, Places, Times};
 
 pub use client::{Answered, Failure};
 use client::{Caller, Ended};
 pub use memory::Memory;
+pub use tenants::{Flood, Steady, Tenants, TenantsPlan};
 
 /// Agents that a mock decodes side by side.
 const SEQUENCES: u32 = 128;
@@ -175,7 +178,7 @@ impl Bench {
         // A client keeps to one connection, and goes to the next when it fails.
         let mut channels = self.channels.clone();
         channels.rotate_left(index % self.channels.len());
-        Caller::new(channels)
+        Caller::new(channels, Bearer::default())
     }
 
     /// One wave: all clients at once, each until its job is answered.
