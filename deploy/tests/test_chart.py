@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 import unittest
 
 import kubernetes_validate
@@ -288,6 +289,25 @@ class Workers(unittest.TestCase):
                 render(*words)
 
 
+class Quotas(unittest.TestCase):
+    def test_the_file_says_what_the_values_say(self):
+        text = one(rendered("production.yaml"), "ConfigMap", "-quotas")["data"]["quotas.toml"]
+        limits = {"live_jobs": 2000, "running_agents": 256, "tokens_per_minute": 6_000_000}
+        tenants = {"acme": limits, "batch jobs": {"tokens_per_minute": 300_000}}
+        self.assertEqual({"default": {"live_jobs": 100, "running_agents": 32}, "tenant": tenants}, tomllib.loads(text))
+        bare = one(rendered("minimal.yaml"), "ConfigMap", "-quotas")["data"]["quotas.toml"]
+        self.assertEqual({"default": {}}, tomllib.loads(bare))
+
+    def test_a_change_of_quotas_restarts_nothing(self):
+        pods = [one(render(*words), "StatefulSet")["spec"]["template"] for words in ([], ["--set", "quotas.default.live_jobs=7"])]
+        self.assertEqual(*pods)
+
+    def test_what_is_no_quota_is_refused(self):
+        for word in ("quotas.default.live_job=1", "quotas.tenants.acme.tokens_per_minute=0", "quotas.tenant.acme.live_jobs=1"):
+            with self.assertRaisesRegex(Refused, "quotas"):
+                render("--set", word)
+
+
 class Doors(unittest.TestCase):
     def test_tokens(self):
         secret = one(rendered("minimal.yaml"), "Secret")
@@ -370,7 +390,7 @@ class Values(unittest.TestCase):
     def test_settings_are_those_of_the_program(self):
         for part, schema, own in [
             ("coordinator", self.schema["properties"]["coordinator"]["properties"]["settings"],
-             {"data_dir", "listen", "advertise", "http_listen", "seeds", "tokens_file", "open", "open_beyond_loopback"}),
+             {"data_dir", "listen", "advertise", "http_listen", "seeds", "tokens_file", "quotas_file", "open", "open_beyond_loopback"}),
             ("worker", self.schema["definitions"]["pool"]["properties"]["settings"],
              {"worker_id", "data_dir", "coordinators", "http_listen", "models", "token", "token_file"}),
         ]:
