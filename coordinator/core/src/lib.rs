@@ -15,6 +15,7 @@ pub mod codec;
 mod commands;
 pub mod contemplate;
 pub mod effect;
+mod index;
 pub mod job;
 mod jobs;
 pub mod keys;

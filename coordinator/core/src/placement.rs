@@ -4,17 +4,22 @@
 //! the shared prefix once; what does not fit goes to the least loaded. A job stays in the numeric
 //! class of its first placement, unless its policy allows another and none of the first is left.
 //! Jobs are taken round the tenants, a tenant's oldest first.
-//! The work grows with the agents that wait, and a little with workers; not with finished jobs.
+//! The work grows with the agents that wait; not with workers, nor with jobs that run or have ended.
 
 mod field;
 pub(crate) mod holdings;
+pub(crate) mod order;
 mod turns;
 
 use std::collections::BTreeMap;
 
 use conclave_proto::v1::{AgentState, Assign};
 
-use self::{field::Field, holdings::Held, turns::Turns};
+use self::{
+    field::Field,
+    holdings::{Held, Holdings},
+    turns::Turns,
+};
 use crate::{
     agent::Agent,
     job::Job,
@@ -28,6 +33,8 @@ use crate::{
 
 /// Tokens of a KV block.
 const BLOCK_TOKENS: u64 = 16;
+/// The load of a worker whose sequences are all taken.
+const FULL: u64 = 1_000_000;
 
 /// A connected worker's own words about its load (from its latest heartbeat). Workers without an
 /// entry have no session here and get nothing.
@@ -41,6 +48,18 @@ pub struct Load {
     pub kv_blocks_free: u32,
 }
 
+/// What connected workers said of their load last: asked for as placement comes to them.
+pub trait Loads {
+    /// The worker's latest words; `None`: it has no session here, or takes nothing new.
+    fn load(&self, worker_id: &str) -> Option<Load>;
+}
+
+impl Loads for BTreeMap<String, Load> {
+    fn load(&self, worker_id: &str) -> Option<Load> {
+        self.get(worker_id).copied()
+    }
+}
+
 /// A worker and what is placed on it, this call's suggestions included.
 struct Slot<'a> {
     worker: &'a Worker,
@@ -49,7 +68,20 @@ struct Slot<'a> {
     held: Held,
 }
 
-impl Slot<'_> {
+impl<'a> Slot<'a> {
+    /// `None`: nothing may be placed on it.
+    fn of(state: &State, worker: &'a Worker, loads: &dyn Loads) -> Option<Slot<'a>> {
+        if worker.draining {
+            return None;
+        }
+        let load = loads.load(&worker.worker_id)?;
+        Some(Slot {
+            worker,
+            said: load.running.saturating_add(load.waiting),
+            held: state.holdings.on(&worker.worker_id, &worker.incarnation),
+        })
+    }
+
     fn free(&self) -> u32 {
         self.worker
             .max_sequences
@@ -73,8 +105,7 @@ impl Slot<'_> {
 
     /// Load in millionths of its sequences.
     fn load(&self) -> u64 {
-        u64::from(self.held.agents.max(self.said)) * 1_000_000
-            / u64::from(self.worker.max_sequences.max(1))
+        millionths(self.held.agents.max(self.said), self.worker)
     }
 
     /// Books an agent and its blocks; the job's prompt with its first one here.
@@ -85,6 +116,17 @@ impl Slot<'_> {
         self.held.blocks += own_blocks(agent);
         self.held.agents += 1;
     }
+}
+
+fn millionths(agents: u32, worker: &Worker) -> u64 {
+    u64::from(agents) * FULL / u64::from(worker.max_sequences.max(1))
+}
+
+/// What the state says of a worker's load, in millionths of its sequences: its place in the
+/// [`order::Order`].
+pub(crate) fn load_of(worker: &Worker, holdings: &Holdings) -> u64 {
+    let held = holdings.on(&worker.worker_id, &worker.incarnation);
+    millionths(held.agents, worker)
 }
 
 /// Blocks of the prompt that all agents of a job share.
@@ -108,20 +150,13 @@ pub struct Placed {
 }
 
 /// Workers for agents that wait, as commands to propose. Pure: the same state and loads give the
-/// same assignments. `loads` is keyed by worker id. Agents that fit nowhere go on waiting, and so
-/// does a job whose spec is a blob that is not here: it holds up no other. So do those that would be
-/// more than a tenant's quota.
-pub fn place(
-    state: &State,
-    loads: &BTreeMap<String, Load>,
-    quotas: &Quotas,
-    blobs: &dyn Payloads,
-) -> Placed {
+/// same assignments. Agents that fit nowhere go on waiting, and so does a job whose spec is a blob
+/// that is not here: it holds up no other. So do those that would be more than a tenant's quota.
+pub fn place(state: &State, loads: &dyn Loads, quotas: &Quotas, blobs: &dyn Payloads) -> Placed {
     let mut placed = Placed::default();
     let mut turns = Turns::new(state, quotas);
-    let mut field = None;
+    let mut field = Field::new(state, loads);
     while let Some(turn) = turns.next() {
-        let field = field.get_or_insert_with(|| Field::new(state, loads));
         if field.is_full() {
             break;
         }
@@ -129,7 +164,7 @@ pub fn place(
         if let Some(job) = state.job(turn.job_id).filter(|job| job.prepared.is_some()) {
             let queued = |agent: &&Agent| agent.state == AgentState::Queued;
             let waiting = job.agents.iter().filter(queued).take(turn.room).collect();
-            let done = place_job(job, waiting, field, blobs, &mut placed.assigns);
+            let done = place_job(job, waiting, &mut field, blobs, &mut placed.assigns);
             placed.missing.extend(done.err());
         }
         turns.placed(turn, placed.assigns.len() - before);
@@ -145,7 +180,7 @@ fn place_job(
     assigns: &mut Vec<Assign>,
 ) -> Result<(), MissingBlob> {
     let mut class = job.numeric_class.clone();
-    if !class.is_empty() && !field.slots.iter().any(|s| serves(s, job, &class)) {
+    if !class.is_empty() && !field.any_serves(job, &class) {
         let policy = Policy::of(&view::spec(job, blobs)?);
         if !policy.allow_inexact {
             return Ok(());
@@ -189,5 +224,7 @@ fn serves(slot: &Slot<'_>, job: &Job, class: &str) -> bool {
     })
 }
 
+#[cfg(test)]
+mod naive;
 #[cfg(test)]
 mod tests;

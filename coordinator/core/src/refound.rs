@@ -13,6 +13,7 @@ use conclave_proto::v1::{LineageKind, LineageRecord, MemberRecord};
 
 use crate::{
     commands::{At, Loss, lose_attempt},
+    placement::order::Order,
     state::State,
 };
 
@@ -68,6 +69,7 @@ impl State {
         });
         self.members.clear();
         self.workers.clear();
+        self.order = Order::default();
         self.log_version = self.log_version.max(LINEAGE_VERSION);
         let index = self.applied_index + 1;
         self.skip(index, new.term.max(self.applied_term) + TERM_JUMP);

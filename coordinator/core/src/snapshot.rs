@@ -205,8 +205,11 @@ fn from_proto(snapshot: SnapshotState, term: u64) -> Result<State, SnapshotError
         state.jobs.insert(id.clone(), job);
         state.reindex(&id);
     }
-    let workers = snapshot.workers.into_iter().map(Worker::from_record);
-    state.workers = workers.map(|w| (w.worker_id.clone(), w)).collect();
+    for worker in snapshot.workers.into_iter().map(Worker::from_record) {
+        let id = worker.worker_id.clone();
+        state.workers.insert(id.clone(), worker);
+        state.reorder(&id);
+    }
     let jobs = &state.jobs;
     state.keys = Keys::from_records(snapshot.keys, |job_id| jobs.contains_key(job_id));
     state.members = snapshot

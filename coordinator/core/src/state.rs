@@ -1,26 +1,26 @@
 //! The replicated state and `apply`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use conclave_proto::v1::{
-    AgentState, AttemptKey, Command, LineageRecord, command::Command as Body,
+    AgentState, AttemptKey, Command, JobState, LineageRecord, command::Command as Body,
 };
 
 use crate::{
     agent::Agent,
     commands::{self, At},
     effect::{Applied, Effect, Reply},
+    index::{self, Index},
     job::Job,
     jobs::Jobs,
     keys::{Key, Keys},
-    payload,
-    placement::holdings::Holdings,
+    placement::{self, holdings::Holdings, order::Order},
     tenants::{Share, Tenants},
     worker::Worker,
 };
 
 /// Everything that is replicated. Equal on every replica at equal index. A clone shares the jobs, and
-/// costs an allocation or two for each: it is made on the node's loop.
+/// costs an allocation or two for each.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct State {
     pub(crate) log_version: u32,
@@ -36,16 +36,14 @@ pub struct State {
     pub(crate) keys: Keys,
     pub(crate) members: BTreeMap<u64, String>,
     pub(crate) lineage: Vec<LineageRecord>,
-    /// Derived: jobs that something may still happen to, and whether each has ended nevertheless.
-    pub(crate) active: BTreeMap<String, bool>,
-    /// Derived: how many have not ended.
-    pub(crate) live: usize,
+    /// Derived: jobs by what may still happen to them, by tenant and age.
+    pub(crate) index: Index,
     /// Derived: what running attempts hold of workers.
     pub(crate) holdings: Holdings,
+    /// Derived: workers by what is placed on them.
+    pub(crate) order: Order,
     /// Derived: what each tenant has under way.
     pub(crate) tenants: Tenants,
-    /// Derived: job ids by tenant.
-    pub(crate) by_tenant: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl State {
@@ -54,6 +52,30 @@ impl State {
         State {
             log_version: 1,
             ..State::default()
+        }
+    }
+
+    /// What a snapshot is made of: a clone without what is derived, to be encoded and nothing else. It is
+    /// made on the node's loop.
+    pub fn to_save(&self) -> State {
+        State {
+            log_version: self.log_version,
+            cluster_id: self.cluster_id.clone(),
+            signing_seed: self.signing_seed.clone(),
+            salt_key: self.salt_key.clone(),
+            applied_index: self.applied_index,
+            applied_term: self.applied_term,
+            lease_clock_ms: self.lease_clock_ms,
+            unix_ms: self.unix_ms,
+            jobs: self.jobs.clone(),
+            workers: self.workers.clone(),
+            keys: self.keys.clone(),
+            members: self.members.clone(),
+            lineage: self.lineage.clone(),
+            index: Index::default(),
+            holdings: Holdings::default(),
+            order: Order::default(),
+            tenants: Tenants::default(),
         }
     }
 
@@ -128,11 +150,8 @@ impl State {
 
     /// The tenant's jobs, oldest first; reversible for newest first.
     pub fn jobs(&self, tenant: &str) -> impl DoubleEndedIterator<Item = &Job> {
-        self.by_tenant
-            .get(tenant)
-            .into_iter()
-            .flatten()
-            .filter_map(|id| self.jobs.get(id))
+        let ids = self.index.of_tenant(tenant);
+        ids.filter_map(|id| self.jobs.get(id))
     }
 
     /// Every job, in the order of ids.
@@ -142,12 +161,22 @@ impl State {
 
     /// Jobs that something may still happen to; as many as are running, not as many as there are.
     pub fn active_jobs(&self) -> impl Iterator<Item = &Job> {
-        self.active.keys().filter_map(|id| self.jobs.get(id))
+        self.index.active().filter_map(|id| self.jobs.get(id))
     }
 
     /// How many jobs have not ended.
     pub fn live_jobs(&self) -> usize {
-        self.live
+        self.index.live()
+    }
+
+    /// How many jobs are in this state, those that have ended and are sealed left out.
+    pub fn jobs_in(&self, state: JobState) -> usize {
+        self.index.in_state(state)
+    }
+
+    /// How many agents wait for a worker, and how many run.
+    pub fn agents_at_work(&self) -> (usize, usize) {
+        self.index.agents()
     }
 
     /// What a tenant has under way.
@@ -169,18 +198,8 @@ impl State {
 
     /// Jobs whose prompt no worker has looked at.
     pub fn unprepared(&self) -> impl Iterator<Item = &Job> {
-        self.active_jobs().filter(|job| job.needs_prepare())
-    }
-
-    /// Agents that wait for a worker, by job and number.
-    pub fn unplaced(&self) -> impl Iterator<Item = (&Job, &Agent)> {
-        self.active_jobs().flat_map(|job| {
-            let queued = |a: &&Agent| a.state == AgentState::Queued;
-            job.agents
-                .iter()
-                .filter(queued)
-                .map(move |agent| (job, agent))
-        })
+        let ids = self.index.unprepared();
+        ids.filter_map(|id| self.jobs.get(id))
     }
 
     /// Agents whose current attempt is placed on this process and has not reported.
@@ -274,56 +293,39 @@ impl State {
     /// matter, or has a deadline. An idle cluster proposes none, nor does an answer that waits for
     /// its reviewer.
     pub fn needs_ticks(&self) -> bool {
-        self.active_jobs().any(|job| {
-            job.needs_prepare()
-                || (job.needs_decision() && job.deadline_unix_ms > 0)
-                || job
-                    .agents
-                    .iter()
-                    .any(|a| a.state == AgentState::Queued || a.holds_worker())
-        })
+        self.index.ticking() > 0
     }
 
     /// The earliest deadline of a running job, Unix ms.
     pub fn next_deadline(&self) -> Option<i64> {
-        self.active_jobs()
-            .filter(|job| job.needs_decision() && job.deadline_unix_ms > 0)
-            .map(|job| job.deadline_unix_ms)
-            .min()
+        self.index.deadlines().next().map(|(at, _)| at)
+    }
+
+    /// Running jobs whose deadline has come by `unix_ms`, the earliest first.
+    pub fn overdue(&self, unix_ms: i64) -> impl Iterator<Item = &str> {
+        let due = move |(at, _): &(i64, &str)| *at <= unix_ms;
+        self.index.deadlines().take_while(due).map(|(_, id)| id)
     }
 
     /// Ended and sealed jobs that are older than `retention_ms` at `now_unix_ms`, oldest first, to
     /// propose in `ExpireJobs`.
     pub fn expirable(&self, now_unix_ms: i64, retention_ms: i64, limit: usize) -> Vec<String> {
         let due = now_unix_ms.saturating_sub(retention_ms);
-        let mut old: Vec<_> = self
-            .jobs
-            .values()
-            .filter(|job| !job.is_active() && job.ended_unix_ms <= due)
-            .map(|job| (job.ended_unix_ms, job.id.as_str()))
-            .collect();
-        old.sort_unstable();
-        old.into_iter()
-            .take(limit)
-            .map(|(_, id)| id.to_owned())
-            .collect()
+        let old = self.index.tenants().flat_map(|tenant| {
+            let ended = tenant.ended();
+            ended.take_while(|(at, _)| *at <= due).take(limit)
+        });
+        index::oldest(old, limit)
     }
 
     /// Hash and length of every blob that the state refers to.
     pub fn live_blobs(&self) -> BTreeMap<[u8; 32], u64> {
-        let mut blobs = BTreeMap::new();
-        for job in self.jobs.values() {
-            blobs.extend(job.payloads().filter_map(payload::blob_ref));
-        }
-        blobs
+        self.index.blobs().collect()
     }
 
     /// Something in the state refers to this blob.
     pub fn names_blob(&self, hash: &[u8; 32]) -> bool {
-        self.jobs
-            .values()
-            .flat_map(Job::payloads)
-            .any(|payload| payload::blob_ref(payload).is_some_and(|(named, _)| named == *hash))
+        self.index.names_blob(hash)
     }
 
     /// The trust region's salt for a tenant, 32 bytes; decided here, never by the caller.
@@ -340,26 +342,31 @@ impl State {
         self.unix_ms
     }
 
-    /// Keeps the derived indices true after a job changed.
+    /// Keeps what is derived true after a job changed.
     pub(crate) fn reindex(&mut self, job_id: &str) {
-        self.holdings.update(job_id, self.jobs.get(job_id));
-        if self.active.remove(job_id) == Some(false) {
-            self.live -= 1;
-        }
         let Some(job) = self.jobs.get(job_id) else {
             return;
         };
+        self.index.update(job);
         self.tenants.update(job);
-        if job.is_active() {
-            self.live += usize::from(!job.is_final());
-            self.active.insert(job.id.clone(), job.is_final());
+        for worker_id in self.holdings.update(job_id, Some(job)) {
+            self.reorder(&worker_id);
         }
-        if let Some(ids) = self.by_tenant.get_mut(&job.tenant) {
-            ids.insert(job.id.clone());
-        } else {
-            let ids = [job.id.clone()].into();
-            self.by_tenant.insert(job.tenant.clone(), ids);
+    }
+
+    /// Forgets a job that nothing more happens to.
+    pub(crate) fn forget(&mut self, job_id: &str) {
+        if let Some(job) = self.jobs.remove(job_id) {
+            self.keys.orphan(&job.tenant, &job.idempotency_key, job_id);
+            self.index.forget(&job);
         }
+    }
+
+    /// Keeps a worker's place true after it came, went, or got something to do.
+    pub(crate) fn reorder(&mut self, worker_id: &str) {
+        let worker = self.workers.get(worker_id);
+        let load = worker.map(|worker| placement::load_of(worker, &self.holdings));
+        self.order.set(worker_id, load);
     }
 }
 

@@ -166,23 +166,12 @@ pub fn count_live(node: &metrics::Label, state: &State) {
         JobState::Aggregating,
         JobState::AwaitingReview,
     ];
-    const AGENTS: [AgentState; 2] = [AgentState::Queued, AgentState::Running];
-    // One pass: it is made on the node's loop.
-    let (mut jobs, mut agents) = ([0; JOBS.len()], [0; AGENTS.len()]);
-    for job in state.active_jobs() {
-        if let Some(at) = JOBS.iter().position(|state| *state == job.state) {
-            jobs[at] += 1;
-        }
-        for agent in &job.agents {
-            if let Some(at) = AGENTS.iter().position(|state| *state == agent.state) {
-                agents[at] += 1;
-            }
-        }
+    for state_of_job in JOBS {
+        let count = state.jobs_in(state_of_job);
+        metrics::in_state(node, "conclave_jobs", job_state_name(state_of_job), count);
     }
-    for (state, count) in JOBS.into_iter().zip(jobs) {
-        metrics::in_state(node, "conclave_jobs", job_state_name(state), count);
-    }
-    for (state, count) in AGENTS.into_iter().zip(agents) {
+    let (queued, running) = state.agents_at_work();
+    for (state, count) in [(AgentState::Queued, queued), (AgentState::Running, running)] {
         metrics::in_state(node, "conclave_agents", agent_state_name(state), count);
     }
 }

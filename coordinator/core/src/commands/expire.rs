@@ -15,16 +15,7 @@ pub(crate) fn apply(state: &mut State, command: &ExpireJobs) -> Applied {
         if state.jobs.get(id).is_none_or(|job| job.is_active()) {
             continue;
         }
-        if let Some(job) = state.jobs.remove(id) {
-            state.keys.orphan(&job.tenant, &job.idempotency_key, id);
-            if let Some(ids) = state.by_tenant.get_mut(&job.tenant) {
-                ids.remove(id);
-                if ids.is_empty() {
-                    state.by_tenant.remove(&job.tenant);
-                }
-            }
-            state.reindex(id);
-        }
+        state.forget(id);
     }
     let oldest = state.unix_ms.saturating_sub(KEY_RETENTION_MS);
     state.keys.forget_until(oldest);

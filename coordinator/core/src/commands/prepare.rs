@@ -31,6 +31,7 @@ pub(crate) fn apply(state: &mut State, at: At, command: &PrepareDone) -> Applied
     job.prepared = Some(prepared.clone());
     if prepared.error.is_empty() {
         let changed: Effect = job.changed();
+        state.reindex(&prepared.job_id);
         return Applied::ok(vec![changed]);
     }
     let id = prepared.job_id.clone();

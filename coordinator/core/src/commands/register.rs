@@ -37,6 +37,7 @@ pub(crate) fn apply(state: &mut State, at: At, command: &RegisterWorker) -> Appl
         draining: same && before.is_some_and(|w| w.draining),
     };
     state.workers.insert(command.worker_id.clone(), worker);
+    state.reorder(&command.worker_id);
     effects.extend(state.reconcile(&command.worker_id, &command.incarnation, &command.running));
     effects.push(Effect::Place);
     Applied::ok(effects)

@@ -24,11 +24,9 @@ pub(crate) fn apply(state: &mut State, at: At, command: &Tick) -> Applied {
             .for_each(|worker| worker.expires_ms = full);
     }
     let mut effects = expire_leases(state, at);
-    let due = state.active_jobs().filter(|job| {
-        job.needs_decision() && job.deadline_unix_ms > 0 && job.deadline_unix_ms <= state.unix_ms
-    });
-    effects.extend(due.map(|job| Effect::JobChanged {
-        job_id: job.id.clone(),
+    let overdue = state.overdue(state.unix_ms);
+    effects.extend(overdue.map(|job_id| Effect::JobChanged {
+        job_id: job_id.to_owned(),
     }));
     Applied::ok(effects)
 }
@@ -44,6 +42,7 @@ fn expire_leases(state: &mut State, at: At) -> Vec<Effect> {
     let mut effects = Vec::new();
     for worker in expired {
         state.workers.remove(&worker.worker_id);
+        state.reorder(&worker.worker_id);
         effects.extend(lose_worker(
             state,
             at,

@@ -52,7 +52,9 @@ struct Step {
 /// # Errors
 /// A payload is a blob that is not here: fetch it, ask again.
 pub fn next(job: &Job, cx: &Context<'_>) -> Result<Option<Decide>, MissingBlob> {
-    if !job.needs_decision() {
+    // Nothing is read for a job that only waits to be looked at, however many there are.
+    let overdue = job.deadline_unix_ms > 0 && cx.now_unix_ms >= job.deadline_unix_ms;
+    if !job.needs_decision() || (job.prepared.is_none() && !overdue) {
         return Ok(None);
     }
     let situation = Situation::load(job, cx)?;

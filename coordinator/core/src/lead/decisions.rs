@@ -131,8 +131,7 @@ impl Leader {
         }
         self.placements.due = false;
         let quotas = self.gate.quotas();
-        let loads = self.roster.loads();
-        let placed = placement::place(moment.state, &loads, quotas, moment.payloads);
+        let placed = placement::place(moment.state, &self.roster, quotas, moment.payloads);
         self.placements.under_way = placed.assigns.len();
         for assign in placed.assigns {
             self.propose(Body::Assign(assign), Purpose::Place);

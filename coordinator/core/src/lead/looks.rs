@@ -24,8 +24,11 @@ pub(super) struct NoModel {
 impl Leader {
     /// Has every prompt looked at that no worker has looked at.
     pub(super) fn prepare_all(&mut self, moment: &Moment<'_>) {
-        for job in moment.state.unprepared() {
-            self.prepare_job(job, moment);
+        // Asked with every tick: without a worker no job is looked at, however many wait.
+        if self.roster.has_workers() {
+            for job in moment.state.unprepared() {
+                self.prepare_job(job, moment);
+            }
         }
         let needed = |id: &str| moment.state.job(id).is_some_and(Job::needs_prepare);
         self.roster.retain_looks(needed);

@@ -1,15 +1,15 @@
 //! Which ended jobs are forgotten: those too old, and the oldest of tenants that keep too much.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::BTreeSet;
 
 use super::Settings;
-use crate::{job::Job, payload, state::State};
+use crate::{
+    index::{oldest, size},
+    state::State,
+};
 
 /// Ids of ended and sealed jobs to forget now, `most` at most: by age first, then by bytes; the
-/// oldest of either.
+/// oldest of either. It costs what it finds, and a look at each tenant.
 pub(super) fn due(
     state: &State,
     settings: &Settings,
@@ -29,24 +29,14 @@ pub(super) fn due(
 /// The oldest ended jobs of tenants that keep more than `limit` bytes. Age is by the replicated time
 /// of their end: ids are minted by the wall clock of whoever led, which may have been set back.
 fn too_many_bytes(state: &State, limit: u64, most: usize) -> Vec<String> {
-    let mut kept: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut over = Vec::new();
-    let mut ended: Vec<&Job> = state.all_jobs().filter(|job| !job.is_active()).collect();
-    ended.sort_unstable_by_key(|job| Reverse((job.ended_unix_ms, &job.id)));
-    // The newest are counted first.
-    for job in ended {
-        let kept = kept.entry(&job.tenant).or_default();
-        *kept += size(job);
-        if *kept > limit {
-            over.push(job.id.clone());
-        }
-    }
-    over.reverse();
-    over.truncate(most);
-    over
-}
-
-/// Bytes of a job's payloads.
-fn size(job: &Job) -> u64 {
-    job.payloads().map(payload::length).sum()
+    let over = state.index.tenants().flat_map(|tenant| {
+        let mut kept = tenant.ended_bytes();
+        let goes = move |(_, id): &(i64, &str)| {
+            let goes = kept > limit;
+            kept -= state.job(id).map_or(0, size);
+            goes
+        };
+        tenant.ended().take_while(goes).take(most)
+    });
+    oldest(over, most)
 }

@@ -1,10 +1,13 @@
 //! The workers that have a session with this leader, and the prompts that they look at.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Unbounded},
+};
 
 use conclave_proto::v1::{AttemptKey, Hello, ModelInfo};
 
-use crate::placement::Load;
+use crate::placement::{Load, Loads};
 
 /// How long a worker may look at a prompt before another is asked, ms.
 const LOOK_MS: u64 = 10_000;
@@ -50,6 +53,14 @@ pub(super) enum Able {
     NoWorker,
 }
 
+impl Loads for Roster {
+    fn load(&self, worker_id: &str) -> Option<Load> {
+        let sessions = self.by_worker.get(worker_id)?.iter().rev();
+        let mut open = sessions.filter_map(|id| self.by_id.get(id));
+        open.find(|s| s.registered && !s.draining).map(|s| s.load)
+    }
+}
+
 /// The sessions of a leader.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
@@ -58,8 +69,8 @@ pub(super) struct Roster {
     by_worker: BTreeMap<String, BTreeSet<u64>>,
     /// Prompts under way, by job.
     looks: BTreeMap<String, Look>,
-    /// Turns of the round-robin.
-    turn: usize,
+    /// The session that was asked last to look at a prompt.
+    last: u64,
 }
 
 impl Roster {
@@ -120,36 +131,35 @@ impl Roster {
         draining.map(|s| (s.worker_id.as_str(), s.incarnation.as_str()))
     }
 
-    /// Loads of the workers that placement may use, by worker id.
-    pub(super) fn loads(&self) -> BTreeMap<String, Load> {
-        let open = self.by_id.values().filter(|s| s.registered && !s.draining);
-        open.map(|s| (s.worker_id.clone(), s.load)).collect()
+    /// Some worker may be spoken to.
+    pub(super) fn has_workers(&self) -> bool {
+        self.by_id.values().any(|s| s.registered)
     }
 
     /// False while a worker looks at the job's prompt, and without any worker.
     pub(super) fn may_look(&self, job_id: &str, now_ms: u64) -> bool {
-        self.by_id.values().any(|s| s.registered)
-            && self.looks.get(job_id).is_none_or(|l| l.until_ms <= now_ms)
+        self.has_workers() && self.looks.get(job_id).is_none_or(|l| l.until_ms <= now_ms)
     }
 
-    /// Whose turn it is to look at a prompt for `model` (empty: a worker's only one).
+    /// Whose turn it is to look at a prompt for `model` (empty: a worker's only one): the next session
+    /// behind the last that looked at one.
     pub(super) fn able(&mut self, model: &str) -> Able {
-        let registered = || self.by_id.iter().filter(|(_, s)| s.registered);
-        let serving = registered().filter(|(_, s)| s.serves(model));
-        let able: Vec<u64> = serving.map(|(id, _)| *id).collect();
-        if able.is_empty() {
-            let models = registered().flat_map(|(_, s)| &s.models);
-            let mut served: Vec<String> = models.map(|m| m.name.clone()).collect();
-            served.sort();
-            served.dedup();
-            return match served.is_empty() {
-                true => Able::NoWorker,
-                false => Able::NoModel(served),
-            };
+        let able = |(_, s): &(&u64, &Session)| s.registered && s.serves(model);
+        let behind = self.by_id.range((Excluded(self.last), Unbounded));
+        let mut in_turn = behind.chain(self.by_id.range(..=self.last));
+        if let Some((id, _)) = in_turn.find(able) {
+            self.last = *id;
+            return Able::Session(*id);
         }
-        let id = able[self.turn % able.len()];
-        self.turn = self.turn.wrapping_add(1);
-        Able::Session(id)
+        let registered = self.by_id.values().filter(|s| s.registered);
+        let models = registered.flat_map(|s| &s.models);
+        let mut served: Vec<String> = models.map(|m| m.name.clone()).collect();
+        served.sort();
+        served.dedup();
+        match served.is_empty() {
+            true => Able::NoWorker,
+            false => Able::NoModel(served),
+        }
     }
 
     /// The session looks at the job's prompt from now on.

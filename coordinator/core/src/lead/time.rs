@@ -25,11 +25,8 @@ impl Leader {
         self.pay_debts(moment);
         self.decisions.tick(moment.now_ms);
         self.placements.tick();
-        let deadline = moment.state.next_deadline();
-        if deadline.is_some_and(|at| at <= moment.wall_ms()) {
-            let due = moment.state.needs_decision().map(str::to_owned);
-            self.decisions.ask(due);
-        }
+        let overdue = moment.state.overdue(moment.wall_ms());
+        self.decisions.ask(overdue.map(str::to_owned));
         self.prepare_all(moment);
         self.move_time(moment);
         self.expire(moment);
@@ -58,7 +55,7 @@ impl Leader {
         self.moving = true;
         self.moved_ms = moment.now_ms;
         // An agent that waits is asked of the state, too: no lost word strands it (law 2).
-        if moment.state.unplaced().next().is_some() {
+        if moment.state.agents_at_work().0 > 0 {
             self.placements.ask();
         }
         self.drain_workers(moment);

@@ -1,7 +1,7 @@
 //! What attempts hold of the workers that they run on: derived from the jobs, so that placement need not
 //! look at every job that runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{own_blocks, prefix_blocks};
 use crate::job::Job;
@@ -22,38 +22,58 @@ pub(crate) struct Held {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Holdings {
     by_job: BTreeMap<String, BTreeMap<Process, Held>>,
-    by_process: BTreeMap<Process, Held>,
+    /// By worker, then by incarnation.
+    by_worker: BTreeMap<String, BTreeMap<String, Held>>,
 }
 
 impl Holdings {
-    /// The job is as it is now; one that holds nothing is forgotten.
-    pub(crate) fn update(&mut self, job_id: &str, job: Option<&Job>) {
+    /// The job is as it is now; one that holds nothing is forgotten. Returns the workers that another
+    /// share is held of than before.
+    pub(crate) fn update(&mut self, job_id: &str, job: Option<&Job>) -> BTreeSet<String> {
         let now = job.map(held_by).unwrap_or_default();
         if now.is_empty() && !self.by_job.contains_key(job_id) {
-            return;
+            return BTreeSet::new();
         }
         let before = self.by_job.get(job_id);
         if before == Some(&now) {
-            return;
+            return BTreeSet::new();
         }
-        for (process, held) in before.into_iter().flatten() {
-            if let Some(sum) = self.by_process.get_mut(process) {
-                sum.agents -= held.agents;
-                sum.blocks -= held.blocks;
-                if sum.agents == 0 {
-                    self.by_process.remove(process);
-                }
-            }
+        let before = before.cloned().unwrap_or_default();
+        for (process, held) in &before {
+            self.release(process, *held);
         }
-        for (process, held) in &now {
-            let sum = self.by_process.entry(process.clone()).or_default();
+        for ((worker, incarnation), held) in &now {
+            let of_worker = self.by_worker.entry(worker.clone()).or_default();
+            let sum = of_worker.entry(incarnation.clone()).or_default();
             sum.agents += held.agents;
             sum.blocks += held.blocks;
         }
+        let changed = |(process, held): &(&Process, &Held)| {
+            now.get(process) != Some(held) || before.get(process) != Some(held)
+        };
+        let touched = before.iter().chain(&now).filter(changed);
+        let touched = touched.map(|((worker, _), _)| worker.clone()).collect();
         if now.is_empty() {
             self.by_job.remove(job_id);
         } else {
             self.by_job.insert(job_id.to_owned(), now);
+        }
+        touched
+    }
+
+    fn release(&mut self, (worker, incarnation): &Process, held: Held) {
+        let Some(of_worker) = self.by_worker.get_mut(worker) else {
+            return;
+        };
+        if let Some(sum) = of_worker.get_mut(incarnation) {
+            sum.agents -= held.agents;
+            sum.blocks -= held.blocks;
+            if sum.agents == 0 {
+                of_worker.remove(incarnation);
+            }
+        }
+        if of_worker.is_empty() {
+            self.by_worker.remove(worker);
         }
     }
 
@@ -62,9 +82,11 @@ impl Holdings {
         self.by_job.get(job_id).into_iter().flat_map(BTreeMap::keys)
     }
 
-    /// Every process with an attempt, in the order of (worker, incarnation).
-    pub(crate) fn processes(&self) -> impl Iterator<Item = (&Process, &Held)> {
-        self.by_process.iter()
+    /// What is placed on a process.
+    pub(crate) fn on(&self, worker_id: &str, incarnation: &str) -> Held {
+        let of_worker = self.by_worker.get(worker_id);
+        let held = of_worker.and_then(|of_worker| of_worker.get(incarnation));
+        held.copied().unwrap_or_default()
     }
 }
 

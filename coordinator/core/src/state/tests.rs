@@ -79,7 +79,10 @@ fn outstanding_is_flat_in_finished_jobs() {
         world.go(&id);
     }
     assert_eq!(
-        (world.state.active.len(), world.state.all_jobs().count()),
+        (
+            world.state.active_jobs().count(),
+            world.state.all_jobs().count()
+        ),
         (0, 20)
     );
     assert_eq!(world.state.outstanding(), []);
@@ -90,11 +93,11 @@ fn outstanding_is_flat_in_finished_jobs() {
 }
 
 #[test]
-fn a_clone_shares_the_jobs_that_do_not_change() {
+fn what_is_saved_shares_the_jobs_that_do_not_change() {
     let mut world = World::new();
     world.submit("a", &choice(width(1)));
     world.submit("b", &choice(width(1)));
-    let (before, clone) = (snapshot::encode(&world.state), world.state.clone());
+    let (before, clone) = (snapshot::encode(&world.state), world.state.to_save());
     world.prepare("a");
     assert!(std::ptr::eq(
         clone.job("b").unwrap(),
