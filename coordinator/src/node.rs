@@ -74,7 +74,8 @@ impl NodeRole {
     }
 }
 
-/// What the node says of itself after each turn of its loop.
+/// What the node says of itself after each turn of its loop. Whoever waits for changes of it hears of all but
+/// those of `commit`, `applied`, `live_jobs` and `keys`, which move with every entry.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeStatus {
     /// Raft id, never 0.

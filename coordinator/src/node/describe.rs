@@ -14,6 +14,19 @@ impl NodeStatus {
         self.serving && voters > 2 * silent
     }
 
+    /// More differs than how much is in the log and in the state. Every call waits for news: with each
+    /// entry they would all be woken.
+    fn is_news_after(&self, old: &Self) -> bool {
+        let counted = Self {
+            commit: self.commit,
+            applied: self.applied,
+            live_jobs: self.live_jobs,
+            keys: self.keys,
+            ..old.clone()
+        };
+        *self != counted || self.unready().is_some() != old.unready().is_some()
+    }
+
     /// Why `/readyz` says no; `None` when it says yes.
     pub fn unready(&self) -> Option<String> {
         if let Some(why) = &self.stopped {
@@ -67,11 +80,9 @@ impl Task {
         self.status.send_if_modified(|old| {
             // Not the loop's to say.
             status.cut_off.clone_from(&old.cut_off);
-            let changed = *old != status;
-            if changed {
-                *old = status;
-            }
-            changed
+            let news = status.is_news_after(old);
+            *old = status;
+            news
         });
     }
 
