@@ -79,7 +79,8 @@ pub struct Config {
     pub retention_bytes: u64,
     /// Free disk below which submissions are refused, bytes.
     pub disk_reserve_bytes: u64,
-    /// Entries applied between two snapshots, if they do not come to 64 MiB before.
+    /// Entries applied between two snapshots; more, up to 64 MiB of them, if the state is much longer than they
+    /// are.
     pub snapshot_every: u64,
     /// The newest log version that this node speaks: lower than the program's,
     /// it is a member of the older program for all that others can tell, and

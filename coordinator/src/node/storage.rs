@@ -82,6 +82,8 @@ pub struct Storage {
     pub snapshots: Snapshots,
     /// Index of the newest snapshot in the log.
     pub snapshot_index: u64,
+    /// How long its state is, bytes.
+    pub snapshot_bytes: u64,
 }
 
 impl Storage {
@@ -122,8 +124,10 @@ impl Storage {
             ..Restored::default()
         };
         let mut state = State::new();
+        let mut snapshot_bytes = 0;
         if let Some(snapshot) = recovered.snapshot {
             let manifest = snapshot::manifest(snapshot.get_data())?;
+            snapshot_bytes = manifest.length;
             state = snapshot::decode(&manifest, &snapshots.get(&manifest)?)?;
             restored.conf_state = snapshot.get_metadata().get_conf_state().clone();
             restored.applied = snapshot.get_metadata().index;
@@ -135,6 +139,7 @@ impl Storage {
                 log,
                 snapshots,
                 snapshot_index,
+                snapshot_bytes,
             },
             restored,
             state,
@@ -154,7 +159,7 @@ impl Storage {
             hard_state: Some(restored.hard_state.clone()),
             ..Batch::default()
         })?;
-        self.snapshot_index = manifest.index;
+        (self.snapshot_index, self.snapshot_bytes) = (manifest.index, manifest.length);
         let state = snapshot::decode(&manifest, &bytes)?;
         Ok((Node::new(config, restored)?, state))
     }
@@ -175,7 +180,7 @@ impl Storage {
                 &manifest,
                 &self.snapshots.get(&manifest)?,
             )?);
-            self.snapshot_index = manifest.index;
+            (self.snapshot_index, self.snapshot_bytes) = (manifest.index, manifest.length);
         }
         let took = self.log.append(&Batch {
             lazy: !persist.must_sync && state.is_none(),
@@ -215,7 +220,7 @@ impl Storage {
         let keep_from = node.keep_from(manifest.index, keep, most);
         self.log.compact(&snapshot, keep_from)?;
         node.compact(snapshot, keep_from);
-        self.snapshot_index = manifest.index;
+        (self.snapshot_index, self.snapshot_bytes) = (manifest.index, manifest.length);
         crate::metrics::snapshot_saved(saved.took);
         Ok(())
     }

@@ -26,6 +26,9 @@ const KEPT: u64 = 1_000;
 const MOST_KEPT: u64 = 4;
 /// Bytes of entries applied between two snapshots, however few entries they are: the log lies in memory.
 const SNAPSHOT_BYTES: u64 = 64 << 20;
+/// A state that is longer than the log behind it by more than this is not written again for it: with many jobs
+/// in the state, snapshots would take more of disk and processors than all else.
+const SHORT_STATE: u64 = 4 << 20;
 /// Age below which an unnamed blob may be on its way into the log.
 const BLOB_AGE: Duration = Duration::from_secs(3600);
 
@@ -58,12 +61,14 @@ impl Task {
             .applied_index()
             .saturating_sub(self.storage.snapshot_index);
         let bytes = self.node.log_size().bytes_since_snapshot;
-        let due = behind >= self.config.snapshot_every || (behind > 0 && bytes >= SNAPSHOT_BYTES);
+        let worth = bytes + SHORT_STATE >= self.storage.snapshot_bytes;
+        let due = (behind >= self.config.snapshot_every && worth)
+            || (behind > 0 && bytes >= SNAPSHOT_BYTES);
         if self.saving || !due || self.save_after.is_some_and(|at| Instant::now() < at) {
             return;
         }
         self.saving = true;
-        let (state, conf_state) = (self.state.clone(), self.node.conf_state());
+        let (state, conf_state) = (self.state.to_save(), self.node.conf_state());
         let (snapshots, handle) = (self.storage.snapshots.clone(), self.handle.clone());
         let stop = self.stop.clone();
         self.runtime.spawn(async move {
