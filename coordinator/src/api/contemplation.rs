@@ -292,7 +292,9 @@ impl Contemplation for ContemplationService {
                 .await
         };
         let here = |metadata, message| api.submit(metadata, message);
-        timed("SubmitJob", api.on_leader(request, true, here, there)).await
+        // Some kilobytes, which would be moved with every future around it.
+        let call = Box::pin(api.on_leader(request, true, here, there));
+        timed("SubmitJob", call).await
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {

@@ -39,7 +39,8 @@ impl Api {
     }
 
     /// [`Api::on_leader`], for a call that may take `longest` where the caller
-    /// says nothing else.
+    /// says nothing else. One that goes elsewhere has a box of its own: it is far
+    /// larger than what is carried out here, and would be moved with it.
     ///
     /// # Errors
     /// As [`Api::on_leader`].
@@ -89,7 +90,7 @@ impl Api {
                     let request = self.pass_on(&metadata, message.clone(), wait);
                     let answer = tokio::select! {
                         biased;
-                        answer = there(channel, request) => answer,
+                        answer = Box::pin(there(channel, request)) => answer,
                         // A leader that was cut off or stopped may never answer.
                         () = self.succeeded(asked), if twice => {
                             Err(Status::unavailable("another node leads now"))

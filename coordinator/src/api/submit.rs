@@ -86,8 +86,7 @@ impl Api {
         let known = if plain && self.node.status().borrow().hears_quorum() {
             Known::Nothing { unix_ms: 0 }
         } else {
-            self.known(&caller.tenant, &key, &request_digest, wait)
-                .await?
+            Box::pin(self.known(&caller.tenant, &key, &request_digest, wait)).await?
         };
         let replicated_ms = match known {
             Known::Job(response) => return Ok(*response),
@@ -131,7 +130,7 @@ impl Api {
                 return Err(Status::internal("a submission was applied without a job"));
             }
         };
-        let known = self.known(&caller.tenant, &key, &request_digest, wait);
+        let known = Box::pin(self.known(&caller.tenant, &key, &request_digest, wait));
         known.await?.job().ok_or(unless_known)
     }
 
@@ -146,7 +145,7 @@ impl Api {
         if bytes.len() > INLINE_LIMIT {
             let tenant = tenant.to_owned();
             let admitted = self.node.ask(wait, |_, done| Input::Admit { tenant, done });
-            admitted.await.map_err(convert::node_error)?;
+            Box::pin(admitted).await.map_err(convert::node_error)?;
         }
         self.blobs.payload(bytes, wait).await
     }

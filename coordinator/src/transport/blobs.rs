@@ -103,7 +103,7 @@ impl BlobNet {
             });
         }
         let length = bytes.len() as u64;
-        let hash = self.spread(bytes, wait).await?;
+        let hash = Box::pin(self.spread(bytes, wait)).await?;
         Ok(Payload {
             body: Some(Body::Blob(BlobRef {
                 hash: hash.to_vec(),
