@@ -163,7 +163,7 @@ async fn two_tenants(plan: TenantsPlan, lasting: Duration) -> ExitCode {
     }
     let grown = flood.growth();
     println!(
-        "memory at the end of the flood is {grown:.2} of what it was after a third, apart from keys"
+        "allocated memory at the end of the flood is {grown:.2} of what it was after a third, apart from keys"
     );
     if grown > conclave_tests::load::GROWTH {
         faults.push(format!("memory grew to {grown:.2} of what it was"));

@@ -276,7 +276,7 @@ impl Bench {
         let settled = &waves[SETTLED.min(waves.len() - 1)..];
         let of = |coordinator| {
             let memory: Vec<Memory> = settled.iter().map(|w| w.memory[coordinator]).collect();
-            memory::growth(&memory)
+            memory::growth(&memory, |memory| memory.resident)
         };
         (0..waves[0].memory.len()).map(of).fold(0.0, f64::max)
     }

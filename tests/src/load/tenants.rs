@@ -107,9 +107,11 @@ impl Flood {
         (self.accepted.len() + self.refused.len()) as f64 / self.took.as_secs_f64()
     }
 
-    /// Memory at the end as a share of what it was, of the coordinator where it grew most.
+    /// Allocated memory at the end as a share of what it was, of the coordinator where it grew most. What
+    /// is resident goes up and down by more than ten thousand refusals could leave behind.
     pub fn growth(&self) -> f64 {
-        let shares = self.memory.iter().map(|series| growth(series));
+        let allocated = |memory: &Memory| memory.allocated;
+        let shares = self.memory.iter().map(|series| growth(series, allocated));
         shares.fold(0.0, f64::max)
     }
 }
