@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     client::{Client, DEFAULT_ENDPOINTS},
     commands::{
-        ask, audit, cancel, cluster, coordinator, jobs, model, recover, review, snapshot, submit,
-        up, watch, worker,
+        ask, audit, cancel, cluster, coordinator, doctor, jobs, model, recover, review, snapshot,
+        submit, up, watch, worker,
     },
     duration,
     error::CliError,
@@ -134,6 +134,8 @@ pub enum Command {
     /// Create a cluster, change its members, see its health
     #[command(subcommand, after_help = CLUSTER_EXAMPLES)]
     Cluster(cluster::ClusterCommand),
+    /// Look at a cluster from outside: what is wrong, and what to do
+    Doctor(doctor::DoctorArgs),
     /// Save the state of a cluster to a file, begin a new one on it
     #[command(subcommand, after_help = SNAPSHOT_EXAMPLES)]
     Snapshot(snapshot::SnapshotCommand),

@@ -108,6 +108,8 @@ pub struct NodeStatus {
     pub live_jobs: usize,
     /// Idempotency keys that are kept.
     pub keys: usize,
+    /// Its quotas file cannot be used as it is.
+    pub quotas_refused: bool,
     /// It is being shut down.
     pub leaving: bool,
     /// Its loop does not move: the disk hangs, most likely.
@@ -184,8 +186,8 @@ pub enum Input {
         /// Told at once.
         done: Done,
     },
-    /// What tenants may have from now on.
-    Quotas(Quotas),
+    /// What tenants may have from now on; `None`: the file cannot be used, what it said before goes on.
+    Quotas(Option<Quotas>),
     /// Read the state.
     Read(Read),
     /// Something of a worker's session.

@@ -12,10 +12,7 @@ use serde::Deserialize;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    metrics::tenants as metrics,
-    node::{Handle, Input},
-};
+use crate::node::{Handle, Input};
 
 /// Period of looking at the file. Its text is compared: a mounted one changes by the turn of a link,
 /// and its times may stay.
@@ -86,6 +83,17 @@ impl Table {
             tokens_per_minute: self.tokens_per_minute,
         })
     }
+}
+
+/// What a look at the file came to.
+#[derive(Debug, PartialEq)]
+enum News {
+    /// It says what it said.
+    Same,
+    /// Something else, which cannot be used.
+    Unusable,
+    /// These.
+    Quotas(Quotas),
 }
 
 /// Quotas from the text of a file.
@@ -183,16 +191,17 @@ impl Watched {
             let Ok(found) = tokio::task::spawn_blocking(read).await else {
                 continue;
             };
-            if let Some(quotas) = self.look(found) {
-                node.tell(Input::Quotas(quotas)).await;
+            match self.look(found) {
+                News::Same => {}
+                News::Unusable => node.tell(Input::Quotas(None)).await,
+                News::Quotas(quotas) => node.tell(Input::Quotas(Some(quotas))).await,
             }
         }
     }
 
-    /// What the file says now, if that is something else than before and can be used.
-    fn look(&mut self, found: Result<String, String>) -> Option<Quotas> {
+    fn look(&mut self, found: Result<String, String>) -> News {
         if found == self.last {
-            return None;
+            return News::Same;
         }
         self.last = found;
         let text = self
@@ -201,18 +210,16 @@ impl Watched {
             .map_err(|why| format!("cannot read it: {why}"));
         match text.and_then(|text| parse(text).map_err(|e| e.to_string())) {
             Ok(quotas) => {
-                metrics::file_refused(false);
                 tracing::info!(file = %self.path.display(), "the quotas file changed");
-                Some(quotas)
+                News::Quotas(quotas)
             }
             Err(why) => {
-                metrics::file_refused(true);
                 tracing::warn!(
                     file = %self.path.display(),
                     why,
                     "the quotas file cannot be used: the quotas before it go on"
                 );
-                None
+                News::Unusable
             }
         }
     }
@@ -277,12 +284,18 @@ mod tests {
         std::fs::write(&path, FILE).unwrap();
         let (first, mut watched) = Watched::read(&path).unwrap();
         assert_eq!(first, parse(FILE).unwrap());
-        assert_eq!(watched.look(Ok(FILE.to_owned())), None, "the same");
-        assert_eq!(watched.look(Ok("nonsense".to_owned())), None);
-        assert_eq!(watched.look(Err("it is gone".to_owned())), None);
+        assert_eq!(watched.look(Ok(FILE.to_owned())), News::Same);
+        assert_eq!(watched.look(Ok("nonsense".to_owned())), News::Unusable);
+        assert_eq!(
+            watched.look(Ok("nonsense".to_owned())),
+            News::Same,
+            "said once"
+        );
+        assert_eq!(watched.look(Err("it is gone".to_owned())), News::Unusable);
         let other = "[default]\nlive_jobs = 11";
         let second = watched.look(Ok(other.to_owned()));
-        assert_eq!(second, Some(parse(other).unwrap()));
-        assert_eq!(watched.look(Ok(FILE.to_owned())), Some(first), "and back");
+        assert_eq!(second, News::Quotas(parse(other).unwrap()));
+        let back = watched.look(Ok(FILE.to_owned()));
+        assert_eq!(back, News::Quotas(first));
     }
 }

@@ -13,6 +13,7 @@ pub mod audit;
 pub mod cancel;
 pub mod cluster;
 pub mod coordinator;
+pub mod doctor;
 pub mod jobs;
 pub mod membership;
 pub mod model;
@@ -53,6 +54,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Audit(command) => audit::run(global, command).await,
         Command::Model(command) => model::run(command).await,
         Command::Cluster(command) => cluster::run(global, command).await,
+        Command::Doctor(args) => doctor::run(global, args).await,
         Command::Snapshot(command) => snapshot::run(global, command).await,
         Command::Recover(args) => recover::run(global, args).await,
     }

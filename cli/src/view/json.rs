@@ -223,6 +223,13 @@ pub fn status(status: &StatusResponse) -> Value {
         "version": status.version,
         "public_key": hex::encode(&status.public_key),
         "lineage": status.lineage.iter().map(lineage).collect::<Vec<_>>(),
+        "unix_ms": status.unix_ms,
+        "disk_free_bytes": status.disk_free_bytes,
+        "disk_reserve_bytes": status.disk_reserve_bytes,
+        "unready": status.unready,
+        "live_jobs": status.live_jobs,
+        "max_live_jobs": status.max_live_jobs,
+        "quotas_refused": status.quotas_refused,
     })
 }
 

@@ -21,7 +21,8 @@ use super::{
 };
 use crate::{
     auth::Role,
-    node::{Input, NodeError, lookout::roomy_successor},
+    disk::free_bytes,
+    node::{Input, NodeError, lookout::roomy_successor, task::unix_ms},
 };
 
 /// Who may change the membership, and who may look at it.
@@ -174,7 +175,7 @@ impl Api {
         let status = self.node.now();
         StatusResponse {
             node_id: status.node_id,
-            cluster_id: status.cluster_id.unwrap_or_default(),
+            cluster_id: status.cluster_id.clone().unwrap_or_default(),
             address: self.address.clone(),
             term: status.term,
             leader_id: status.leader_id,
@@ -184,9 +185,16 @@ impl Api {
             log_version: self.config.max_log_version,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             role: status.role.name().to_owned(),
-            public_key: status.public_key,
+            public_key: status.public_key.clone(),
             cluster_log_version: status.log_version,
-            lineage: status.lineage,
+            unix_ms: unix_ms(),
+            disk_free_bytes: free_bytes(self.reserve.folder()).unwrap_or(u64::MAX),
+            disk_reserve_bytes: self.config.disk_reserve_bytes,
+            unready: status.unready().unwrap_or_default(),
+            live_jobs: status.live_jobs as u64,
+            max_live_jobs: self.config.max_live_jobs as u64,
+            quotas_refused: status.quotas_refused,
+            lineage: status.lineage.clone(),
         }
     }
 

@@ -129,6 +129,7 @@ impl Task {
             lineage: self.state.lineage().to_vec(),
             live_jobs: self.state.live_jobs(),
             keys: self.state.key_count(),
+            quotas_refused: self.quotas_refused,
             leaving: self.leaving,
             stuck: false,
             cut_off: None,

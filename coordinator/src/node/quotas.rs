@@ -51,8 +51,13 @@ impl Task {
         })
     }
 
-    /// These quotas count from now on.
-    pub(super) fn set_quotas(&mut self, quotas: Quotas) {
+    /// These quotas count from now on; without any, those before go on.
+    pub(super) fn set_quotas(&mut self, quotas: Option<Quotas>) {
+        self.quotas_refused = quotas.is_none();
+        metrics::file_refused(self.quotas_refused);
+        let Some(quotas) = quotas else {
+            return;
+        };
         for gone in self.quotas.named().filter(|name| !quotas.names(name)) {
             metrics::show_nothing(&self.label, gone);
         }

@@ -52,6 +52,8 @@ pub struct Task {
     pub(super) leader: Option<Leader>,
     /// What tenants may have.
     pub(super) quotas: Quotas,
+    /// The file says something else, and cannot be used.
+    pub(super) quotas_refused: bool,
     pub(super) leadership: Leadership,
     pub(super) handle: Handle,
     pub(super) status: watch::Sender<NodeStatus>,
@@ -153,6 +155,7 @@ impl Task {
             lanes: None,
             leader: None,
             quotas: parts.quotas,
+            quotas_refused: false,
             handle: parts.handle,
             status: parts.status,
             pulse: parts.pulse,

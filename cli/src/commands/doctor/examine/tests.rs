@@ -1,0 +1,209 @@
+use super::*;
+
+const GIB: u64 = 1 << 30;
+
+fn answer(id: u64, role: &str) -> Answer {
+    Answer {
+        status: StatusResponse {
+            node_id: id,
+            cluster_id: "c".to_owned(),
+            address: format!("host-{id}"),
+            role: role.to_owned(),
+            term: 4,
+            leader_id: 1,
+            commit_index: 9_000,
+            applied_index: 9_000,
+            log_version: 3,
+            cluster_log_version: 3,
+            version: "1".to_owned(),
+            unix_ms: 1_000_000,
+            disk_free_bytes: 9 * GIB,
+            disk_reserve_bytes: GIB,
+            max_live_jobs: 100,
+            ..StatusResponse::default()
+        },
+        here_unix_ms: 1_000_000,
+        took: Duration::from_millis(2),
+    }
+}
+
+/// Three coordinators, the first of which leads, and a worker.
+fn healthy() -> Seen {
+    let roles = [(1, "leader"), (2, "follower"), (3, "follower")];
+    let node = |(id, role): (u64, &str)| Node {
+        address: format!("host-{id}"),
+        answer: Ok(answer(id, role)),
+    };
+    let member = |(id, _): (u64, &str)| Member {
+        node_id: id,
+        address: format!("host-{id}"),
+        leader: id == 1,
+        active: true,
+        ..Member::default()
+    };
+    Seen {
+        nodes: roles.map(node).into(),
+        members: Ok(MembersResponse {
+            members: roles.map(member).into(),
+            ..MembersResponse::default()
+        }),
+        workers: Ok(vec![WorkerStatus {
+            worker_id: "w1".to_owned(),
+            agents: 3,
+            lease_remaining_ms: 5_500,
+            ..WorkerStatus::default()
+        }]),
+    }
+}
+
+fn changed(seen: &mut Seen, at: usize, change: impl FnOnce(&mut StatusResponse)) {
+    let answer = seen.nodes[at].answer.as_mut().ok();
+    change(&mut answer.expect("it answers").status);
+}
+
+/// What is found after this change, as `level about: what`.
+fn found(change: impl FnOnce(&mut Seen)) -> Vec<String> {
+    let mut seen = healthy();
+    change(&mut seen);
+    let found = examine(&seen);
+    assert!(found.iter().all(|f| !f.cure.is_empty()), "{found:?}");
+    let text = |f: Finding| format!("{:?} {}: {}", f.level, f.about, f.what);
+    found.into_iter().map(text).collect()
+}
+
+/// One thing is found, in these words.
+fn one(change: impl FnOnce(&mut Seen), words: &str) {
+    let found = found(change);
+    assert!(
+        found.len() == 1 && found[0].contains(words),
+        "{words}: {found:?}"
+    );
+}
+
+#[test]
+fn nothing_is_found_where_nothing_is_wrong() {
+    assert_eq!(found(|_| {}), Vec::<String>::new());
+    assert_eq!(
+        healthy().summary(),
+        "3 of 3 coordinators answer (the cluster has 3 voters); host-1 leads in term 4; 1 workers \
+         run 3 agents."
+    );
+}
+
+#[test]
+fn a_member_that_is_down_is_named_and_so_is_what_it_costs() {
+    let gone = |seen: &mut Seen| seen.nodes[2].answer = Err("connection refused".to_owned());
+    let found = found(gone);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(
+        found[0],
+        "Problem host-3: does not answer: connection refused"
+    );
+    assert!(found[1].contains("2 of 3 voters answer: after one more loss"));
+    let mut seen = healthy();
+    gone(&mut seen);
+    assert!(
+        examine(&seen)[0]
+            .cure
+            .contains("cluster remove 0000000000000003")
+    );
+}
+
+#[test]
+fn without_a_majority_it_says_so_first() {
+    let found = found(|seen| {
+        for node in &mut seen.nodes[..2] {
+            node.answer = Err("no answer within 2000 ms".to_owned());
+        }
+        changed(seen, 2, |s| s.leader_id = 0);
+        changed(seen, 2, |s| s.unready = "no leader is known".to_owned());
+        seen.workers = Err("no leader is known".to_owned());
+    });
+    let said = found.join("\n");
+    for words in [
+        "no leader is known: nothing is accepted",
+        "1 of 3 voters answer, 2 are needed",
+        "is not ready: no leader is known",
+        "does not say which there are",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
+fn members_that_do_not_agree_are_named() {
+    one(
+        |seen| changed(seen, 2, |s| s.leader_id = 7),
+        "Problem the cluster: members do not agree on who leads: host-1 says 0000000000000001",
+    );
+    one(
+        |seen| changed(seen, 2, |s| s.cluster_id = "d".to_owned()),
+        "2 clusters answer",
+    );
+}
+
+#[test]
+fn each_coordinators_own_trouble_is_told() {
+    let set = |change: fn(&mut StatusResponse), words: &str| {
+        one(|seen| changed(seen, 2, change), words);
+    };
+    set(
+        |s| s.applied_index = 7_000,
+        "Problem host-3: is 2000 entries behind host-1",
+    );
+    set(
+        |s| s.disk_free_bytes = GIB / 2,
+        "Problem host-3: 512 MiB of its disk are free",
+    );
+    set(|s| s.disk_free_bytes = 3 * GIB / 2, "Note host-3: 1536 MiB");
+    set(
+        |s| s.unix_ms += 2_000,
+        "Note host-3: its clock is 2.0 s or more from that of host-1",
+    );
+    set(
+        |s| s.unix_ms -= 3_600_000,
+        "Problem host-3: its clock is 3600.0 s",
+    );
+    set(
+        |s| s.quotas_refused = true,
+        "Problem host-3: cannot use its quotas file",
+    );
+    set(|s| s.version = "2".to_owned(), "different programs: 1, 2");
+    one(
+        |seen| changed(seen, 0, |s| s.live_jobs = 90),
+        "Problem host-1: 90 jobs have not ended, 100 may",
+    );
+    one(
+        |seen| (0..3).for_each(|at| changed(seen, at, |s| s.log_version = 4)),
+        "the log is at version 3, every coordinator that answers speaks 4",
+    );
+}
+
+#[test]
+fn workers_that_are_not_there_or_not_heard_of_are_told() {
+    let workers = |change: fn(&mut Vec<WorkerStatus>), words: &str| {
+        one(|seen| change(seen.workers.as_mut().expect("known")), words);
+    };
+    workers(Vec::clear, "Note workers: none holds a lease");
+    workers(
+        |w| w[0].lease_remaining_ms = 900,
+        "Problem w1: was not heard of lately: its lease ends in 0.9 s",
+    );
+    let mut both = found(|seen| {
+        let workers = seen.workers.as_mut().expect("known");
+        workers[0].draining = true;
+    });
+    both.sort();
+    assert!(both[0].starts_with("Note w1: drains"), "{both:?}");
+    assert!(
+        both[1].starts_with("Problem workers: all of them drain"),
+        "{both:?}"
+    );
+    one(
+        |seen| {
+            seen.workers.as_mut().expect("known").clear();
+            changed(seen, 0, |s| s.live_jobs = 3);
+        },
+        "Problem workers: none holds a lease; 3 jobs",
+    );
+}

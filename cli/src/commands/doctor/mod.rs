@@ -1,0 +1,188 @@
+//! `conclave doctor`: looks at a cluster from outside, and says what is wrong and what to do.
+
+mod examine;
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use clap::Args;
+use conclave_proto::v1::{ListWorkersRequest, MembersRequest, StatusRequest};
+use futures::future::join_all;
+use serde_json::{Value, json};
+use tonic::{Request, Response, Status};
+
+use self::examine::{Answer, Finding, Level, Node, Seen, examine};
+use super::cluster::Print;
+use crate::{
+    args::Global,
+    client::{Client, Link, QUIET, reason},
+    error::CliError,
+    out,
+    view::json,
+};
+
+/// Longest wait for what only a leader answers: an election may be under way.
+const LED: Duration = Duration::from_secs(5);
+
+/// Flags of `doctor`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Asks every --endpoint, and every member that one of them names: does it answer, is
+it ready, who leads and do all agree, is the quorum safe, does one lag behind, do
+versions differ, are clocks and disks sound, are there workers that take agents,
+can the quotas file be used. It changes nothing. Needs a token of role operator.
+
+Example:
+  conclave doctor --endpoint 10.0.0.5:7400
+
+Exit status: 0 nothing is wrong (notes are no problems), 1 there are problems.")]
+pub struct DoctorArgs {
+    /// How to print.
+    #[command(flatten)]
+    print: Print,
+}
+
+/// Looks, and says what it found.
+pub async fn run(global: &Global, args: DoctorArgs) -> Result<(), CliError> {
+    let client = global.client()?;
+    let seen = look(global, &client).await?;
+    let findings = examine(&seen);
+    if args.print.json {
+        out::document(&document(&seen, &findings))?;
+    } else {
+        findings.iter().try_for_each(print)?;
+        out::line(seen.summary())?;
+    }
+    let problems = findings.iter().filter(|f| f.level == Level::Problem);
+    match problems.count() {
+        0 => Ok(()),
+        1 => Err(CliError::Differs("1 problem was found".to_owned())),
+        count => Err(CliError::Differs(format!("{count} problems were found"))),
+    }
+}
+
+fn print(finding: &Finding) -> Result<(), CliError> {
+    let level = match finding.level {
+        Level::Problem => "PROBLEM",
+        Level::Note => "note   ",
+    };
+    out::line(format!("{level}  {}: {}", finding.about, finding.what))?;
+    out::line(format!("         do: {}", finding.cure))
+}
+
+fn document(seen: &Seen, findings: &[Finding]) -> Value {
+    let node = |node: &Node| match &node.answer {
+        Ok(answer) => json::status(&answer.status),
+        Err(error) => json!({ "address": node.address, "error": error }),
+    };
+    let finding = |finding: &Finding| {
+        let level = match finding.level {
+            Level::Problem => "problem",
+            Level::Note => "note",
+        };
+        json!({
+            "level": level,
+            "about": finding.about,
+            "what": finding.what,
+            "do": finding.cure,
+        })
+    };
+    json!({
+        "healthy": findings.iter().all(|f| f.level != Level::Problem),
+        "findings": findings.iter().map(finding).collect::<Vec<_>>(),
+        "nodes": seen.nodes.iter().map(node).collect::<Vec<_>>(),
+        "workers": seen.workers.iter().flatten().map(json::worker).collect::<Vec<_>>(),
+    })
+}
+
+/// Asks everybody.
+async fn look(global: &Global, client: &Client) -> Result<Seen, CliError> {
+    let mut nodes = ask_all(client.links()).await;
+    // Whom nobody named, and who is not there, is missed only as a member.
+    if global.endpoints.is_empty() && nodes.iter().any(|node| node.answer.is_ok()) {
+        nodes.retain(|node| node.answer.is_ok());
+    }
+    let known: BTreeSet<String> = nodes.iter().flat_map(Node::addresses).collect();
+    let answering = nodes.iter().find(|node| node.answer.is_ok());
+    let answering = answering.and_then(|node| {
+        let mut links = client.links().iter();
+        links.find(|link| link.address() == node.address)
+    });
+    // Whoever answers passes these on to the leader.
+    let (members, workers) = match answering {
+        None => {
+            let nobody = || "no endpoint answers".to_owned();
+            (Err(nobody()), Err(nobody()))
+        }
+        Some(link) => {
+            let members = within(LED, MembersRequest {}, async |request| {
+                link.cluster().members(request).await
+            });
+            let workers = within(LED, ListWorkersRequest {}, async |request| {
+                link.cluster().list_workers(request).await
+            });
+            let (members, workers) = tokio::join!(members, workers);
+            (members, workers.map(|found| found.workers))
+        }
+    };
+    let named = members.iter().flat_map(|found| &found.members);
+    let others: Vec<String> = named
+        .map(|member| member.address.clone())
+        .filter(|address| !address.is_empty() && !known.contains(address))
+        .collect();
+    if !others.is_empty() {
+        let others = global.client_of(&others)?;
+        nodes.extend(ask_all(others.links()).await);
+    }
+    Ok(Seen {
+        nodes,
+        members,
+        workers,
+    })
+}
+
+async fn ask_all(links: &[Link]) -> Vec<Node> {
+    join_all(links.iter().map(ask)).await
+}
+
+/// What a node says of itself, and what time it is there and here.
+async fn ask(link: &Link) -> Node {
+    let started = Instant::now();
+    let answer = within(2 * QUIET, StatusRequest {}, async |request| {
+        link.cluster().status(request).await
+    });
+    let answer = answer.await.map(|status| {
+        let took = started.elapsed();
+        Answer {
+            status,
+            here_unix_ms: unix_ms() - i64::try_from(took.as_millis() / 2).unwrap_or(0),
+            took,
+        }
+    });
+    Node {
+        address: link.address().to_owned(),
+        answer,
+    }
+}
+
+/// Calls once, with a deadline; the error in words.
+async fn within<Q, R>(
+    longest: Duration,
+    message: Q,
+    call: impl AsyncFnOnce(Request<Q>) -> Result<Response<R>, Status>,
+) -> Result<R, String> {
+    let mut request = Request::new(message);
+    request.set_timeout(longest);
+    match tokio::time::timeout(longest, call(request)).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(reason(&status)),
+        Err(_) => Err(format!("no answer within {} ms", longest.as_millis())),
+    }
+}
+
+fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(0))
+}
