@@ -1,8 +1,9 @@
 //! Paged attention: query rows are shared out over the pool by kv head and a few rows at a time, or, where
 //! those are few and contexts long, by span, too. Rows that share blocks meet them together.
 
+use super::blocks::{self, Meeting, Run};
 use super::forest::{self, QueryRow};
-use super::span::{self, Queries, Record, Run};
+use super::span::{self, Record};
 use super::{Kernels, SendPtr};
 use crate::attention::{AttnPlan, BLOCK, KvLayer, SPAN};
 use crate::isa::Isa;
@@ -27,6 +28,8 @@ struct Call<'a> {
     rows: &'a [QueryRow],
     /// Rows of a unit; the last one may have fewer.
     unit_rows: usize,
+    /// Most blocks that a row sees.
+    blocks: usize,
 }
 
 /// A few rows with one kv head: what a task works on.
@@ -44,6 +47,12 @@ struct Lane {
     span: *mut f32,
     /// A record a head.
     total: *mut f32,
+    /// Room for a block of keys and values.
+    wide: *mut f32,
+    /// Room for the scores of a block.
+    scores: *mut f32,
+    /// Room for all that the unit meets.
+    meetings: *mut Meeting,
 }
 
 impl Kernels {
@@ -65,6 +74,7 @@ impl Kernels {
         forest::list_rows(plan, rows);
         let threads = self.pool.threads();
         let unit_rows = unit_rows(plan, rows.len(), threads);
+        let blocks = plan.seqs.iter().map(|seq| seq.kv_len.div_ceil(BLOCK));
         let call = Call {
             isa: self.isa,
             q,
@@ -72,6 +82,7 @@ impl Kernels {
             plan,
             rows,
             unit_rows,
+            blocks: blocks.max().unwrap_or(0),
         };
         let work = |s: &crate::SeqSpan<'_>| 2 * s.q_len * s.kv_len * plan.heads * plan.dim;
         let work: usize = plan.seqs.iter().map(work).sum();
@@ -133,7 +144,8 @@ impl Kernels {
                         .get()
                         .add((span * heads + call.first_head(&unit)) * record);
                     call.gather(&unit, lane.queries);
-                    call.meet_span(&unit, span, lane.queries, to);
+                    let meetings = call.meetings(&unit, span..span + 1, lane.meetings);
+                    call.meet(&unit, lane, (meetings, &[]), to);
                 }
             }
         });
@@ -204,9 +216,26 @@ impl Call<'_> {
         (self.unit_rows * self.group() * self.plan.dim).next_multiple_of(16)
     }
 
+    /// Floats of the records of a unit.
+    fn records_len(&self) -> usize {
+        self.unit_rows * self.group() * self.record()
+    }
+
+    /// Floats of a block of keys and values.
+    fn wide_len(&self) -> usize {
+        2 * BLOCK * self.plan.dim
+    }
+
+    /// Floats of the scores of a block.
+    fn scores_len(&self) -> usize {
+        self.unit_rows * self.group() * BLOCK
+    }
+
     /// Floats of a lane.
     fn lane_len(&self) -> usize {
-        self.queries_len() + 2 * self.unit_rows * self.group() * self.record()
+        let meetings = self.unit_rows * self.blocks * size_of::<Meeting>() / size_of::<f32>();
+        let len = self.queries_len() + 2 * self.records_len() + self.wide_len();
+        (len + self.scores_len() + meetings).next_multiple_of(16)
     }
 
     /// # Safety
@@ -216,11 +245,16 @@ impl Call<'_> {
         unsafe {
             let queries = memory.add(lane * self.lane_len());
             let span = queries.add(self.queries_len());
-            let total = span.add(self.unit_rows * self.group() * self.record());
+            let total = span.add(self.records_len());
+            let wide = total.add(self.records_len());
+            let scores = wide.add(self.wide_len());
             Lane {
                 queries,
                 span,
                 total,
+                wide,
+                scores,
+                meetings: scores.add(self.scores_len()).cast(),
             }
         }
     }
@@ -243,9 +277,14 @@ impl Call<'_> {
         unsafe {
             self.gather(unit, lane.queries);
             span::reset(self.isa, lane.total, self.unit_heads(unit), self.plan.dim);
-            for span in self.spans(unit.rows.clone()) {
-                self.meet_span(unit, span, lane.queries, lane.span);
+            let spans = self.spans(unit.rows.clone());
+            let mut rest = self.meetings(unit, spans, lane.meetings);
+            while let Some(next) = rest.first() {
+                let span = next.span();
+                let met = rest.partition_point(|meeting| meeting.span() == span);
+                self.meet(unit, lane, rest.split_at(met), lane.span);
                 self.merge(unit, span, lane.span, lane.total);
+                rest = &rest[met..];
             }
             self.finish(unit, lane.total, out);
         }
@@ -268,40 +307,73 @@ impl Call<'_> {
         }
     }
 
-    /// The states of a unit's heads after one span.
+    /// Lists what a unit's rows meet in `spans`, span by span.
     ///
     /// # Safety
-    /// `queries` are the unit's; `states` has a record for each of its heads.
-    unsafe fn meet_span(&self, unit: &Unit, span: usize, queries: *const f32, states: *mut f32) {
-        let (group, heads) = (self.group(), self.unit_heads(unit));
-        let blocks = span * SPAN / BLOCK..(span + 1) * SPAN / BLOCK;
-        // SAFETY: by the caller's word.
-        unsafe { span::reset(self.isa, states, heads, self.plan.dim) };
-        forest::meet(self.rows, unit.rows.clone(), blocks, &mut |rows, blocks| {
-            let (row, first) = (
-                &self.rows[rows.start],
-                (rows.start - unit.rows.start) * group,
-            );
-            // SAFETY: rows and their heads are among the unit's; the blocks are in their tables.
-            unsafe {
-                let run = Run {
-                    kv: self.kv,
-                    table: self.plan.seqs[row.seq].block_table,
-                    head: unit.head,
-                    blocks,
-                    seen: row.seen.clone(),
-                    scale: self.plan.scale,
-                    softcap: self.plan.softcap,
-                    queries: Queries {
-                        first: queries.add(first),
-                        stride: heads,
-                        heads: rows.len() * group,
-                    },
-                    states: states.add(first * self.record()),
-                };
-                span::run(self.isa, &run);
-            }
-        });
+    /// `to` has room for every block of each of the unit's rows, and nobody else uses it meanwhile.
+    unsafe fn meetings<'a>(
+        &self,
+        unit: &Unit,
+        spans: Range<usize>,
+        to: *mut Meeting,
+    ) -> &'a [Meeting] {
+        let mut count = 0;
+        for span in spans {
+            let blocks = span * SPAN / BLOCK..(span + 1) * SPAN / BLOCK;
+            forest::meet(self.rows, unit.rows.clone(), blocks, &mut |rows, blocks| {
+                let QueryRow { seq, seen, .. } = &self.rows[rows.start];
+                let table = self.plan.seqs[*seq].block_table;
+                for at in blocks {
+                    let slots = at * BLOCK..(at + 1) * BLOCK;
+                    let meeting = Meeting {
+                        block: table[at],
+                        at: at as u32,
+                        row: (rows.start - unit.rows.start) as u16,
+                        rows: rows.len() as u16,
+                        first: (seen.start.max(slots.start) - slots.start) as u16,
+                        end: (seen.end.min(slots.end) - slots.start) as u16,
+                    };
+                    // SAFETY: a row meets a block once.
+                    unsafe { to.add(count).write(meeting) };
+                    count += 1;
+                }
+            });
+        }
+        // SAFETY: that many were written.
+        unsafe { std::slice::from_raw_parts(to, count) }
+    }
+
+    /// The states of a unit's heads after the first of two lists of meetings, which is of one span.
+    ///
+    /// # Safety
+    /// The lane holds the unit's queries; `states` has a record for each of its heads.
+    unsafe fn meet(
+        &self,
+        unit: &Unit,
+        lane: Lane,
+        (meetings, later): (&[Meeting], &[Meeting]),
+        states: *mut f32,
+    ) {
+        let heads = self.unit_heads(unit);
+        let run = Run {
+            kv: self.kv,
+            head: unit.head,
+            scale: self.plan.scale,
+            softcap: self.plan.softcap,
+            group: self.group(),
+            queries: lane.queries,
+            stride: heads,
+            states,
+            wide: lane.wide,
+            scores: lane.scores,
+            meetings,
+            later,
+        };
+        // SAFETY: by the caller's word; the meetings are the unit's.
+        unsafe {
+            span::reset(self.isa, states, heads, self.plan.dim);
+            blocks::run(self.isa, &run);
+        }
     }
 
     /// Appends a span's states to the totals of those of a unit's rows that see any of it.

@@ -1,6 +1,7 @@
 //! The CPU backend: chooses the code path once and runs it on the pool.
 
 mod attend;
+mod blocks;
 mod dispatch;
 mod elementwise;
 mod forest;

@@ -16,7 +16,7 @@ macro_rules! both {
 #[allow(clippy::undocumented_unsafe_blocks)]
 unsafe impl Lanes for Avx2 {
     type Ints = (__m256i, __m256i);
-    const MANY: bool = false;
+    const REGISTERS: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

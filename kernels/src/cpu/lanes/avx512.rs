@@ -11,7 +11,7 @@ pub(crate) struct Avx512(__m512);
 #[allow(clippy::undocumented_unsafe_blocks)]
 unsafe impl Lanes for Avx512 {
     type Ints = __m512i;
-    const MANY: bool = true;
+    const REGISTERS: usize = 32;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

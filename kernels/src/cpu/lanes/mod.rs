@@ -30,8 +30,8 @@ pub(crate) const WIDTH: usize = 16;
 pub(crate) unsafe trait Lanes: Copy {
     /// Sixteen 32-bit integers.
     type Ints: Copy;
-    /// There are registers enough for four query heads at once.
-    const MANY: bool;
+    /// How many fit the registers.
+    const REGISTERS: usize;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;

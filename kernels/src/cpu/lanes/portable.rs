@@ -10,7 +10,7 @@ pub(crate) struct Portable([f32; WIDTH]);
 // SAFETY: no instruction set is needed; pointers are read and written within the trait's bounds.
 unsafe impl Lanes for Portable {
     type Ints = [i32; WIDTH];
-    const MANY: bool = false;
+    const REGISTERS: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

@@ -1,0 +1,450 @@
+//! Query heads through blocks of slots: scores, weights, weighted sums of values.
+//!
+//! A head's record goes through the same operations whichever heads are beside it.
+
+use super::dispatch::per_isa;
+use super::lanes::{Lanes, WIDTH, exp, prefetch, softcap};
+use super::span::Record;
+use crate::attention::{BLOCK, KvDtype, KvLayer, SPAN};
+use std::ops::Range;
+
+/// How many meetings ahead their keys and values are asked for: blocks lie scattered, so the processor cannot
+/// foresee them, and one block of few heads takes less time than memory does.
+const AHEAD: usize = 2;
+
+/// Heads from which on a block of f16 is made f32 once for all of them, where the registers
+/// do not hold two sums of so many.
+const WIDE_HEADS: usize = 6;
+
+/// A block of the cache that some rows of a unit meet together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Meeting {
+    /// The cache block.
+    pub(super) block: u32,
+    /// Which block of the sequence it is.
+    pub(super) at: u32,
+    /// The first of the rows, counted in the unit.
+    pub(super) row: u16,
+    pub(super) rows: u16,
+    /// The slots that they see, at least one.
+    pub(super) first: u16,
+    pub(super) end: u16,
+}
+
+impl Meeting {
+    /// The span that the block is in.
+    pub(super) fn span(&self) -> usize {
+        self.at as usize * BLOCK / SPAN
+    }
+}
+
+/// Blocks that the heads of a unit meet.
+pub(super) struct Run<'a> {
+    pub(super) kv: &'a KvLayer,
+    /// The kv head.
+    pub(super) head: usize,
+    pub(super) scale: f32,
+    pub(super) softcap: Option<f32>,
+    /// Query heads of a row.
+    pub(super) group: usize,
+    /// The unit's query heads, transposed: element `d` of head `h` is at `d * stride + h`.
+    pub(super) queries: *const f32,
+    pub(super) stride: usize,
+    /// A record for each of them.
+    pub(super) states: *mut f32,
+    /// Room for the keys and values of a block of one head, as f32.
+    pub(super) wide: *mut f32,
+    /// Room for 16 scores of each head.
+    pub(super) scores: *mut f32,
+    /// What is met, in this order.
+    pub(super) meetings: &'a [Meeting],
+    /// What is met after that by others: asked for only.
+    pub(super) later: &'a [Meeting],
+}
+
+/// How 16 stored numbers become lanes.
+trait Stored {
+    type Element;
+    /// # Safety
+    /// See [`Lanes`].
+    unsafe fn load<L: Lanes>(from: *const Self::Element) -> L;
+    /// One number as f32.
+    ///
+    /// # Safety
+    /// The pointer is valid.
+    unsafe fn one(from: *const Self::Element) -> f32;
+    /// `count` numbers as f32: where they are, or in `to`.
+    ///
+    /// # Safety
+    /// See [`Lanes`]; both have as many, a multiple of [`WIDTH`].
+    unsafe fn widen<L: Lanes>(from: *const Self::Element, count: usize, to: *mut f32)
+    -> *const f32;
+}
+
+/// f32 in the cache.
+struct StoredF32;
+/// f16 in the cache.
+struct StoredF16;
+
+impl Stored for StoredF32 {
+    type Element = f32;
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const f32) -> L {
+        // SAFETY: by the caller's word.
+        unsafe { L::load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn one(from: *const f32) -> f32 {
+        // SAFETY: by the caller's word.
+        unsafe { *from }
+    }
+
+    #[inline(always)]
+    unsafe fn widen<L: Lanes>(from: *const f32, _: usize, _: *mut f32) -> *const f32 {
+        from
+    }
+}
+
+impl Stored for StoredF16 {
+    type Element = u16;
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u16) -> L {
+        // SAFETY: by the caller's word.
+        unsafe { L::load_f16(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn one(from: *const u16) -> f32 {
+        // SAFETY: by the caller's word.
+        half::f16::from_bits(unsafe { *from }).to_f32()
+    }
+
+    #[inline(always)]
+    unsafe fn widen<L: Lanes>(from: *const u16, count: usize, to: *mut f32) -> *const f32 {
+        for at in (0..count).step_by(WIDTH) {
+            // SAFETY: by the caller's word.
+            unsafe { L::load_f16(from.add(at)).store(to.add(at)) };
+        }
+        to
+    }
+}
+
+/// Calls `$body` with `$T` heads at a time, from head `$first` on, until `$heads` are done. What is read of
+/// a block serves `$T` heads; how many fit into the registers is the instruction set's to say.
+macro_rules! by_heads {
+    ($L:ident, $heads:expr, $first:ident, $T:ident => $body:expr) => {{
+        let mut $first = 0;
+        while $first < $heads {
+            $first += match $heads - $first {
+                12.. if $L::REGISTERS >= 32 => {
+                    const $T: usize = 12;
+                    $body;
+                    $T
+                }
+                6 | 7 | 9.. => {
+                    const $T: usize = 6;
+                    $body;
+                    $T
+                }
+                4.. if $L::REGISTERS >= 32 => {
+                    const $T: usize = 4;
+                    $body;
+                    $T
+                }
+                3 | 5.. => {
+                    const $T: usize = 3;
+                    $body;
+                    $T
+                }
+                2 | 4 => {
+                    const $T: usize = 2;
+                    $body;
+                    $T
+                }
+                _ => {
+                    const $T: usize = 1;
+                    $body;
+                    $T
+                }
+            };
+        }
+    }};
+}
+
+per_isa! {
+    /// Takes a unit's heads through its meetings, from the states that their records hold.
+    pub(super) unsafe fn run = run_of(run: &Run<'_>);
+}
+
+/// # Safety
+/// See [`Lanes`]; the meetings' blocks are in the layer and their rows in the unit; queries and states are those
+/// of the unit's heads, of as many elements as the layer's.
+#[inline(always)]
+unsafe fn run_of<L: Lanes>(run: &Run<'_>) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        match run.kv.dtype() {
+            KvDtype::F32 => meet_all::<L, StoredF32>(run),
+            KvDtype::F16 => meet_all::<L, StoredF16>(run),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn meet_all<L: Lanes, S: Stored>(run: &Run<'_>) {
+    let keys = run.kv.keys.as_ptr().cast::<S::Element>();
+    let values = run.kv.values.as_ptr().cast::<S::Element>();
+    let numbers = run.kv.dim() * BLOCK;
+    for (index, meeting) in run.meetings.iter().enumerate() {
+        let ahead = index + AHEAD;
+        let ahead = match run.meetings.get(ahead) {
+            None => run.later.get(ahead - run.meetings.len()),
+            next => next,
+        };
+        // SAFETY: blocks are in the layer, and a head of a block has `dim * BLOCK` elements.
+        unsafe {
+            if let Some(next) = ahead {
+                let at = run.kv.head_start(next.block, run.head);
+                let lines = numbers * size_of::<S::Element>();
+                for line in (0..lines).step_by(64) {
+                    prefetch(keys.add(at).cast::<u8>().add(line));
+                    prefetch(values.add(at).cast::<u8>().add(line));
+                }
+            }
+            let at = run.kv.head_start(meeting.block, run.head);
+            let (keys, values) = (keys.add(at), values.add(at));
+            if !two_sums_fit::<L>(WIDE_HEADS) && usize::from(meeting.rows) * run.group >= WIDE_HEADS
+            {
+                let keys = S::widen::<L>(keys, numbers, run.wide);
+                let values = S::widen::<L>(values, numbers, run.wide.add(numbers));
+                meet::<L, StoredF32>(run, meeting, keys, values);
+            } else {
+                meet::<L, S>(run, meeting, keys, values);
+            }
+        }
+    }
+}
+
+/// All heads of one meeting, so that the block is still in the first-level cache for the next ones.
+#[inline(always)]
+unsafe fn meet<L: Lanes, S: Stored>(
+    run: &Run<'_>,
+    meeting: &Meeting,
+    keys: *const S::Element,
+    values: *const S::Element,
+) {
+    let (dim, record) = (run.kv.dim(), Record::new(run.kv.dim()).len());
+    let slots = usize::from(meeting.first)..usize::from(meeting.end);
+    let first = usize::from(meeting.row) * run.group;
+    let heads = usize::from(meeting.rows) * run.group;
+    // SAFETY: by the caller's word.
+    unsafe {
+        let states = run.states.add(first * record);
+        by_heads!(L, heads, head, T => {
+            scores::<L, S, T>(run, first + head, keys, run.scores.add(head * BLOCK))
+        });
+        // One head after another is a chain of operations; those of many heads overlap.
+        for head in 0..heads {
+            let (scores, state) = (run.scores.add(head * BLOCK), states.add(head * record));
+            weigh::<L>(scores, slots.clone(), dim, state);
+        }
+        by_heads!(L, heads, head, T => {
+            let (weights, states) = (run.scores.add(head * BLOCK), states.add(head * record));
+            // Almost all blocks are met whole: that loop the compiler may unroll.
+            match slots.len() {
+                BLOCK => add_values::<L, S, T>(weights, values, 0..BLOCK, dim, states),
+                _ => add_values::<L, S, T>(weights, values, slots.clone(), dim, states),
+            }
+        });
+    }
+}
+
+/// Whether two sums a head, what they are multiplied with and a product's factor fit the registers.
+const fn two_sums_fit<L: Lanes>(heads: usize) -> bool {
+    2 * heads + 2 <= L::REGISTERS
+}
+
+/// Scores of 16 slots for each head, one head after another.
+#[inline(always)]
+unsafe fn scores<L: Lanes, S: Stored, const T: usize>(
+    run: &Run<'_>,
+    head: usize,
+    keys: *const S::Element,
+    scores: *mut f32,
+) {
+    let (dim, stride) = (run.kv.dim(), run.stride);
+    // SAFETY: indices are below `dim` in the queries and below `dim * BLOCK` in the keys.
+    unsafe {
+        let first = run.queries.add(head);
+        let mut even = [L::splat(0.0); T];
+        if !two_sums_fit::<L>(T) {
+            for d in (0..dim).step_by(2) {
+                add_products::<L, S, T>(keys.add(d * BLOCK), first.add(d * stride), &mut even);
+            }
+            for (t, even) in even.iter().enumerate() {
+                even.store(scores.add(t * BLOCK));
+            }
+            let mut odd = [L::splat(0.0); T];
+            for d in (1..dim).step_by(2) {
+                add_products::<L, S, T>(keys.add(d * BLOCK), first.add(d * stride), &mut odd);
+            }
+            for (t, odd) in odd.iter().enumerate() {
+                let score = L::load(scores.add(t * BLOCK)).add(*odd);
+                finish_score(score, run).store(scores.add(t * BLOCK));
+            }
+            return;
+        }
+        let mut odd = [L::splat(0.0); T];
+        for d in (0..dim - dim % 2).step_by(2) {
+            add_products::<L, S, T>(keys.add(d * BLOCK), first.add(d * stride), &mut even);
+            let d = d + 1;
+            add_products::<L, S, T>(keys.add(d * BLOCK), first.add(d * stride), &mut odd);
+        }
+        if dim % 2 == 1 {
+            let d = dim - 1;
+            add_products::<L, S, T>(keys.add(d * BLOCK), first.add(d * stride), &mut even);
+        }
+        for (t, (even, odd)) in even.iter().zip(&odd).enumerate() {
+            finish_score(even.add(*odd), run).store(scores.add(t * BLOCK));
+        }
+    }
+}
+
+/// Scale and cap.
+#[inline(always)]
+unsafe fn finish_score<L: Lanes>(score: L, run: &Run<'_>) -> L {
+    // SAFETY: see [`Lanes`].
+    unsafe {
+        let score = score.mul(L::splat(run.scale));
+        // No closure: it would not be compiled for the instruction set.
+        match run.softcap {
+            Some(c) => softcap(score, c),
+            None => score,
+        }
+    }
+}
+
+/// One dimension of the keys of 16 slots times that of each head's query.
+#[inline(always)]
+unsafe fn add_products<L: Lanes, S: Stored, const T: usize>(
+    keys: *const S::Element,
+    queries: *const f32,
+    sums: &mut [L; T],
+) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        let keys = S::load::<L>(keys);
+        for (t, sum) in sums.iter_mut().enumerate() {
+            *sum = L::splat(*queries.add(t)).fma(keys, *sum);
+        }
+    }
+}
+
+/// Updates maximum and sum of a head, corrects what was accumulated, and turns its scores into weights.
+#[inline(always)]
+unsafe fn weigh<L: Lanes>(scores: *mut f32, slots: Range<usize>, dim: usize, state: *mut f32) {
+    // SAFETY: see [`Lanes`]; a head has `BLOCK` scores, and a record's parts have these lengths.
+    unsafe {
+        let mut score = L::load(scores);
+        if slots.len() < BLOCK {
+            score = score.keep(slots.start, slots.end, L::splat(f32::NEG_INFINITY));
+        }
+        let (old, highest) = (*state, score.max_lane());
+        let max = if highest > old { highest } else { old };
+        let sum = state.add(Record::SUM);
+        let mut total = L::load(sum);
+        // Without a new maximum the correction is 1 and changes no bit.
+        if max != old {
+            *state = max;
+            let correction = exp(L::splat(old - max));
+            total = total.mul(correction);
+            for d in (0..dim).step_by(WIDTH) {
+                let acc = state.add(Record::ACC + d);
+                L::load(acc).mul(correction).store(acc);
+            }
+        }
+        let p = exp(score.sub(L::splat(max)));
+        total.add(p).store(sum);
+        p.store(scores);
+    }
+}
+
+/// Adds weighted values: lanes are dimensions, slots go in ascending order.
+#[inline(always)]
+unsafe fn add_values<L: Lanes, S: Stored, const T: usize>(
+    weights: *const f32,
+    values: *const S::Element,
+    slots: Range<usize>,
+    dim: usize,
+    states: *mut f32,
+) {
+    let (whole, record) = (dim / WIDTH * WIDTH, Record::new(dim).len());
+    // SAFETY: slots are below `BLOCK` and dimensions below `dim`; a record has that many accumulators.
+    unsafe {
+        let acc = states.add(Record::ACC);
+        // As many vectors at a time as the registers hold, so that a weight serves several.
+        let done = if 4 * (T + 1) < L::REGISTERS {
+            add_vectors::<L, S, T, 4>(weights, values, slots.clone(), 0..whole, dim, acc)
+        } else if 2 * (T + 1) < L::REGISTERS {
+            add_vectors::<L, S, T, 2>(weights, values, slots.clone(), 0..whole, dim, acc)
+        } else {
+            0
+        };
+        add_vectors::<L, S, T, 1>(weights, values, slots.clone(), done..whole, dim, acc);
+        for d in whole..dim {
+            for slot in slots.clone() {
+                let v = S::one(values.add(slot * dim + d));
+                for t in 0..T {
+                    let acc = acc.add(t * record + d);
+                    *acc = (*weights.add(t * BLOCK + slot)).mul_add(v, *acc);
+                }
+            }
+        }
+    }
+}
+
+/// Dimensions `of`, `V` vectors of them at a time; returns where too few are left.
+#[inline(always)]
+unsafe fn add_vectors<L: Lanes, S: Stored, const T: usize, const V: usize>(
+    weights: *const f32,
+    values: *const S::Element,
+    slots: Range<usize>,
+    of: Range<usize>,
+    dim: usize,
+    accumulators: *mut f32,
+) -> usize {
+    let (mut d, record) = (of.start, Record::new(dim).len());
+    while d + V * WIDTH <= of.end {
+        // SAFETY: by the caller's word.
+        unsafe {
+            let mut acc = [[L::splat(0.0); V]; T];
+            for (t, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = L::load(accumulators.add(t * record + d + v * WIDTH));
+                }
+            }
+            for slot in slots.clone() {
+                let mut vectors = [L::splat(0.0); V];
+                for (v, vector) in vectors.iter_mut().enumerate() {
+                    *vector = S::load::<L>(values.add(slot * dim + d + v * WIDTH));
+                }
+                for (t, acc) in acc.iter_mut().enumerate() {
+                    let weight = L::splat(*weights.add(t * BLOCK + slot));
+                    for (v, acc) in acc.iter_mut().enumerate() {
+                        *acc = weight.fma(vectors[v], *acc);
+                    }
+                }
+            }
+            for (t, acc) in acc.into_iter().enumerate() {
+                for (v, acc) in acc.into_iter().enumerate() {
+                    acc.store(accumulators.add(t * record + d + v * WIDTH));
+                }
+            }
+        }
+        d += V * WIDTH;
+    }
+    d
+}
