@@ -4,7 +4,7 @@
 //! step are timed one by one; then, clock off, steps with sequences grouped and each by itself take turns.
 //!
 //! ```text
-//! cargo run --release -p conclave-worker --example profile [MODEL] [THREADS]
+//! cargo run --release -p conclave-worker --example profile [MODEL] [THREADS] [ISA]
 //! ```
 #![allow(clippy::print_stdout, reason = "prints a profile")]
 
@@ -12,7 +12,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use conclave_kernels::{Kernels, KvDtype, Pool};
+use conclave_kernels::{Isa, Kernels, KvDtype, Pool};
 use conclave_worker::answer::AnswerKind;
 use conclave_worker::confidence::ConfidencePolicy;
 use conclave_worker::generation::{Generation, GenerationSpec};
@@ -40,19 +40,29 @@ struct Bench {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut args = std::env::args().skip(1);
-    let path = pull::resolve(&args.next().unwrap_or_else(|| "smollm2-135m".to_owned()))?;
-    let threads = args
-        .next()
-        .map_or(Ok(Pool::default_threads()), |count| count.parse())?;
-    let model = Model::load(&path, &LoadOptions::default())?;
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let isa = args.iter().find_map(|arg| Isa::from_name(arg));
+    let threads = args.iter().find_map(|arg| arg.parse().ok());
+    let model = args
+        .iter()
+        .find(|arg| Isa::from_name(arg).is_none() && arg.parse::<usize>().is_err());
+    let path = pull::resolve(model.map_or("smollm2-135m", String::as_str))?;
+    let (isa, threads) = (
+        isa.unwrap_or_else(conclave_kernels::detect),
+        threads.unwrap_or_else(Pool::default_threads),
+    );
+    let options = LoadOptions {
+        isa,
+        ..LoadOptions::default()
+    };
+    let model = Model::load(&path, &options)?;
     let tokenizer = model.tokenizer();
     let tokens = (0..tokenizer.vocab_size() as u32)
         .map(|id| (tokenizer.token_bytes(id), tokenizer.is_special(id)));
     let bench = Bench {
         // Without end-of-generation tokens, so that every sequence has the same length.
         vocabulary: Arc::new(Vocabulary::new(tokens, &[])),
-        kernels: Arc::new(Kernels::new(conclave_kernels::detect(), Pool::new(threads))),
+        kernels: Arc::new(Kernels::new(isa, Pool::new(threads))),
         model: Arc::clone(&model),
     };
     println!(

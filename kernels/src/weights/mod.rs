@@ -8,8 +8,13 @@ pub use types::WeightType;
 pub(crate) use types::{block32, float_weight, zero_point};
 
 use crate::isa::Isa;
+use crate::pool::Pool;
 use crate::scratch::AlignedBuf;
+use std::sync::{Mutex, PoisonError};
 use tile::{Base, pack_block, pack_floats, unpack_block};
+
+/// Parts that each thread packs of a matrix, so that cores that others use too are evened out.
+const TASKS_A_THREAD: usize = 8;
 
 /// What the inputs of a matrix product are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,6 +94,19 @@ impl PackedMatrix {
         act: Activation,
         isa: Isa,
     ) -> Result<PackedMatrix, PackError> {
+        PackedMatrix::pack_on(&Pool::new(1), ty, bytes, n, k, act, isa)
+    }
+
+    /// As [`PackedMatrix::pack`], on the threads of a pool.
+    pub fn pack_on(
+        pool: &Pool,
+        ty: WeightType,
+        bytes: &[u8],
+        n: usize,
+        k: usize,
+        act: Activation,
+        isa: Isa,
+    ) -> Result<PackedMatrix, PackError> {
         let _ = isa;
         if n == 0 || k == 0 || n.checked_mul(k).and_then(|w| w.checked_mul(8)).is_none() {
             return Err(PackError::Shape { n, k });
@@ -109,18 +127,20 @@ impl PackedMatrix {
         }
         let layout = Layout::new(ty, k);
         let mut data = AlignedBuf::zeroed(n.div_ceil(TILE) * layout.stride);
-        for (row, source) in bytes.chunks_exact(row_bytes).enumerate() {
-            let tile = &mut data.bytes_mut()[row / TILE * layout.stride..][..layout.stride];
-            match layout.base {
-                Base::Float => pack_floats(ty, source, row % TILE, tile),
-                _ => {
-                    for block in 0..k / 32 {
-                        let weights = block32(ty, source, block);
-                        pack_block(&layout, &weights, block, row % TILE, tile);
-                    }
-                }
+        let tiles = data.bytes_mut().chunks_exact_mut(layout.stride);
+        let tiles: Vec<_> = tiles.map(Mutex::new).collect();
+        let tasks = tiles.len().min(pool.threads() * TASKS_A_THREAD);
+        pool.run(tasks, &|task| {
+            let mine = tiles.len() * task / tasks..tiles.len() * (task + 1) / tasks;
+            for (index, tile) in mine.clone().zip(&tiles[mine]) {
+                // Each is locked once: nobody waits.
+                let tile = &mut *tile.lock().unwrap_or_else(PoisonError::into_inner);
+                let rows = &bytes[index * TILE * row_bytes..];
+                let rows = &rows[..rows.len().min(TILE * row_bytes)];
+                pack_tile(&layout, ty, rows, row_bytes, tile);
             }
-        }
+        });
+        drop(tiles);
         Ok(PackedMatrix {
             ty,
             act,
@@ -190,6 +210,21 @@ impl PackedMatrix {
     /// The bytes of a tile, on a 64-byte boundary.
     pub(crate) fn tile(&self, index: usize) -> &[u8] {
         &self.data.bytes()[index * self.layout.stride..][..self.layout.stride]
+    }
+}
+
+/// Packs the rows of one tile, at most [`TILE`].
+fn pack_tile(layout: &Layout, ty: WeightType, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+    for (lane, source) in rows.chunks_exact(row_bytes).enumerate() {
+        if layout.base == Base::Float {
+            pack_floats(ty, source, lane, tile);
+            continue;
+        }
+        let blocks = row_bytes / ty.block_bytes() * ty.block_len() / 32;
+        for block in 0..blocks {
+            let weights = block32(ty, source, block);
+            pack_block(layout, &weights, block, lane, tile);
+        }
     }
 }
 

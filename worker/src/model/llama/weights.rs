@@ -1,6 +1,8 @@
 //! The weights of a llama-architecture model, packed for the kernels.
 
-use conclave_kernels::{Activation, Isa, PackedMatrix};
+use std::sync::Arc;
+
+use conclave_kernels::{Activation, Isa, PackedMatrix, Pool};
 
 use super::config::LlamaConfig;
 use crate::model::ModelError;
@@ -67,6 +69,7 @@ impl LlamaWeights {
             names,
             activation,
             isa,
+            pool: Pool::new(Pool::default_threads()),
         };
         let hidden = config.hidden as u64;
         let embedding_name = names.global("embedding");
@@ -117,6 +120,8 @@ struct Loader<'a> {
     names: Names,
     activation: Activation,
     isa: Isa,
+    /// For as long as weights are packed.
+    pool: Arc<Pool>,
 }
 
 impl Loader<'_> {
@@ -152,11 +157,12 @@ impl Loader<'_> {
         let raw = self.source.tensor(&name)?;
         raw.expect(&[n, k])?;
         let (n, k) = (n as usize, k as usize);
-        let packed = PackedMatrix::pack(raw.ty, raw.bytes, n, k, self.activation, self.isa)
-            .map_err(|source| ModelError::Pack {
-                tensor: name,
-                source,
-            })?;
+        let (pool, act) = (&self.pool, self.activation);
+        let packed = PackedMatrix::pack_on(pool, raw.ty, raw.bytes, n, k, act, self.isa);
+        let packed = packed.map_err(|source| ModelError::Pack {
+            tensor: name,
+            source,
+        })?;
         self.source.release(&raw);
         Ok(packed)
     }
