@@ -73,12 +73,16 @@ trait Stored {
     /// # Safety
     /// The pointer is valid.
     unsafe fn one(from: *const Self::Element) -> f32;
-    /// `count` numbers as f32: where they are, or in `to`.
+    /// `count` numbers as f32: where they are, or in `to`. Asks for as many at `next`.
     ///
     /// # Safety
     /// See [`Lanes`]; both have as many, a multiple of [`WIDTH`].
-    unsafe fn widen<L: Lanes>(from: *const Self::Element, count: usize, to: *mut f32)
-    -> *const f32;
+    unsafe fn widen<L: Lanes>(
+        from: *const Self::Element,
+        count: usize,
+        to: *mut f32,
+        next: *const u8,
+    ) -> *const f32;
 }
 
 /// f32 in the cache.
@@ -102,7 +106,14 @@ impl Stored for StoredF32 {
     }
 
     #[inline(always)]
-    unsafe fn widen<L: Lanes>(from: *const f32, _: usize, _: *mut f32) -> *const f32 {
+    unsafe fn widen<L: Lanes>(
+        from: *const f32,
+        count: usize,
+        _: *mut f32,
+        next: *const u8,
+    ) -> *const f32 {
+        // SAFETY: a hint.
+        unsafe { ask::<StoredF32>(next, 0, count) };
         from
     }
 }
@@ -123,10 +134,20 @@ impl Stored for StoredF16 {
     }
 
     #[inline(always)]
-    unsafe fn widen<L: Lanes>(from: *const u16, count: usize, to: *mut f32) -> *const f32 {
+    unsafe fn widen<L: Lanes>(
+        from: *const u16,
+        count: usize,
+        to: *mut f32,
+        next: *const u8,
+    ) -> *const f32 {
         for at in (0..count).step_by(WIDTH) {
             // SAFETY: by the caller's word.
-            unsafe { L::load_f16(from.add(at)).store(to.add(at)) };
+            unsafe {
+                L::load_f16(from.add(at)).store(to.add(at));
+                if at % (2 * WIDTH) == 0 {
+                    ask::<StoredF16>(next, at, 2 * WIDTH);
+                }
+            }
         }
         to
     }
@@ -198,31 +219,25 @@ unsafe fn meet_all<L: Lanes, S: Stored>(run: &Run<'_>) {
     let keys = run.kv.keys.as_ptr().cast::<S::Element>();
     let values = run.kv.values.as_ptr().cast::<S::Element>();
     let numbers = run.kv.dim() * BLOCK;
+    let place = |meeting: &Meeting| run.kv.head_start(meeting.block, run.head);
     for (index, meeting) in run.meetings.iter().enumerate() {
         let ahead = index + AHEAD;
         let ahead = match run.meetings.get(ahead) {
             None => run.later.get(ahead - run.meetings.len()),
             next => next,
         };
+        let (here, ahead) = (place(meeting), place(ahead.unwrap_or(meeting)));
         // SAFETY: blocks are in the layer, and a head of a block has `dim * BLOCK` elements.
         unsafe {
-            if let Some(next) = ahead {
-                let at = run.kv.head_start(next.block, run.head);
-                let lines = numbers * size_of::<S::Element>();
-                for line in (0..lines).step_by(64) {
-                    prefetch(keys.add(at).cast::<u8>().add(line));
-                    prefetch(values.add(at).cast::<u8>().add(line));
-                }
-            }
-            let at = run.kv.head_start(meeting.block, run.head);
-            let (keys, values) = (keys.add(at), values.add(at));
+            let next = [keys.add(ahead).cast(), values.add(ahead).cast()];
+            let (keys, values) = (keys.add(here), values.add(here));
             if !two_sums_fit::<L>(WIDE_HEADS) && usize::from(meeting.rows) * run.group >= WIDE_HEADS
             {
-                let keys = S::widen::<L>(keys, numbers, run.wide);
-                let values = S::widen::<L>(values, numbers, run.wide.add(numbers));
-                meet::<L, StoredF32>(run, meeting, keys, values);
+                let keys = S::widen::<L>(keys, numbers, run.wide, next[0]);
+                let values = S::widen::<L>(values, numbers, run.wide.add(numbers), next[1]);
+                meet::<L, StoredF32, false>(run, meeting, keys, values, next);
             } else {
-                meet::<L, S>(run, meeting, keys, values);
+                meet::<L, S, true>(run, meeting, keys, values, next);
             }
         }
     }
@@ -230,11 +245,12 @@ unsafe fn meet_all<L: Lanes, S: Stored>(run: &Run<'_>) {
 
 /// All heads of one meeting, so that the block is still in the first-level cache for the next ones.
 #[inline(always)]
-unsafe fn meet<L: Lanes, S: Stored>(
+unsafe fn meet<L: Lanes, S: Stored, const ASK: bool>(
     run: &Run<'_>,
     meeting: &Meeting,
     keys: *const S::Element,
     values: *const S::Element,
+    next: [*const u8; 2],
 ) {
     let (dim, record) = (run.kv.dim(), Record::new(run.kv.dim()).len());
     let slots = usize::from(meeting.first)..usize::from(meeting.end);
@@ -244,7 +260,10 @@ unsafe fn meet<L: Lanes, S: Stored>(
     unsafe {
         let states = run.states.add(first * record);
         by_heads!(L, heads, head, T => {
-            scores::<L, S, T>(run, first + head, keys, run.scores.add(head * BLOCK))
+            let to = run.scores.add(head * BLOCK);
+            // Only the first heads wait for memory; for the others the address is one in the cache.
+            let next = if head == 0 { next[0] } else { keys.cast() };
+            scores::<L, S, T, ASK>(run, first + head, keys, to, next)
         });
         // One head after another is a chain of operations; those of many heads overlap.
         for head in 0..heads {
@@ -253,11 +272,10 @@ unsafe fn meet<L: Lanes, S: Stored>(
         }
         by_heads!(L, heads, head, T => {
             let (weights, states) = (run.scores.add(head * BLOCK), states.add(head * record));
+            let next = if head == 0 { next[1] } else { values.cast() };
             // Almost all blocks are met whole: that loop the compiler may unroll.
-            match slots.len() {
-                BLOCK => add_values::<L, S, T>(weights, values, 0..BLOCK, dim, states),
-                _ => add_values::<L, S, T>(weights, values, slots.clone(), dim, states),
-            }
+            let slots = if slots.len() == BLOCK { 0..BLOCK } else { slots.clone() };
+            add_values::<L, S, T, ASK>(weights, values, slots, dim, states, next);
         });
     }
 }
@@ -269,11 +287,12 @@ const fn two_sums_fit<L: Lanes>(heads: usize) -> bool {
 
 /// Scores of 16 slots for each head, one head after another.
 #[inline(always)]
-unsafe fn scores<L: Lanes, S: Stored, const T: usize>(
+unsafe fn scores<L: Lanes, S: Stored, const T: usize, const ASK: bool>(
     run: &Run<'_>,
     head: usize,
     keys: *const S::Element,
     scores: *mut f32,
+    next: *const u8,
 ) {
     let (dim, stride) = (run.kv.dim(), run.stride);
     // SAFETY: indices are below `dim` in the queries and below `dim * BLOCK` in the keys.
@@ -283,6 +302,9 @@ unsafe fn scores<L: Lanes, S: Stored, const T: usize>(
         if !two_sums_fit::<L>(T) {
             for d in (0..dim).step_by(2) {
                 add_products::<L, S, T>(keys.add(d * BLOCK), first.add(d * stride), &mut even);
+                if ASK {
+                    ask::<S>(next, d * BLOCK, 2 * BLOCK);
+                }
             }
             for (t, even) in even.iter().enumerate() {
                 even.store(scores.add(t * BLOCK));
@@ -300,6 +322,9 @@ unsafe fn scores<L: Lanes, S: Stored, const T: usize>(
         let mut odd = [L::splat(0.0); T];
         for d in (0..dim - dim % 2).step_by(2) {
             add_products::<L, S, T>(keys.add(d * BLOCK), first.add(d * stride), &mut even);
+            if ASK {
+                ask::<S>(next, d * BLOCK, 2 * BLOCK);
+            }
             let d = d + 1;
             add_products::<L, S, T>(keys.add(d * BLOCK), first.add(d * stride), &mut odd);
         }
@@ -310,6 +335,14 @@ unsafe fn scores<L: Lanes, S: Stored, const T: usize>(
         for (t, (even, odd)) in even.iter().zip(&odd).enumerate() {
             finish_score(even.add(*odd), run).store(scores.add(t * BLOCK));
         }
+    }
+}
+
+/// Asks for the lines of some numbers of a block.
+#[inline(always)]
+unsafe fn ask<S: Stored>(block: *const u8, first: usize, count: usize) {
+    for line in 0..(count * size_of::<S::Element>()).div_ceil(64) {
+        prefetch(block.wrapping_add(first * size_of::<S::Element>() + line * 64));
     }
 }
 
@@ -374,12 +407,13 @@ unsafe fn weigh<L: Lanes>(scores: *mut f32, slots: Range<usize>, dim: usize, sta
 
 /// Adds weighted values: lanes are dimensions, slots go in ascending order.
 #[inline(always)]
-unsafe fn add_values<L: Lanes, S: Stored, const T: usize>(
+unsafe fn add_values<L: Lanes, S: Stored, const T: usize, const ASK: bool>(
     weights: *const f32,
     values: *const S::Element,
     slots: Range<usize>,
     dim: usize,
     states: *mut f32,
+    next: *const u8,
 ) {
     let (whole, record) = (dim / WIDTH * WIDTH, Record::new(dim).len());
     // SAFETY: slots are below `BLOCK` and dimensions below `dim`; a record has that many accumulators.
@@ -387,13 +421,13 @@ unsafe fn add_values<L: Lanes, S: Stored, const T: usize>(
         let acc = states.add(Record::ACC);
         // As many vectors at a time as the registers hold, so that a weight serves several.
         let done = if 4 * (T + 1) < L::REGISTERS {
-            add_vectors::<L, S, T, 4>(weights, values, slots.clone(), 0..whole, dim, acc)
+            add_vectors::<L, S, T, 4, ASK>(weights, values, slots.clone(), 0..whole, dim, acc, next)
         } else if 2 * (T + 1) < L::REGISTERS {
-            add_vectors::<L, S, T, 2>(weights, values, slots.clone(), 0..whole, dim, acc)
+            add_vectors::<L, S, T, 2, ASK>(weights, values, slots.clone(), 0..whole, dim, acc, next)
         } else {
             0
         };
-        add_vectors::<L, S, T, 1>(weights, values, slots.clone(), done..whole, dim, acc);
+        add_vectors::<L, S, T, 1, ASK>(weights, values, slots.clone(), done..whole, dim, acc, next);
         for d in whole..dim {
             for slot in slots.clone() {
                 let v = S::one(values.add(slot * dim + d));
@@ -408,13 +442,18 @@ unsafe fn add_values<L: Lanes, S: Stored, const T: usize>(
 
 /// Dimensions `of`, `V` vectors of them at a time; returns where too few are left.
 #[inline(always)]
-unsafe fn add_vectors<L: Lanes, S: Stored, const T: usize, const V: usize>(
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one loop, inlined into one place"
+)]
+unsafe fn add_vectors<L: Lanes, S: Stored, const T: usize, const V: usize, const ASK: bool>(
     weights: *const f32,
     values: *const S::Element,
     slots: Range<usize>,
     of: Range<usize>,
     dim: usize,
     accumulators: *mut f32,
+    next: *const u8,
 ) -> usize {
     let (mut d, record) = (of.start, Record::new(dim).len());
     while d + V * WIDTH <= of.end {
@@ -430,6 +469,9 @@ unsafe fn add_vectors<L: Lanes, S: Stored, const T: usize, const V: usize>(
                 let mut vectors = [L::splat(0.0); V];
                 for (v, vector) in vectors.iter_mut().enumerate() {
                     *vector = S::load::<L>(values.add(slot * dim + d + v * WIDTH));
+                }
+                if ASK {
+                    ask::<S>(next, slot * dim + d, V * WIDTH);
                 }
                 for (t, acc) in acc.iter_mut().enumerate() {
                     let weight = L::splat(*weights.add(t * BLOCK + slot));

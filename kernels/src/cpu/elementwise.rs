@@ -1,13 +1,12 @@
-//! Norm, rotation, activation and the writing of keys and values: ops that touch each number once.
+//! Norm, rotation and activation: ops that touch each number once.
 
 use super::dispatch::per_isa;
 use super::lanes::{Lanes, WIDTH, exp, sum};
 use super::{Kernels, SendPtr};
-use crate::attention::{BLOCK, KvDtype, KvLayer};
 use crate::rope::{RopeStyle, RopeTable};
 
 /// What an element costs in units of a multiply-add of [`Kernels::split`].
-const ELEMENT_WORK: usize = 16;
+pub(super) const ELEMENT_WORK: usize = 16;
 
 impl Kernels {
     /// `out = x / sqrt(mean(x^2) + eps) * weight` for each of `rows` rows of `weight.len()`.
@@ -77,27 +76,6 @@ impl Kernels {
         unsafe { add_row(self.isa, x, y) };
     }
 
-    /// Stores the key and value rows (`kv_heads * dim` each) of `slots.len()` tokens at their slot ids
-    /// (`block * BLOCK + offset`), rounded to the layer's dtype.
-    ///
-    /// Panics on a slot outside the layer or on rows of another length.
-    pub fn write_kv(&self, layer: &mut KvLayer, k: &[f32], v: &[f32], slots: &[u32]) {
-        let width = layer.kv_heads() * layer.dim();
-        assert_eq!(
-            (k.len(), v.len()),
-            (slots.len() * width, slots.len() * width)
-        );
-        for (i, &slot) in slots.iter().enumerate() {
-            assert!(
-                (slot as usize) < layer.blocks() * BLOCK,
-                "slot {slot} is outside the cache"
-            );
-            let (k, v) = (&k[i * width..][..width], &v[i * width..][..width]);
-            // SAFETY: the slot is within the layer and the rows are as wide as it.
-            unsafe { write_slot(self.isa, layer, slot, k, v) };
-        }
-    }
-
     /// Runs `f(0..rows)` where each row has `width` elements, on as many threads as that is worth.
     fn share(&self, rows: usize, width: usize, f: &(dyn Fn(usize) + Sync)) {
         let tasks = self.split(rows, rows * width * ELEMENT_WORK);
@@ -109,7 +87,7 @@ impl Kernels {
 
 per_isa! {
     /// One row of [`crate::reference::rope`].
-    unsafe fn rope_row = rope_row_of(
+    pub(super) unsafe fn rope_row = rope_row_of(
         x: &mut [f32], dim: usize, cos: &[f32], sin: &[f32], style: RopeStyle,
     );
 }
@@ -160,7 +138,7 @@ unsafe fn add_row_of<L: Lanes>(x: &mut [f32], y: &[f32]) {
 
 per_isa! {
     /// One row of [`crate::reference::rms_norm`].
-    unsafe fn rms_norm_row = rms_norm_row_of(x: &[f32], weight: &[f32], eps: f32, out: *mut f32);
+    pub(super) unsafe fn rms_norm_row = rms_norm_row_of(x: &[f32], weight: &[f32], eps: f32, out: *mut f32);
 }
 
 /// # Safety
@@ -198,7 +176,7 @@ unsafe fn rms_norm_row_of<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: *m
 
 per_isa! {
     /// [`crate::reference::silu_mul`].
-    unsafe fn silu_mul_chunk = silu_mul_chunk_of(gate: &[f32], up: &[f32], out: *mut f32);
+    pub(super) unsafe fn silu_mul_chunk = silu_mul_chunk_of(gate: &[f32], up: &[f32], out: *mut f32);
 }
 
 /// # Safety
@@ -231,60 +209,4 @@ unsafe fn silu_mul_chunk_of<L: Lanes>(gate: &[f32], up: &[f32], out: *mut f32) {
 unsafe fn silu<L: Lanes>(gate: L) -> L {
     // SAFETY: see [`Lanes`]. `-gate` is a product with -1: exact, as a change of sign is.
     unsafe { gate.div(L::splat(1.0).add(exp(gate.mul(L::splat(-1.0))))) }
-}
-
-per_isa! {
-    /// Stores one token's key and value.
-    unsafe fn write_slot = write_slot_of(layer: &mut KvLayer, slot: u32, k: &[f32], v: &[f32]);
-}
-
-/// # Safety
-/// See [`Lanes`]; the slot is within the layer, `k` and `v` have `kv_heads * dim` elements.
-#[inline(always)]
-unsafe fn write_slot_of<L: Lanes>(layer: &mut KvLayer, slot: u32, k: &[f32], v: &[f32]) {
-    let (block, offset) = (slot / BLOCK as u32, slot as usize % BLOCK);
-    let dim = layer.dim();
-    for head in 0..layer.kv_heads() {
-        let start = layer.head_start(block, head);
-        let (k, v) = (&k[head * dim..][..dim], &v[head * dim..][..dim]);
-        let (key_at, value_at) = (start + offset, start + offset * dim);
-        // SAFETY: a head of a block has `dim * BLOCK` elements in both buffers.
-        unsafe {
-            match layer.dtype() {
-                KvDtype::F32 => {
-                    let keys = layer.keys.as_mut_ptr().cast::<f32>().add(key_at);
-                    k.iter()
-                        .enumerate()
-                        .for_each(|(d, k)| *keys.add(d * BLOCK) = *k);
-                    let values = layer.values.as_mut_ptr().cast::<f32>().add(value_at);
-                    values.copy_from_nonoverlapping(v.as_ptr(), dim);
-                }
-                KvDtype::F16 => {
-                    let keys = layer.keys.as_mut_ptr().cast::<u16>().add(key_at);
-                    let values = layer.values.as_mut_ptr().cast::<u16>().add(value_at);
-                    for first in (0..dim).step_by(WIDTH) {
-                        let count = WIDTH.min(dim - first);
-                        let rounded = half_lanes::<L>(&k[first..][..count]);
-                        for (d, bits) in rounded[..count].iter().enumerate() {
-                            *keys.add((first + d) * BLOCK) = *bits;
-                        }
-                        let rounded = half_lanes::<L>(&v[first..][..count]);
-                        values
-                            .add(first)
-                            .copy_from_nonoverlapping(rounded.as_ptr(), count);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Up to 16 numbers rounded to f16 bits.
-#[inline(always)]
-unsafe fn half_lanes<L: Lanes>(x: &[f32]) -> [u16; WIDTH] {
-    let (mut lanes, mut bits) = ([0f32; WIDTH], [0u16; WIDTH]);
-    lanes[..x.len()].copy_from_slice(x);
-    // SAFETY: see [`Lanes`]; both arrays have 16 elements.
-    unsafe { L::load(lanes.as_ptr()).store_f16(bits.as_mut_ptr()) };
-    bits
 }

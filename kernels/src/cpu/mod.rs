@@ -8,9 +8,11 @@ mod forest;
 mod lanes;
 mod matmul;
 mod span;
+mod store;
 
 pub(crate) use forest::QueryRow;
-pub use matmul::{Product, Sweep};
+pub use matmul::{Norm, Product, Sweep};
+pub use store::Tokens;
 
 use crate::isa::Isa;
 use crate::pool::Pool;

@@ -7,37 +7,29 @@ use std::time::{Duration, Instant};
 pub enum Part {
     /// Rows of the embedding.
     Embed,
-    /// RMS norms.
-    Norm,
-    /// Products with the layers' matrices, rounding of their inputs included.
+    /// Products with the layers' matrices but those of [`Part::Gated`]; norms and rounding of their inputs and the
+    /// sums of the residual stream included.
     Products,
-    /// The product that gives the logits.
+    /// Gate and up of the feed-forward part: norm, rounding, products, activation.
+    Gated,
+    /// The product that gives the logits, the norm before it included.
     Head,
-    /// Rotation of queries and keys.
-    Rope,
-    /// Writing keys and values to the cache.
-    StoreKv,
+    /// Rotation of queries and keys, and writing keys and values to the cache.
+    Place,
     /// Attention.
     Attention,
-    /// The activation of the feed-forward part.
-    SiluMul,
-    /// Sums of the residual stream.
-    Add,
     /// From logits to tokens: log-probabilities, confidence and the draw, over the whole vocabulary.
     Sampling,
 }
 
 impl Part {
     /// All of them, in the order of a step.
-    pub const ALL: [Part; 10] = [
+    pub const ALL: [Part; 7] = [
         Part::Embed,
-        Part::Norm,
         Part::Products,
-        Part::Rope,
-        Part::StoreKv,
+        Part::Place,
         Part::Attention,
-        Part::SiluMul,
-        Part::Add,
+        Part::Gated,
         Part::Head,
         Part::Sampling,
     ];
@@ -46,14 +38,11 @@ impl Part {
     pub fn name(self) -> &'static str {
         match self {
             Part::Embed => "embedding",
-            Part::Norm => "norms",
-            Part::Products => "products",
-            Part::Head => "head",
-            Part::Rope => "rope",
-            Part::StoreKv => "storing k and v",
+            Part::Products => "products, norms before, sums after",
+            Part::Gated => "gate, up, their norm, silu-mul",
+            Part::Head => "head and its norm",
+            Part::Place => "rope, storing k and v",
             Part::Attention => "attention",
-            Part::SiluMul => "silu-mul",
-            Part::Add => "residual sums",
             Part::Sampling => "sampling",
         }
     }

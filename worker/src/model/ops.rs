@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use conclave_kernels::{
-    AttnPlan, Kernels, KvCache, PackedMatrix, Product, RopeTable, Scratch, SeqSpan,
+    AttnPlan, Kernels, KvCache, Norm, PackedMatrix, Product, RopeTable, Scratch, SeqSpan, Tokens,
 };
 
 use super::meter::{Meter, Part};
@@ -90,45 +90,41 @@ impl Ops {
         });
     }
 
-    /// Several products of the same inputs: `out = x w^T` where `x` is `m x w.k()` and `out` `m x w.n()`.
-    pub fn linear<const P: usize>(&mut self, products: [Product<'_>; P], x: &[f32], m: usize) {
+    /// Several products of the same `m` inputs, normed before.
+    pub fn linear<const P: usize>(&mut self, products: [Product<'_>; P], norm: Norm<'_>, m: usize) {
         self.metered(Part::Products, |ops| {
-            ops.kernels.qmatmuls(products, x, m, &mut ops.scratch);
+            ops.kernels
+                .qmatmuls_normed(products, norm, m, &mut ops.scratch);
         });
     }
 
-    /// The product that gives the logits.
-    pub fn head(&mut self, w: &PackedMatrix, x: &[f32], m: usize, out: &mut [f32]) {
+    /// `out += x w^T` where `x` is `m x w.k()` and `out` `m x w.n()`.
+    pub fn add_linear(&mut self, w: &PackedMatrix, x: &[f32], m: usize, out: &mut [f32]) {
+        self.metered(Part::Products, |ops| {
+            ops.kernels.qmatmul_add(w, x, m, out, &mut ops.scratch);
+        });
+    }
+
+    /// `out = silu(gate) * up`, where gate and up are products of the same `m` inputs, normed before.
+    pub fn gated(&mut self, gate_up: [Product<'_>; 2], norm: Norm<'_>, m: usize, out: &mut [f32]) {
+        self.metered(Part::Gated, |ops| {
+            ops.kernels.gated(gate_up, norm, m, out, &mut ops.scratch);
+        });
+    }
+
+    /// The product that gives the logits of `m` rows, normed before.
+    pub fn head(&mut self, head: Product<'_>, norm: Norm<'_>, m: usize) {
         self.metered(Part::Head, |ops| {
-            ops.kernels.qmatmul(w, x, m, out, &mut ops.scratch);
+            ops.kernels
+                .qmatmuls_normed([head], norm, m, &mut ops.scratch);
         });
     }
 
-    /// RMS norm of `rows` rows as wide as `weight`.
-    pub fn norm(&mut self, x: &[f32], weight: &[f32], eps: f32, rows: usize, out: &mut [f32]) {
-        self.metered(Part::Norm, |ops| {
-            ops.kernels.rms_norm(x, weight, eps, rows, out);
-        });
-    }
-
-    /// Turns the queries (`rows x heads x dim`) and keys (`rows x kv_heads x dim`) by their positions.
-    pub fn rope(&mut self, q: &mut [f32], k: &mut [f32], positions: &[u32]) {
-        self.metered(Part::Rope, |ops| {
-            let HeadShape {
-                heads,
-                kv_heads,
-                dim,
-            } = ops.shape;
-            ops.kernels.rope(q, positions, heads, dim, &ops.rope);
-            ops.kernels.rope(k, positions, kv_heads, dim, &ops.rope);
-        });
-    }
-
-    /// Stores keys and values of `slots.len()` tokens in `layer`'s cache.
-    pub fn store_kv(&mut self, layer: usize, k: &[f32], v: &[f32], slots: &[u32]) {
-        self.metered(Part::StoreKv, |ops| {
+    /// Turns queries and keys by their positions, and stores keys and values in `layer`'s cache.
+    pub fn place(&mut self, layer: usize, tokens: Tokens<'_>) {
+        self.metered(Part::Place, |ops| {
             let layer = ops.cache.layer_mut(layer);
-            ops.kernels.write_kv(layer, k, v, slots);
+            ops.kernels.rope_and_write(layer, tokens, &ops.rope);
         });
     }
 
@@ -153,15 +149,5 @@ impl Ops {
             ops.kernels
                 .paged_attention(q, layer, &plan, out, &mut ops.scratch);
         });
-    }
-
-    /// `out = silu(gate) * up`.
-    pub fn silu_mul(&mut self, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        self.metered(Part::SiluMul, |ops| ops.kernels.silu_mul(gate, up, out));
-    }
-
-    /// `x += y`.
-    pub fn add(&mut self, x: &mut [f32], y: &[f32]) {
-        self.metered(Part::Add, |ops| ops.kernels.add(x, y));
     }
 }

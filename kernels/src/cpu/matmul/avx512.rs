@@ -83,7 +83,13 @@ unsafe fn few<F: Format, const M: usize>(tile: &Tile, rows: Rows, row: usize, ou
     let lanes = (0xFFFFu32 >> (16 - out.lanes)) as u16;
     for (r, acc) in acc.into_iter().enumerate() {
         // SAFETY: the row has `lanes` outputs from here on.
-        unsafe { _mm512_mask_storeu_ps(out.row(r).first, lanes, acc) };
+        unsafe {
+            let (to, mut sum) = (out.row(r).first, acc);
+            if out.add {
+                sum = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, to), acc);
+            }
+            _mm512_mask_storeu_ps(to, lanes, sum);
+        }
     }
     M
 }

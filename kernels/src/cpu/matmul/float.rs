@@ -194,9 +194,7 @@ unsafe fn few<L: Lanes, S: Source, const M: usize>(tile: &Tile, x: *const f32, o
         for (r, acc) in acc.into_iter().enumerate() {
             let mut lanes = [0f32; WIDTH];
             acc.store(lanes.as_mut_ptr());
-            out.row(r)
-                .first
-                .copy_from_nonoverlapping(lanes.as_ptr(), out.lanes);
+            out.row(r).put(lanes.as_ptr());
         }
     }
     M

@@ -142,6 +142,8 @@ pub(super) struct Out {
     pub(super) first: *mut f32,
     pub(super) n: usize,
     pub(super) lanes: usize,
+    /// Results are added to what is there.
+    pub(super) add: bool,
 }
 
 // SAFETY: the pointer is into a slice that the caller of the op borrows uniquely for as long as the
@@ -151,6 +153,21 @@ unsafe impl Send for Out {}
 unsafe impl Sync for Out {}
 
 impl Out {
+    /// Writes the outputs of one row from memory, as far as there are any.
+    ///
+    /// # Safety
+    /// The row has `lanes` outputs, and so has `from`.
+    #[inline(always)]
+    pub(super) unsafe fn put(self, from: *const f32) {
+        for lane in 0..self.lanes {
+            // SAFETY: by the caller's word.
+            unsafe {
+                let (to, v) = (self.first.add(lane), *from.add(lane));
+                *to = if self.add { *to + v } else { v };
+            }
+        }
+    }
+
     /// The place from row `row` on.
     ///
     /// # Safety

@@ -7,13 +7,16 @@ mod avx2;
 mod avx512;
 mod float;
 mod format;
+mod fused;
 mod portable;
 mod quantize;
 mod sweep;
 
+pub use fused::Norm;
 pub use sweep::Sweep;
 
 use super::dispatch::per_isa;
+use super::elementwise::rms_norm_row;
 use super::{Kernels, SendPtr};
 use crate::isa::Isa;
 use crate::scratch::Scratch;
@@ -53,6 +56,37 @@ struct Job<'a> {
     out: Out,
 }
 
+impl<'a> Job<'a> {
+    /// A product of `m` rows, or, with `add`, one that is added to what `out` holds. Panics if that has another
+    /// length.
+    fn new(product: Product<'a>, m: usize, add: bool) -> Job<'a> {
+        let (w, n) = (product.weights, product.weights.n());
+        assert_eq!(product.out.len(), m * n, "outputs are {m} x {n}");
+        Job {
+            w,
+            out: Out {
+                first: product.out.as_mut_ptr(),
+                n,
+                lanes: 0,
+                add,
+            },
+        }
+    }
+}
+
+/// The inputs of products, `k` each: as they are rounded in the scratch, and as they are.
+fn inputs(scratch: &Scratch, x: &[f32], k: usize) -> (Rows, FloatRows) {
+    let rows = Rows {
+        first: scratch.rows.as_ptr(),
+        k,
+    };
+    let floats = FloatRows {
+        first: x.as_ptr(),
+        k,
+    };
+    (rows, floats)
+}
+
 impl Kernels {
     /// `out[i][j] = sum over k of x[i][k] * w[j][k]`: `x` is `m x k`, `out` is `m x n`.
     ///
@@ -84,34 +118,24 @@ impl Kernels {
             return;
         };
         assert_eq!(x.len(), m * k, "inputs are {m} x {k}");
-        let jobs = products.map(|p| {
-            let (n, w) = (p.weights.n(), p.weights);
-            assert_eq!((w.k(), p.out.len()), (k, m * n), "outputs are {m} x {n}");
-            Job {
-                w,
-                out: Out {
-                    first: p.out.as_mut_ptr(),
-                    n,
-                    lanes: 0,
-                },
-            }
-        });
-        if jobs.iter().any(|job| takes_int8(job.w)) {
-            self.quantize(x, k, m, scratch);
-        }
-        let rows = Rows {
-            first: scratch.rows.as_ptr(),
-            k,
-        };
-        let floats = FloatRows {
-            first: x.as_ptr(),
-            k,
-        };
+        let jobs = products.map(|p| Job::new(p, m, false));
+        self.round(&jobs, None, x, m, scratch);
+        self.multiply(&jobs, x, m, scratch);
+    }
+
+    /// All tiles of all jobs times `m` rows, which lie rounded in the scratch if a job takes them so.
+    fn multiply(&self, jobs: &[Job<'_>], x: &[f32], m: usize, scratch: &Scratch) {
+        let k = jobs.first().map_or(0, |job| job.w.k());
+        assert!(
+            jobs.iter().all(|job| job.w.k() == k),
+            "inputs are {m} x {k}"
+        );
+        let (rows, floats) = inputs(scratch, x, k);
         let tiles: usize = jobs.iter().map(|job| job.w.tiles()).sum();
         let tasks = self.split_product(tiles, tiles * TILE * k, m);
         self.pool.run(tasks, &|task| {
             let mut mine = tiles * task / tasks..tiles * (task + 1) / tasks;
-            for job in &jobs {
+            for job in jobs {
                 let here = mine.start.min(job.w.tiles())..mine.end.min(job.w.tiles());
                 // SAFETY: each tile of each job belongs to one task; rows and slices have the lengths
                 // asserted above; `Kernels::new` has checked the instruction set.
@@ -122,10 +146,25 @@ impl Kernels {
         });
     }
 
-    /// Rounds `m` rows of `k` inputs into the scratch.
-    fn quantize(&self, x: &[f32], k: usize, m: usize, scratch: &mut Scratch) {
+    /// Makes `m` rows ready for the jobs: normed, if there is a norm, to where `x` lies; rounded into the
+    /// scratch, if a job takes 8-bit inputs.
+    fn round(
+        &self,
+        jobs: &[Job<'_>],
+        norm: Option<(&Norm<'_>, SendPtr<f32>)>,
+        x: &[f32],
+        m: usize,
+        scratch: &mut Scratch,
+    ) {
+        let k = jobs.first().map_or(0, |job| job.w.k());
+        let int8 = jobs.iter().any(|job| takes_int8(job.w));
+        if !int8 && norm.is_none() {
+            return;
+        }
         let stride = quantize::row_stride(k);
-        scratch.rows.grow(m * stride);
+        if int8 {
+            scratch.rows.grow(m * stride);
+        }
         let (from, to) = (
             FloatRows {
                 first: x.as_ptr(),
@@ -133,13 +172,23 @@ impl Kernels {
             },
             SendPtr(scratch.rows.as_mut_ptr()),
         );
-        // Rounding an input costs about as much as 8 multiply-adds.
-        let tasks = self.split(m, m * k * 8);
+        // Rounding an input costs about as much as 8 multiply-adds, a norm as much again.
+        let tasks = self.split(m, m * k * if norm.is_some() { 16 } else { 8 });
         self.pool.run(tasks, &|task| {
             for row in m * task / tasks..m * (task + 1) / tasks {
-                // SAFETY: the row is within `x` and the buffer, and no other task writes it.
+                // SAFETY: the row is within `x`, the normed rows and the buffer, and no other task writes it.
                 unsafe {
-                    quantize_row(self.isa, from.row(row), k, to.get().add(row * stride));
+                    let x = match &norm {
+                        None => from.row(row),
+                        Some((norm, out)) => {
+                            let (from, to) = (&norm.x[row * k..][..k], out.get().add(row * k));
+                            rms_norm_row(self.isa, from, norm.weight, norm.eps, to);
+                            to.cast_const()
+                        }
+                    };
+                    if int8 {
+                        quantize_row(self.isa, x, k, to.get().add(row * stride));
+                    }
                 }
             }
         });
@@ -200,8 +249,8 @@ unsafe fn run_tiles(
             unsafe {
                 let out = Out {
                     first: job.out.first.add(first * n + index * TILE),
-                    n,
                     lanes,
+                    ..job.out
                 };
                 if takes_int8(job.w) {
                     with_format!(ty, F => int8_tile::<F>(isa, &tile, rows, first, count, out), else ());

@@ -17,11 +17,7 @@ pub(super) unsafe fn tile<F: Format>(tile: &Tile, rows: Rows, first: usize, m: u
             unsafe { add_block::<F>(tile, rows, first + row, block, &mut acc) };
         }
         // SAFETY: the row has `lanes` outputs.
-        unsafe {
-            out.row(row)
-                .first
-                .copy_from_nonoverlapping(acc.as_ptr(), out.lanes)
-        };
+        unsafe { out.row(row).put(acc.as_ptr()) };
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::float::FloatRows;
 use super::format::Out;
-use super::quantize::Rows;
-use super::{Job, run_tiles};
+use super::quantize::{Rows, row_stride};
+use super::{Job, quantize_row, run_tiles};
 use crate::cpu::{Kernels, SendPtr};
-use crate::scratch::{AlignedBuf, Scratch};
+use crate::scratch::AlignedBuf;
 use crate::weights::PackedMatrix;
 use std::collections::BTreeMap;
 
@@ -54,6 +54,7 @@ impl<'a> Sweep<'a> {
                     first,
                     n: w.n(),
                     lanes: 0,
+                    add: false,
                 };
                 let rows = Rows {
                     first: ints.as_ptr(),
@@ -83,17 +84,25 @@ impl<'a> Sweep<'a> {
 /// Rows of `k` inputs, as they are and in 8 bit.
 fn rounded(kernels: &Kernels, k: usize, rows: usize) -> (Vec<f32>, AlignedBuf) {
     let floats: Vec<f32> = (0..rows * k).map(|i| (i % 17) as f32 - 8.0).collect();
-    let mut scratch = Scratch::new();
+    let mut buffer = AlignedBuf::default();
     if k.is_multiple_of(32) {
-        kernels.quantize(&floats, k, rows, &mut scratch);
+        let stride = row_stride(k);
+        buffer.grow(rows * stride);
+        for row in 0..rows {
+            // SAFETY: both have the row.
+            unsafe {
+                let to = buffer.as_mut_ptr().add(row * stride);
+                quantize_row(kernels.isa, floats[row * k..].as_ptr(), k, to);
+            }
+        }
     }
-    (floats, scratch.rows)
+    (floats, buffer)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Activation, Isa, Pool, WeightType};
+    use crate::{Activation, Isa, Pool, Scratch, WeightType};
 
     #[test]
     fn a_sweep_computes_what_a_product_computes() {

@@ -3,7 +3,7 @@
 mod config;
 mod weights;
 
-use conclave_kernels::{KvCache, KvDtype, PackedMatrix, Product, RopeTable, SeqSpan};
+use conclave_kernels::{KvCache, KvDtype, Norm, PackedMatrix, Product, RopeTable, SeqSpan, Tokens};
 
 pub use config::LlamaConfig;
 pub(crate) use weights::Names;
@@ -92,12 +92,16 @@ impl Llama {
             return &[];
         }
         let stream = &acts.hidden[..rows * hidden];
-        let normed = sized(&mut acts.normed, rows * hidden);
-        ops.norm(stream, &self.weights.norm, self.config.eps, rows, normed);
+        let norm = Norm {
+            x: stream,
+            weight: &self.weights.norm,
+            eps: self.config.eps,
+            out: sized(&mut acts.normed, rows * hidden),
+        };
         let head = self.weights.head.as_ref();
         let head = head.unwrap_or(&self.weights.embedding);
         let logits = sized(&mut acts.logits, rows * head.n());
-        ops.head(head, normed, rows, logits);
+        ops.head(product(head, logits), norm, rows);
         logits
     }
 
@@ -143,14 +147,12 @@ impl Llama {
         step: &Step,
     ) {
         let (rows, hidden) = (step.tokens.len(), self.config.hidden);
-        let normed = sized(&mut acts.normed, rows * hidden);
-        ops.norm(
-            &acts.hidden[..rows * hidden],
-            &layer.attn_norm,
-            self.config.eps,
-            rows,
-            normed,
-        );
+        let norm = Norm {
+            x: &acts.hidden[..rows * hidden],
+            weight: &layer.attn_norm,
+            eps: self.config.eps,
+            out: sized(&mut acts.normed, rows * hidden),
+        };
         let q = sized(&mut acts.q, rows * layer.q.n());
         let k = sized(&mut acts.k, rows * layer.k.n());
         let v = sized(&mut acts.v, rows * layer.v.n());
@@ -159,27 +161,35 @@ impl Llama {
             product(&layer.k, k),
             product(&layer.v, v),
         ];
-        ops.linear(products, normed, rows);
-        ops.rope(q, k, &step.positions);
-        ops.store_kv(index, k, v, &step.slots);
+        ops.linear(products, norm, rows);
+        let (positions, slots) = (&step.positions, &step.slots);
+        let tokens = Tokens {
+            q,
+            k,
+            v,
+            positions,
+            slots,
+        };
+        ops.place(index, tokens);
     }
 
     /// What follows attention: output projection and the feed-forward part, each added to the stream.
     fn mix(&self, ops: &mut Ops, acts: &mut Activations, layer: &Layer, rows: usize) {
         let (hidden, ffn) = (rows * self.config.hidden, rows * self.config.ffn);
         let stream = &mut acts.hidden[..hidden];
-        let normed = sized(&mut acts.normed, hidden);
         let attended = &acts.attended[..rows * layer.o.k()];
-        ops.linear([product(&layer.o, normed)], attended, rows);
-        ops.add(stream, normed);
-        ops.norm(stream, &layer.ffn_norm, self.config.eps, rows, normed);
+        ops.add_linear(&layer.o, attended, rows, stream);
+        let norm = Norm {
+            x: stream,
+            weight: &layer.ffn_norm,
+            eps: self.config.eps,
+            out: sized(&mut acts.normed, hidden),
+        };
         let (gate, up) = (sized(&mut acts.gate, ffn), sized(&mut acts.up, ffn));
         let products = [product(&layer.gate, gate), product(&layer.up, up)];
-        ops.linear(products, normed, rows);
         let inner = sized(&mut acts.inner, ffn);
-        ops.silu_mul(gate, up, inner);
-        ops.linear([product(&layer.down, normed)], inner, rows);
-        ops.add(stream, normed);
+        ops.gated(products, norm, rows, inner);
+        ops.add_linear(&layer.down, inner, rows, stream);
     }
 }
 

@@ -152,14 +152,19 @@ unsafe fn store(out: Out, v: [__m256; 2]) {
     // SAFETY: only outputs below `out.lanes` are written.
     unsafe {
         if out.lanes == TILE {
-            _mm256_storeu_ps(out.first, v[0]);
-            _mm256_storeu_ps(out.first.add(8), v[1]);
+            let (low, high) = (out.first, out.first.add(8));
+            let mut sums = v;
+            if out.add {
+                sums[0] = _mm256_add_ps(_mm256_loadu_ps(low), v[0]);
+                sums[1] = _mm256_add_ps(_mm256_loadu_ps(high), v[1]);
+            }
+            _mm256_storeu_ps(low, sums[0]);
+            _mm256_storeu_ps(high, sums[1]);
         } else {
             let mut lanes = [0f32; TILE];
             _mm256_storeu_ps(lanes.as_mut_ptr(), v[0]);
             _mm256_storeu_ps(lanes.as_mut_ptr().add(8), v[1]);
-            out.first
-                .copy_from_nonoverlapping(lanes.as_ptr(), out.lanes);
+            out.put(lanes.as_ptr());
         }
     }
 }

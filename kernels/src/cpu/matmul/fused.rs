@@ -1,0 +1,125 @@
+//! Products with what comes before or after them in a model step, so that threads meet less often and rows are
+//! still in a cache. The bits are those of one op after the other.
+
+use super::{Job, Product, SendPtr, TILE, inputs, run_tiles};
+use crate::cpu::Kernels;
+use crate::cpu::elementwise::silu_mul_chunk;
+use crate::scratch::Scratch;
+use crate::weights::PackedMatrix;
+
+/// An RMS norm on the way to products, as [`Kernels::rms_norm`] computes it.
+pub struct Norm<'a> {
+    /// Rows as wide as `weight`.
+    pub x: &'a [f32],
+    /// A factor for each input.
+    pub weight: &'a [f32],
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Receives the normed rows.
+    pub out: &'a mut [f32],
+}
+
+impl Norm<'_> {
+    /// Panics unless the products take `m` rows of this width.
+    fn check(&self, jobs: &[Job<'_>], m: usize) {
+        let k = self.weight.len();
+        assert!(
+            jobs.iter().all(|job| job.w.k() == k),
+            "inputs are {m} x {k}"
+        );
+        assert_eq!((self.x.len(), self.out.len()), (m * k, m * k));
+    }
+}
+
+impl Kernels {
+    /// As [`Kernels::qmatmul`], but the product is added to `out`: `out += x w^T`.
+    ///
+    /// Panics if the slices have other lengths.
+    pub fn qmatmul_add(
+        &self,
+        w: &PackedMatrix,
+        x: &[f32],
+        m: usize,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        assert_eq!(x.len(), m * w.k(), "inputs are {m} x {}", w.k());
+        let jobs = [Job::new(Product { weights: w, out }, m, true)];
+        self.round(&jobs, None, x, m, scratch);
+        self.multiply(&jobs, x, m, scratch);
+    }
+
+    /// [`Kernels::rms_norm`], then [`Kernels::qmatmuls`] of the `m` normed rows.
+    ///
+    /// Panics if the matrices' inputs are not as many as the norm's weights, or a slice has another length.
+    pub fn qmatmuls_normed<const P: usize>(
+        &self,
+        products: [Product<'_>; P],
+        norm: Norm<'_>,
+        m: usize,
+        scratch: &mut Scratch,
+    ) {
+        let jobs = products.map(|p| Job::new(p, m, false));
+        self.norm_and_round(&jobs, norm, m, scratch, |x, scratch| {
+            self.multiply(&jobs, x, m, scratch);
+        });
+    }
+
+    /// The gated half of a feed-forward part: [`Kernels::rms_norm`], the products `gate` and `up` of the `m`
+    /// normed rows, then [`Kernels::silu_mul`] of both to `out`.
+    ///
+    /// Panics as [`Kernels::qmatmuls_normed`], and if `gate` and `up` differ in shape.
+    pub fn gated(
+        &self,
+        [gate, up]: [Product<'_>; 2],
+        norm: Norm<'_>,
+        m: usize,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let (n, k, tiles) = (gate.weights.n(), gate.weights.k(), gate.weights.tiles());
+        assert_eq!((up.weights.n(), out.len()), (n, m * n));
+        let jobs = [gate, up].map(|p| Job::new(p, m, false));
+        let tasks = self
+            .split_product(2 * tiles, 2 * tiles * TILE * k, m)
+            .min(tiles);
+        let to = SendPtr(out.as_mut_ptr());
+        self.norm_and_round(&jobs, norm, m, scratch, |x, scratch| {
+            let (rows, floats) = inputs(scratch, x, k);
+            self.pool.run(tasks, &|task| {
+                let mine = tiles * task / tasks..tiles * (task + 1) / tasks;
+                let outputs = mine.start * TILE..n.min(mine.end * TILE);
+                // SAFETY: each tile of each job belongs to one task, and so do its outputs in all three slices,
+                // whose lengths were asserted; `Kernels::new` has checked the instruction set.
+                unsafe {
+                    for job in &jobs {
+                        run_tiles(self.isa, job, mine.clone(), rows, floats, m);
+                    }
+                    for row in 0..m {
+                        let at = row * n + outputs.start;
+                        let [gate, up] = [0, 1].map(|job: usize| {
+                            let from = jobs[job].out.first.add(at);
+                            std::slice::from_raw_parts(from.cast_const(), outputs.len())
+                        });
+                        silu_mul_chunk(self.isa, gate, up, to.get().add(at));
+                    }
+                }
+            });
+        });
+    }
+
+    /// Norms rows, rounds them, and gives them to the products.
+    fn norm_and_round(
+        &self,
+        jobs: &[Job<'_>],
+        norm: Norm<'_>,
+        m: usize,
+        scratch: &mut Scratch,
+        products: impl FnOnce(&[f32], &Scratch),
+    ) {
+        norm.check(jobs, m);
+        let out = SendPtr(norm.out.as_mut_ptr());
+        self.round(jobs, Some((&norm, out)), &[], m, scratch);
+        products(norm.out, scratch);
+    }
+}

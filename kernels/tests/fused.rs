@@ -1,0 +1,109 @@
+//! Ops that do several things in one give the bits of those things one after another, on every instruction set.
+
+mod support;
+
+use conclave_kernels::{
+    Activation, BLOCK, Kernels, KvDtype, KvLayer, Norm, PackedMatrix, Product, RopeStyle,
+    RopeTable, Scratch, Tokens, WeightType,
+};
+use proptest::prelude::*;
+use support::{Random, assert_same_bits, backends};
+
+fn pack(ty: WeightType, n: usize, k: usize, random: &mut Random, to: &Kernels) -> PackedMatrix {
+    let bytes = random.weights(ty, n, k);
+    PackedMatrix::pack(ty, &bytes, n, k, Activation::Int8, to.isa()).expect("shapes fit")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn products_with_norm_activation_and_sum_equal_the_ops_one_by_one(
+        ty in prop::sample::select(&WeightType::ALL[..]),
+        m in 1usize..40,
+        n in 1usize..300,
+        seed in any::<u64>(),
+    ) {
+        let (k, scratch) = (512, &mut Scratch::new());
+        for kernels in backends(2) {
+            let mut random = Random::new(seed);
+            let [gate, up] = [0, 1].map(|_| pack(ty, n, k, &mut random, &kernels));
+            let (x, weight) = (random.floats(m * k), random.floats(k));
+            let mut stream = random.floats(m * n);
+            let mut expected_stream = stream.clone();
+            let zeros = || vec![0.0; m * n];
+            let (mut normed, mut a, mut b, mut inner) =
+                (vec![0.0; m * k], zeros(), zeros(), zeros());
+            kernels.rms_norm(&x, &weight, 1e-5, m, &mut normed);
+            kernels.qmatmul(&gate, &normed, m, &mut a, scratch);
+            kernels.qmatmul(&up, &normed, m, &mut b, scratch);
+            kernels.silu_mul(&a, &b, &mut inner);
+            kernels.add(&mut expected_stream, &a);
+
+            let (mut out, mut c, mut d, mut fused) =
+                (vec![f32::NAN; m * k], zeros(), zeros(), zeros());
+            let products = [
+                Product { weights: &gate, out: &mut c },
+                Product { weights: &up, out: &mut d },
+            ];
+            let norm = Norm { x: &x, weight: &weight, eps: 1e-5, out: &mut out };
+            kernels.gated(products, norm, m, &mut fused, scratch);
+            assert_same_bits(&fused, &inner, "gated");
+            assert_same_bits(&out, &normed, "norm");
+            let norm = Norm { x: &x, weight: &weight, eps: 1e-5, out: &mut out };
+            let product = Product { weights: &up, out: &mut c };
+            kernels.qmatmuls_normed([product], norm, m, scratch);
+            assert_same_bits(&c, &b, "product of normed rows");
+            kernels.qmatmul_add(&gate, &normed, m, &mut stream, scratch);
+            assert_same_bits(&stream, &expected_stream, "sum");
+        }
+    }
+
+    #[test]
+    fn tokens_are_turned_and_stored_as_by_two_ops(
+        rows in 1usize..50,
+        kv_heads in 1usize..5,
+        group in 1usize..4,
+        half in 1usize..40,
+        f16 in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let (dim, blocks) = (2 * half + seed as usize % 2, 8);
+        let dtype = if f16 { KvDtype::F16 } else { KvDtype::F32 };
+        let style = if seed % 3 == 0 { RopeStyle::Neox } else { RopeStyle::Interleaved };
+        let table = RopeTable::new(2 * half, 10_000.0, 100, style);
+        for kernels in backends(3) {
+            let mut random = Random::new(seed);
+            let width = kv_heads * dim;
+            let (mut q, mut k) = (random.floats(rows * width * group), random.floats(rows * width));
+            let v = random.floats(rows * width);
+            let positions: Vec<u32> = (0..rows).map(|_| random.below(100) as u32).collect();
+            let slots: Vec<u32> = (0..rows).map(|row| (row * 37 % (blocks * BLOCK)) as u32).collect();
+            let mut layers = [0, 1].map(|_| KvLayer::new(blocks, kv_heads, dim, dtype));
+            let (mut fused_q, mut fused_k) = (q.clone(), k.clone());
+            kernels.rope(&mut q, &positions, kv_heads * group, dim, &table);
+            kernels.rope(&mut k, &positions, kv_heads, dim, &table);
+            kernels.write_kv(&mut layers[0], &k, &v, &slots);
+            let tokens = Tokens {
+                q: &mut fused_q,
+                k: &mut fused_k,
+                v: &v,
+                positions: &positions,
+                slots: &slots,
+            };
+            kernels.rope_and_write(&mut layers[1], tokens, &table);
+            assert_same_bits(&fused_q, &q, "queries");
+            assert_same_bits(&fused_k, &k, "keys");
+            for slot in 0..(blocks * BLOCK) as u32 {
+                for head in 0..kv_heads {
+                    let [one, other] = [0, 1].map(|layer: usize| {
+                        let (mut key, mut value) = (vec![0.0; dim], vec![0.0; dim]);
+                        layers[layer].read_slot(slot, head, &mut key, &mut value);
+                        [key, value].concat()
+                    });
+                    assert_same_bits(&one, &other, "cache");
+                }
+            }
+        }
+    }
+}
