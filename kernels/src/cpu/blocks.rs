@@ -3,8 +3,9 @@
 //! A head's record goes through the same operations whichever heads are beside it.
 
 use super::dispatch::per_isa;
-use super::lanes::{Lanes, WIDTH, exp, prefetch, softcap};
+use super::lanes::{Lanes, WIDTH, exp, softcap};
 use super::span::Record;
+use super::stored::{Stored, StoredF16, StoredF32, ask};
 use crate::attention::{BLOCK, KvDtype, KvLayer, SPAN};
 use std::ops::Range;
 
@@ -60,97 +61,6 @@ pub(super) struct Run<'a> {
     pub(super) meetings: &'a [Meeting],
     /// What is met after that by others: asked for only.
     pub(super) later: &'a [Meeting],
-}
-
-/// How 16 stored numbers become lanes.
-trait Stored {
-    type Element;
-    /// # Safety
-    /// See [`Lanes`].
-    unsafe fn load<L: Lanes>(from: *const Self::Element) -> L;
-    /// One number as f32.
-    ///
-    /// # Safety
-    /// The pointer is valid.
-    unsafe fn one(from: *const Self::Element) -> f32;
-    /// `count` numbers as f32: where they are, or in `to`. Asks for as many at `next`.
-    ///
-    /// # Safety
-    /// See [`Lanes`]; both have as many, a multiple of [`WIDTH`].
-    unsafe fn widen<L: Lanes>(
-        from: *const Self::Element,
-        count: usize,
-        to: *mut f32,
-        next: *const u8,
-    ) -> *const f32;
-}
-
-/// f32 in the cache.
-struct StoredF32;
-/// f16 in the cache.
-struct StoredF16;
-
-impl Stored for StoredF32 {
-    type Element = f32;
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const f32) -> L {
-        // SAFETY: by the caller's word.
-        unsafe { L::load(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn one(from: *const f32) -> f32 {
-        // SAFETY: by the caller's word.
-        unsafe { *from }
-    }
-
-    #[inline(always)]
-    unsafe fn widen<L: Lanes>(
-        from: *const f32,
-        count: usize,
-        _: *mut f32,
-        next: *const u8,
-    ) -> *const f32 {
-        // SAFETY: a hint.
-        unsafe { ask::<StoredF32>(next, 0, count) };
-        from
-    }
-}
-
-impl Stored for StoredF16 {
-    type Element = u16;
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u16) -> L {
-        // SAFETY: by the caller's word.
-        unsafe { L::load_f16(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn one(from: *const u16) -> f32 {
-        // SAFETY: by the caller's word.
-        half::f16::from_bits(unsafe { *from }).to_f32()
-    }
-
-    #[inline(always)]
-    unsafe fn widen<L: Lanes>(
-        from: *const u16,
-        count: usize,
-        to: *mut f32,
-        next: *const u8,
-    ) -> *const f32 {
-        for at in (0..count).step_by(WIDTH) {
-            // SAFETY: by the caller's word.
-            unsafe {
-                L::load_f16(from.add(at)).store(to.add(at));
-                if at % (2 * WIDTH) == 0 {
-                    ask::<StoredF16>(next, at, 2 * WIDTH);
-                }
-            }
-        }
-        to
-    }
 }
 
 /// Calls `$body` with `$T` heads at a time, from head `$first` on, until `$heads` are done. What is read of
@@ -335,14 +245,6 @@ unsafe fn scores<L: Lanes, S: Stored, const T: usize, const ASK: bool>(
         for (t, (even, odd)) in even.iter().zip(&odd).enumerate() {
             finish_score(even.add(*odd), run).store(scores.add(t * BLOCK));
         }
-    }
-}
-
-/// Asks for the lines of some numbers of a block.
-#[inline(always)]
-unsafe fn ask<S: Stored>(block: *const u8, first: usize, count: usize) {
-    for line in 0..(count * size_of::<S::Element>()).div_ceil(64) {
-        prefetch(block.wrapping_add(first * size_of::<S::Element>() + line * 64));
     }
 }
 

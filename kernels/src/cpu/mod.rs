@@ -9,6 +9,7 @@ mod lanes;
 mod matmul;
 mod span;
 mod store;
+mod stored;
 
 pub(crate) use forest::QueryRow;
 pub use matmul::{Norm, Product, Sweep};

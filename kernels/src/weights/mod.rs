@@ -11,7 +11,7 @@ use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::scratch::AlignedBuf;
 use std::sync::{Mutex, PoisonError};
-use tile::{Base, pack_block, pack_floats, unpack_block};
+use tile::{Base, pack_block, pack_floats, pack_row, unpack_block};
 
 /// Parts that each thread packs of a matrix, so that cores that others use too are evened out.
 const TASKS_A_THREAD: usize = 8;
@@ -220,6 +220,9 @@ fn pack_tile(layout: &Layout, ty: WeightType, rows: &[u8], row_bytes: usize, til
             pack_floats(ty, source, lane, tile);
             continue;
         }
+        if pack_row(layout, ty, source, lane, tile) {
+            continue;
+        }
         let blocks = row_bytes / ty.block_bytes() * ty.block_len() / 32;
         for block in 0..blocks {
             let weights = block32(ty, source, block);
@@ -259,6 +262,28 @@ mod tests {
             error.to_string(),
             "2 x 32 weights of Q4_1 take 40 bytes, not 39"
         );
+    }
+
+    #[test]
+    fn rows_are_packed_alike_at_once_and_block_by_block() {
+        let k = 96;
+        for ty in [WeightType::Q4_0, WeightType::Q4_1, WeightType::Q8_0] {
+            let layout = Layout::new(ty, k);
+            let byte = |i: usize| (i * 89 % 251) as u8;
+            let mut rows: Vec<u8> = (0..TILE * ty.row_bytes(k)).map(byte).collect();
+            // No NaN: f32 between would quiet it.
+            let blocks = rows.chunks_exact_mut(ty.block_bytes());
+            blocks.for_each(|block| (block[1], block[3]) = (block[1] & 0x3F, block[3] & 0x3F));
+            let mut tiles = [0, 1].map(|_| vec![0u8; layout.stride]);
+            for (lane, row) in rows.chunks_exact(ty.row_bytes(k)).enumerate() {
+                assert!(pack_row(&layout, ty, row, lane, &mut tiles[0]));
+                for index in 0..k / 32 {
+                    let block = block32(ty, row, index);
+                    pack_block(&layout, &block, index, lane, &mut tiles[1]);
+                }
+            }
+            assert_eq!(tiles[0], tiles[1], "{}", ty.name());
+        }
     }
 
     #[test]
