@@ -2,6 +2,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use conclave_credentials::Dial;
 
 use crate::{
     client::{Client, DEFAULT_ENDPOINTS},
@@ -11,6 +12,7 @@ use crate::{
     },
     duration,
     error::CliError,
+    tls::TlsArgs,
 };
 
 /// Contemplating mode, served: many short thinkers work on one question, a
@@ -83,6 +85,9 @@ pub struct Global {
     /// File that holds the bearer token [default: the variable CONCLAVE_TOKEN]
     #[arg(long, global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Longest time a call may take, its retries included
     #[arg(long, global = true, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
     pub timeout: Duration,
@@ -152,9 +157,15 @@ impl Global {
         self.client_of(&self.endpoints)
     }
 
-    /// A client of `endpoints` with this user's token and timeout.
+    /// A client of `endpoints` with this user's token, certificates and timeout.
     pub fn client_of(&self, endpoints: &[String]) -> Result<Client, CliError> {
-        Client::new(endpoints, self.token()?.as_deref(), self.timeout)
+        let dial = self.tls.dial(endpoints)?;
+        Client::new(endpoints, &dial, self.token()?.as_deref(), self.timeout)
+    }
+
+    /// A client of a cluster in this process, which is plain and open.
+    pub fn local_client(&self, endpoints: &[String]) -> Result<Client, CliError> {
+        Client::new(endpoints, &Dial::plain(), None, self.timeout)
     }
 
     /// The bearer token: from the file, or the variable CONCLAVE_TOKEN. It is

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use conclave_credentials::Dial;
 use conclave_proto::v1::{
     StatusRequest, audit_client::AuditClient, cluster_client::ClusterClient,
     contemplation_client::ContemplationClient,
@@ -19,7 +20,7 @@ use tonic::{
     Code, Request, Response, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
+    transport::Channel,
 };
 
 pub use crate::refusal::{may_retry, reason};
@@ -104,11 +105,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of these endpoints (`host:port` or `http://host:port`).
+    /// A client of these endpoints (`host:port`, with or without a scheme).
     /// Nothing is dialled before the first call, but a malformed address or
     /// token is refused here.
     pub fn new(
         endpoints: &[String],
+        dial: &Dial,
         token: Option<&str>,
         timeout: Duration,
     ) -> Result<Self, CliError> {
@@ -126,7 +128,7 @@ impl Client {
             .map(|address| {
                 Ok(Link {
                     address: address.clone(),
-                    channel: dial(address)?,
+                    channel: connect(dial, address)?,
                     auth: auth.clone(),
                 })
             })
@@ -359,18 +361,9 @@ async fn falls_silent(link: &Link) {
 }
 
 /// A lazily connected channel that notices a silent peer.
-fn dial(address: &str) -> Result<Channel, CliError> {
-    if address.starts_with("https://") {
-        return Err(CliError::usage(format!(
-            "endpoint `{address}`: TLS is not spoken here; end it in front of the cluster and use http://"
-        )));
-    }
-    let uri = if address.starts_with("http://") {
-        address.to_owned()
-    } else {
-        format!("http://{address}")
-    };
-    let endpoint = Endpoint::from_shared(uri)
+fn connect(dial: &Dial, address: &str) -> Result<Channel, CliError> {
+    let endpoint = dial
+        .endpoint(address)
         .ok()
         .filter(|endpoint| endpoint.uri().port().is_some())
         .ok_or_else(|| {
@@ -378,14 +371,14 @@ fn dial(address: &str) -> Result<Channel, CliError> {
                 "endpoint `{address}` is not HOST:PORT, e.g. 127.0.0.1:7400"
             ))
         })?;
-    Ok(endpoint
+    let endpoint = endpoint
         .connect_timeout(CONNECT_LIMIT)
         .tcp_nodelay(true)
         // A watch that waits for its job's text tells a silent peer by this alone.
         .http2_keep_alive_interval(2 * QUIET)
         .keep_alive_timeout(2 * QUIET)
-        .keep_alive_while_idle(false)
-        .connect_lazy())
+        .keep_alive_while_idle(false);
+    Ok(dial.lazily(&endpoint))
 }
 
 /// How long to wait before the next attempt: not at all until each endpoint

@@ -43,11 +43,25 @@ fn the_servers_wait_is_honoured() {
 
 #[tokio::test]
 async fn malformed_endpoints_are_refused_before_any_call() {
-    for bad in ["https://a:1", "localhost", "http://", "a b:1"] {
-        let error = Client::new(&[bad.to_owned()], None, Duration::from_secs(1)).err();
+    for bad in ["localhost", "http://", "a b:1"] {
+        let error = Client::new(
+            &[bad.to_owned()],
+            &Dial::plain(),
+            None,
+            Duration::from_secs(1),
+        )
+        .err();
         assert!(matches!(error, Some(CliError::Usage(_))), "{bad}");
     }
-    assert!(Client::new(&["localhost:1".to_owned()], None, Duration::from_secs(1)).is_ok());
+    assert!(
+        Client::new(
+            &["localhost:1".to_owned()],
+            &Dial::plain(),
+            None,
+            Duration::from_secs(1)
+        )
+        .is_ok()
+    );
 }
 
 #[tokio::test]
@@ -58,6 +72,7 @@ async fn a_dead_cluster_is_unavailable_within_the_timeout() {
     drop(socket);
     let client = Client::new(
         std::slice::from_ref(&address),
+        &Dial::plain(),
         None,
         Duration::from_millis(300),
     )
@@ -80,7 +95,7 @@ async fn what_a_server_said_outlives_that_nobody_listens_elsewhere() {
     let dead = socket.local_addr().unwrap().to_string();
     drop(socket);
     let endpoints = ["127.0.0.1:1".to_owned(), dead.clone()];
-    let client = Client::new(&endpoints, None, Duration::from_millis(300)).unwrap();
+    let client = Client::new(&endpoints, &Dial::plain(), None, Duration::from_millis(300)).unwrap();
     let message = StatusRequest {};
     let error = client
         .unary("Status", message, async |link, request| {
@@ -100,7 +115,7 @@ async fn what_a_server_said_outlives_that_nobody_listens_elsewhere() {
 /// What is told of two endpoints that answer so, by turns.
 async fn told_of(first: Status, second: Status) -> String {
     let endpoints = ["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
-    let client = Client::new(&endpoints, None, Duration::from_millis(200)).unwrap();
+    let client = Client::new(&endpoints, &Dial::plain(), None, Duration::from_millis(200)).unwrap();
     let answers = [first, second];
     let end: Result<(), _> = client
         .unary("X", (), async |link: Link, _| {
@@ -148,7 +163,7 @@ fn stopped() -> (std::net::TcpListener, String) {
 async fn an_endpoint_that_hangs_costs_two_seconds_and_not_the_whole_timeout() {
     let (_socket, hangs) = stopped();
     let endpoints = [hangs.clone(), "127.0.0.1:1".to_owned()];
-    let client = Client::new(&endpoints, None, Duration::from_secs(30)).unwrap();
+    let client = Client::new(&endpoints, &Dial::plain(), None, Duration::from_secs(30)).unwrap();
     let began = Instant::now();
     let answer: Result<u8, _> = client
         .unary("X", (), async |link: Link, _| {
@@ -166,7 +181,7 @@ async fn an_endpoint_that_hangs_costs_two_seconds_and_not_the_whole_timeout() {
 async fn what_may_go_out_once_never_goes_to_an_endpoint_that_hangs() {
     let (_socket, hangs) = stopped();
     let endpoints = [hangs.clone(), "127.0.0.1:1".to_owned()];
-    let client = Client::new(&endpoints, None, Duration::from_secs(30)).unwrap();
+    let client = Client::new(&endpoints, &Dial::plain(), None, Duration::from_secs(30)).unwrap();
     let answer: Result<u8, _> = client
         .once("X", (), "look", async |link: Link, _| {
             assert_ne!(
@@ -184,7 +199,7 @@ async fn what_may_go_out_once_never_goes_to_an_endpoint_that_hangs() {
 async fn an_unclear_end_is_told_as_unclear_only_where_something_may_have_been_done() {
     let once = async |status: Status| {
         let endpoints = ["127.0.0.1:1".to_owned()];
-        let client = Client::new(&endpoints, None, Duration::from_secs(2)).unwrap();
+        let client = Client::new(&endpoints, &Dial::plain(), None, Duration::from_secs(2)).unwrap();
         let call = async |_: Link, _| Err::<Response<()>, _>(status.clone());
         let end = client.once("X", (), "look", call).await;
         end.unwrap_err().to_string()

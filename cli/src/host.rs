@@ -93,7 +93,7 @@ impl LocalCluster {
             folder,
         };
         this.start_coordinators(plan, metrics).await?;
-        let client = global.client_of(&this.endpoints())?;
+        let client = global.local_client(&this.endpoints())?;
         let found = this.found(&client);
         // The weights load while the cluster elects.
         let ((), workers) = tokio::try_join!(found, this.start_workers(plan, metrics))?;

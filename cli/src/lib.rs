@@ -23,6 +23,7 @@ mod out;
 mod refusal;
 mod settings;
 mod spec;
+mod tls;
 mod view;
 mod watching;
 

@@ -10,7 +10,7 @@ use crate::error::CliError;
 /// Any setting by its name.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SetArgs {
-    /// Any other setting of the file, e.g. --set snapshot_every=4096; repeat for more
+    /// Any other setting of the file, e.g. --set snapshot_every=4096 or --set tls.server_name=a; repeat for more
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
     pub set: Vec<(String, Value)>,
 }
@@ -35,7 +35,7 @@ fn assignment(text: &str) -> Result<(String, Value), String> {
 pub struct Overrides(Table);
 
 impl Overrides {
-    /// Sets `key`, if the flag was given.
+    /// Sets `key`, if the flag was given; `table.key` is one of a table.
     pub fn set(&mut self, key: &str, value: Option<impl Into<Value>>) -> &mut Self {
         if let Some(value) = value {
             self.0.insert(key.to_owned(), value.into());
@@ -80,9 +80,25 @@ impl Overrides {
         let mut table: Table = text
             .parse()
             .map_err(|error| CliError::usage(format!("{shown}{error}")))?;
-        table.extend(self.0);
+        for (key, value) in self.0 {
+            put(&mut table, key, value);
+        }
         toml::to_string(&table).map_err(|error| CliError::usage(format!("{shown}{error}")))
     }
+}
+
+/// Lays one over the file's; of a table, one key.
+fn put(table: &mut Table, key: String, value: Value) {
+    let Some((name, key)) = key.split_once('.') else {
+        table.insert(key, value);
+        return;
+    };
+    let mut within = match table.remove(name) {
+        Some(Value::Table(within)) => within,
+        _ => Table::new(),
+    };
+    within.insert(key.to_owned(), value);
+    table.insert(name.to_owned(), within.into());
 }
 
 #[cfg(test)]
@@ -111,6 +127,23 @@ mod tests {
             (&100.into(), &20.into(), &3.into())
         );
         assert!(table["models"].is_array());
+    }
+
+    #[test]
+    fn a_key_of_a_table_leaves_the_others_of_the_table() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "[t]\na = 1\nb = 2\n").unwrap();
+        let mut overrides = Overrides::default();
+        let set = SetArgs {
+            set: vec![assignment("t.b=20").unwrap(), assignment("t.c=30").unwrap()],
+        };
+        overrides.set("t.c", Some(300)).add(&set);
+        let table: Table = overrides.over(Some(file.path())).unwrap().parse().unwrap();
+        let value = |key: &str| table["t"][key].as_integer();
+        assert_eq!(
+            (value("a"), value("b"), value("c")),
+            (Some(1), Some(20), Some(300))
+        );
     }
 
     #[test]

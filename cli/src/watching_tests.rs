@@ -143,7 +143,13 @@ fn done() -> Update {
 }
 
 fn client(addresses: &[String], token: Option<&str>) -> Client {
-    Client::new(addresses, token, Duration::from_secs(5)).unwrap()
+    Client::new(
+        addresses,
+        &conclave_credentials::Dial::plain(),
+        token,
+        Duration::from_secs(5),
+    )
+    .unwrap()
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
 use hop::look_again;
 
 use crate::{
-    auth::Tokens,
+    auth::Auth,
     config::Config,
     disk::reserve::Reserve,
     feed::Feeds,
@@ -50,7 +50,7 @@ pub(crate) const PROBE: Duration = Duration::from_millis(500);
 /// What every service holds.
 pub struct Api {
     /// Who may call.
-    pub tokens: Arc<Tokens>,
+    pub auth: Auth,
     /// The node.
     pub node: Handle,
     /// Channels and addresses.
@@ -350,10 +350,14 @@ pub(crate) mod tests {
             data_dir: folder.path().to_owned(),
             ..Config::default()
         };
-        let network = Network::new(None, config.max_message_bytes);
+        let network = Network::new(
+            Auth::open(),
+            conclave_credentials::Dial::plain(),
+            config.max_message_bytes,
+        );
         let local = Blobs::open(folder.path()).unwrap();
         let api = Api {
-            tokens: Arc::new(Tokens::open()),
+            auth: Auth::open(),
             node: Handle::new(inputs, mpsc::channel(1).0, status.subscribe()),
             blobs: BlobNet::new(local, network.clone(), status.subscribe()),
             network,

@@ -1,9 +1,23 @@
-//! Who calls: bearer tokens from a file, each of one tenant and one role.
+//! Who calls: a bearer token of a file, or a JWT that a known key signed, each of one tenant and one role;
+//! for workers and other coordinators a client certificate beside it.
 
-use std::{collections::BTreeMap, fs, path::Path};
+pub mod refusals;
+pub mod tokens;
 
-use serde::Deserialize;
-use tonic::{Status, metadata::MetadataMap};
+use std::sync::Arc;
+
+use conclave_credentials::Watched;
+use tonic::{
+    Status,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
+
+pub use refusals::{Reason, Refusals};
+pub use tokens::{Tokens, TokensError};
+
+/// Says that the connection which a call came by showed a certificate of the cluster's authority. The door
+/// sets it, and takes it off what callers say.
+pub const CERTIFIED: &str = "conclave-certified";
 
 /// What a caller may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +56,14 @@ impl Role {
             Self::Peer => "peer",
         }
     }
+
+    /// Whether programs of the cluster have it, not its users.
+    fn is_of_the_cluster(self) -> bool {
+        matches!(self, Self::Worker | Self::Peer)
+    }
 }
 
-/// A caller whose token was found.
+/// A caller that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
     /// Owner of the jobs that the caller sees.
@@ -60,146 +79,65 @@ impl Principal {
     }
 }
 
-/// Why a tokens file is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum TokensError {
-    /// The file cannot be read.
-    #[error("cannot read the tokens file: {0}")]
-    Read(#[from] std::io::Error),
-    /// A line is not what it should be; the token itself is never shown.
-    #[error("tokens file, line {line}: {why}")]
-    Line {
-        /// Counted from 1.
-        line: usize,
-        /// What is wrong.
-        why: String,
-    },
-    /// Coordinators could not speak to each other.
-    #[error(
-        "the tokens file has no token of role `peer`, with which coordinators speak to each other: \
-         add a line {{\"token\": \"...\", \"role\": \"peer\"}}, the same at every member"
-    )]
-    NoPeer,
-}
-
-/// The tokens that are known: JSON lines of
-/// `{"token": "...", "tenant": "...", "role": "submitter"}`.
-///
-/// Tokens are looked up by their blake3 hash, so that the time a lookup takes
-/// tells nothing about how much of a guess was right.
+/// All that decides who a caller is.
 #[derive(Clone, Debug, Default)]
-pub struct Tokens {
-    known: Option<BTreeMap<[u8; 32], Principal>>,
-    peer: Option<String>,
+pub struct Auth {
+    /// `None`: everybody is the operator of tenant `local`.
+    tokens: Option<Arc<Watched<Tokens>>>,
+    /// Workers and other coordinators show a certificate.
+    certificates: bool,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Line {
-    token: String,
-    #[serde(default)]
-    tenant: String,
-    role: String,
-}
-
-/// What is wrong with a line that does not parse, without quoting it: it may
-/// hold a token.
-fn wrong_line(line: &str, error: &serde_json::Error) -> String {
-    match serde_json::from_str::<serde_json::Value>(line) {
-        Err(_) => format!("not JSON (column {})", error.column()),
-        Ok(_) => {
-            "a line is {\"token\": \"...\", \"tenant\": \"...\", \"role\": \"...\"}, all of them texts"
-                .to_owned()
-        }
-    }
-}
-
-impl Tokens {
+impl Auth {
     /// Everybody is the operator of tenant `local`.
     pub fn open() -> Self {
         Self::default()
     }
 
-    /// Reads a tokens file.
-    ///
-    /// # Errors
-    /// [`TokensError`]: unreadable, a line that does not parse, a token that is
-    /// short or given twice, a submitter without tenant, no peer token.
-    pub fn read(path: &Path) -> Result<Self, TokensError> {
-        Self::parse(&fs::read_to_string(path)?)
+    /// Callers show a token.
+    pub fn of(tokens: Arc<Watched<Tokens>>) -> Self {
+        Self {
+            tokens: Some(tokens),
+            ..Self::default()
+        }
     }
 
-    /// Like [`Tokens::read`], from the text itself.
-    ///
-    /// # Errors
-    /// As [`Tokens::read`].
-    pub fn parse(text: &str) -> Result<Self, TokensError> {
-        let mut known = BTreeMap::new();
-        let mut peer = None;
-        for (number, line) in text
-            .lines()
-            .enumerate()
-            .filter(|(_, l)| !l.trim().is_empty())
-        {
-            let refuse = |why: String| TokensError::Line {
-                line: number + 1,
-                why,
-            };
-            let entry: Line =
-                serde_json::from_str(line).map_err(|e| refuse(wrong_line(line, &e)))?;
-            let Some(role) = Role::named(&entry.role) else {
-                return Err(refuse(format!(
-                    "an unknown role; the roles are {}",
-                    Role::NAMES.join(", ")
-                )));
-            };
-            if entry.token.len() < 8 {
-                return Err(refuse("a token has at least 8 characters".to_owned()));
-            }
-            let tenant_needed = !matches!(role, Role::Worker | Role::Peer);
-            if tenant_needed && entry.tenant.is_empty() {
-                return Err(refuse("this role needs a tenant".to_owned()));
-            }
-            if role == Role::Peer && peer.is_none() {
-                peer = Some(entry.token.clone());
-            }
-            let principal = Principal {
-                tenant: entry.tenant,
-                role,
-            };
-            if known.insert(hash(&entry.token), principal).is_some() {
-                return Err(refuse("the same token stands above".to_owned()));
-            }
+    /// Workers and other coordinators must show a certificate too.
+    pub fn with_certificates(self, certificates: bool) -> Self {
+        Self {
+            certificates,
+            ..self
         }
-        if peer.is_none() {
-            return Err(TokensError::NoPeer);
-        }
-        Ok(Self {
-            known: Some(known),
-            peer,
-        })
     }
 
     /// Finds the caller.
     ///
     /// # Errors
-    /// UNAUTHENTICATED without a known `authorization: Bearer` token.
+    /// UNAUTHENTICATED without a known `authorization: Bearer` token, or without the certificate that its
+    /// role needs.
     pub fn caller(&self, metadata: &MetadataMap) -> Result<Principal, Status> {
-        let Some(known) = &self.known else {
+        let Some(tokens) = &self.tokens else {
             return Ok(Principal {
                 tenant: "local".to_owned(),
                 role: Role::Operator,
             });
         };
-        metadata
+        let token = metadata
             .get("authorization")
             .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer "))
-            .and_then(|token| known.get(&hash(token.trim())))
-            .cloned()
-            .ok_or_else(|| {
-                Status::unauthenticated("send a known token as `authorization: Bearer TOKEN`")
-            })
+            .and_then(|value| value.strip_prefix("Bearer "));
+        let Some(token) = token else {
+            return Err(Reason::NoToken.status("send a token as `authorization: Bearer TOKEN`"));
+        };
+        let Some(caller) = tokens.now().find(token.trim()) else {
+            return Err(Reason::UnknownToken.status(
+                "this token is not known: send a known one as `authorization: Bearer TOKEN`",
+            ));
+        };
+        if caller.role.is_of_the_cluster() {
+            self.certified(metadata)?;
+        }
+        Ok(caller)
     }
 
     /// Finds the caller and checks that it has one of `roles`. In open mode
@@ -209,10 +147,17 @@ impl Tokens {
     /// UNAUTHENTICATED, or PERMISSION_DENIED for another role.
     pub fn require(&self, metadata: &MetadataMap, roles: &[Role]) -> Result<Principal, Status> {
         let caller = self.caller(metadata)?;
-        if self.known.is_none() || roles.contains(&caller.role) {
+        if self.tokens.is_none() {
+            // Open to all users is not open to whoever calls itself a member.
+            if roles.iter().all(|role| role.is_of_the_cluster()) {
+                self.certified(metadata)?;
+            }
             return Ok(caller);
         }
-        Err(Status::permission_denied(format!(
+        if roles.contains(&caller.role) {
+            return Ok(caller);
+        }
+        Err(Reason::Role.status(format!(
             "this call needs a token of role {}; this one's is {}",
             roles
                 .iter()
@@ -223,14 +168,21 @@ impl Tokens {
         )))
     }
 
-    /// The token that this node shows to its peers; `None` in open mode.
-    pub fn peer(&self) -> Option<&str> {
-        self.peer.as_deref()
+    fn certified(&self, metadata: &MetadataMap) -> Result<(), Status> {
+        if !self.certificates || metadata.contains_key(CERTIFIED) {
+            return Ok(());
+        }
+        Err(Reason::NoCertificate.status(
+            "workers and coordinators show a certificate that the cluster's authority signed: \
+             set cert_file and key_file in [tls]",
+        ))
     }
-}
 
-fn hash(token: &str) -> [u8; 32] {
-    *blake3::hash(token.as_bytes()).as_bytes()
+    /// What this node shows to its peers; `None` in open mode.
+    pub fn peer(&self) -> Option<AsciiMetadataValue> {
+        let tokens = self.tokens.as_ref()?.now();
+        tokens.peer().cloned()
+    }
 }
 
 #[cfg(test)]
@@ -242,6 +194,10 @@ mod tests {
         "{\"token\": \"peer-token\", \"role\": \"peer\"}\n",
     );
 
+    fn auth() -> Auth {
+        Auth::of(Watched::fixed(Tokens::parse(FILE).unwrap()))
+    }
+
     fn with(token: &str) -> MetadataMap {
         let mut map = MetadataMap::new();
         map.insert("authorization", format!("Bearer {token}").parse().unwrap());
@@ -250,50 +206,40 @@ mod tests {
 
     #[test]
     fn a_token_gives_its_tenant_and_role_and_nothing_else() {
-        let tokens = Tokens::parse(FILE).unwrap();
-        let alice = tokens.caller(&with("alice-token")).unwrap();
+        let auth = auth();
+        let alice = auth.caller(&with("alice-token")).unwrap();
         assert_eq!(
             (alice.tenant.as_str(), alice.role),
             ("alice", Role::Submitter)
         );
         assert!(alice.sees("alice") && !alice.sees("bob"));
-        let denied = tokens
+        let denied = auth
             .require(&with("alice-token"), &[Role::Operator])
             .unwrap_err();
         assert_eq!(denied.code(), tonic::Code::PermissionDenied);
         for wrong in ["alice-toke", "", "alice-tokenn"] {
-            let status = tokens.caller(&with(wrong)).unwrap_err();
+            let status = auth.caller(&with(wrong)).unwrap_err();
             assert_eq!(status.code(), tonic::Code::Unauthenticated);
         }
-        let status = tokens.caller(&MetadataMap::new()).unwrap_err();
+        let status = auth.caller(&MetadataMap::new()).unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unauthenticated);
     }
 
     #[test]
-    fn a_bad_tokens_file_names_the_line_and_never_the_token() {
-        for (text, want) in [
-            (
-                "{\"token\": \"secret-thing\", \"role\": \"king\"}",
-                "line 1: an unknown role; the roles are submitter, reviewer",
-            ),
-            ("secret-thing", "line 1: not JSON"),
-            ("{\"tokens\": \"secret-thing\"}", "line 1: a line is"),
-            (
-                "{\"token\": \"x\", \"tenant\": \"a\", \"role\": \"submitter\"}",
-                "8 characters",
-            ),
-            (
-                "{\"token\": \"secret-thing\", \"role\": \"submitter\"}",
-                "needs a tenant",
-            ),
-            (
-                "{\"token\": \"secret-thing\", \"role\": \"worker\"}",
-                "no token of role `peer`",
-            ),
-        ] {
-            let error = Tokens::parse(text).unwrap_err().to_string();
-            assert!(error.contains(want), "{error}");
-            assert!(!error.contains("secret-thing"), "{error}");
-        }
+    fn programs_of_the_cluster_show_a_certificate_and_users_need_none() {
+        let auth = auth().with_certificates(true);
+        auth.caller(&with("alice-token")).unwrap();
+        let mut peer = with("peer-token");
+        let refused = auth.require(&peer, &[Role::Peer]).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+        assert!(refused.message().contains("cert_file"), "{refused}");
+        peer.insert(CERTIFIED, "true".parse().unwrap());
+        auth.require(&peer, &[Role::Peer]).unwrap();
+
+        let open = Auth::open().with_certificates(true);
+        let nobody = MetadataMap::new();
+        open.require(&nobody, &[Role::Submitter, Role::Operator])
+            .unwrap();
+        assert!(open.require(&nobody, &[Role::Worker]).is_err());
     }
 }

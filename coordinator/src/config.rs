@@ -1,5 +1,7 @@
 //! The settings of a coordinator: read here, checked once, nowhere else.
 
+mod tables;
+
 use std::{
     fs, io,
     net::{SocketAddr, ToSocketAddrs},
@@ -11,8 +13,10 @@ use conclave_coordinator_core::worker::LEASE_TTL_MS;
 use conclave_proto::LOG_VERSION;
 use serde::Deserialize;
 
+pub use tables::TlsConfig;
+
 /// Every key that a file may hold, in the order of [`Config`]'s fields.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 23] = [
     "data_dir",
     "listen",
     "advertise",
@@ -34,6 +38,8 @@ const KEYS: [&str; 21] = [
     "disk_reserve_bytes",
     "snapshot_every",
     "max_log_version",
+    "reflection",
+    "tls",
 ];
 
 /// Settings of one coordinator process.
@@ -86,6 +92,10 @@ pub struct Config {
     /// it is a member of the older program for all that others can tell, and
     /// `cluster upgrade` waits.
     pub max_log_version: u32,
+    /// Whether strangers may ask which calls there are (`grpc.reflection`).
+    pub reflection: bool,
+    /// TLS; without it everything is sent as it is.
+    pub tls: Option<TlsConfig>,
 }
 
 impl Default for Config {
@@ -113,6 +123,8 @@ impl Default for Config {
             disk_reserve_bytes: 256 << 20,
             snapshot_every: 10_000,
             max_log_version: LOG_VERSION,
+            reflection: true,
+            tls: None,
         }
     }
 }
@@ -183,9 +195,10 @@ impl Config {
         if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
             return Err(ConfigError::UnknownKey {
                 key: key.clone(),
-                nearest: nearest_key(key),
+                nearest: nearest(key, &KEYS),
             });
         }
+        tables::check_keys(&table)?;
         let config: Self = toml::from_str(text)?;
         config.check()?;
         Ok(config)
@@ -260,7 +273,7 @@ impl Config {
         if self.snapshot_every < 16 {
             return refuse("snapshot_every", "must be at least 16");
         }
-        Ok(())
+        self.tls.as_ref().map_or(Ok(()), TlsConfig::check)
     }
 
     /// The address of `listen`, resolved.
@@ -306,11 +319,12 @@ fn resolve(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
         .ok_or_else(|| invalid(format!("`{text}` names no address")))
 }
 
-fn nearest_key(key: &str) -> &'static str {
-    KEYS.iter()
+/// The one of `keys` that is spelled most like `key`.
+fn nearest(key: &str, keys: &'static [&'static str]) -> &'static str {
+    keys.iter()
         .copied()
         .min_by_key(|known| strsim::damerau_levenshtein(key, known))
-        .unwrap_or(KEYS[0])
+        .unwrap_or(keys[0])
 }
 
 #[cfg(test)]
@@ -338,8 +352,12 @@ mod tests {
     fn every_listed_key_is_a_field() {
         for key in KEYS {
             let text = format!("{key} = {{}}");
-            let error = toml::from_str::<Config>(&text).unwrap_err().to_string();
-            assert!(!error.contains("unknown field"), "{key}: {error}");
+            if let Err(error) = toml::from_str::<Config>(&text) {
+                assert!(
+                    !error.to_string().contains("unknown field"),
+                    "{key}: {error}"
+                );
+            }
         }
         assert!(
             KEYS.len() <= 24,

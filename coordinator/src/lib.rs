@@ -9,6 +9,7 @@
 //! - [`api`]: the gRPC services; [`feed`]: text on its way to watchers;
 //! - [`quotas`]: what tenants may have;
 //! - [`snapshot_file`] and [`offline`]: backups, and what is done to a stopped member's folder;
+//! - [`door`] and [`auth`]: who gets a connection, and who may call;
 //! - [`http`] and [`metrics`]: what operators watch.
 
 pub mod api;
@@ -16,6 +17,7 @@ pub mod auth;
 pub mod config;
 pub mod disk;
 pub mod dispatch;
+pub mod door;
 pub mod feed;
 pub mod http;
 pub mod metrics;

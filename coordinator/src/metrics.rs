@@ -10,6 +10,8 @@ use metrics::{
     histogram,
 };
 
+use crate::auth::Reason;
+
 /// The value of the label `node`: gauges of several members in one process stay
 /// apart.
 pub type Label = SharedString;
@@ -39,6 +41,11 @@ pub fn describe() {
         "Time to answer a unary gRPC call, by method and code"
     );
     describe_counter!(
+        "conclave_refusals_total",
+        Unit::Count,
+        "Calls and connections of those who may not, by reason"
+    );
+    describe_counter!(
         "conclave_grpc_server_handled_total",
         Unit::Count,
         "gRPC calls answered, by method and code"
@@ -59,6 +66,9 @@ fn begin_at_zero() {
         "conclave_jobs_would_expand_total",
     ] {
         counter!(name).increment(0);
+    }
+    for reason in Reason::ALL {
+        counter!("conclave_refusals_total", "reason" => reason.name()).increment(0);
     }
     for reason in ["max_live_jobs", "max_keys", "disk_reserve"] {
         counter!("conclave_submissions_refused_total", "reason" => reason).increment(0);
@@ -445,4 +455,9 @@ pub fn grpc(method: &'static str, code: tonic::Code, took: Duration) {
     counter!("conclave_grpc_server_handled_total", "method" => method, "code" => code.clone())
         .increment(1);
     histogram!("conclave_grpc_handling_seconds", "method" => method, "code" => code).record(took);
+}
+
+/// Somebody was not let in.
+pub fn not_let_in(reason: &'static str) {
+    counter!("conclave_refusals_total", "reason" => reason).increment(1);
 }

@@ -1,5 +1,8 @@
 //! One coordinator: opened, served, drained.
 
+mod grpc;
+mod secrets;
+
 use std::{
     io,
     net::SocketAddr,
@@ -9,27 +12,20 @@ use std::{
 };
 
 use conclave_coordinator_core::node::{Node, NodeConfig};
-use conclave_proto::v1::{
-    audit_server::AuditServer, cluster_server::ClusterServer,
-    contemplation_server::ContemplationServer, raft_server::RaftServer,
-    workers_server::WorkersServer,
-};
+use conclave_credentials::{TlsError, dial::BadName, watched::FirstError};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc, watch},
     task::JoinHandle,
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+
+use secrets::Secrets;
 
 use crate::{
-    api::{
-        Api, audit::AuditService, cluster::ClusterService, contemplation::ContemplationService,
-        workers::WorkersService,
-    },
-    auth::{Tokens, TokensError},
+    api::Api,
+    auth::TokensError,
     config::{Config, ConfigError},
     disk::{
         blobs::Blobs,
@@ -54,8 +50,6 @@ use crate::{
 const INPUTS: usize = 4096;
 /// Raft messages that wait for the loop; more are dropped, and sent anew.
 const MESSAGES: usize = 4096;
-/// Period of keepalive pings on every connection, and how long they may go unanswered.
-const KEEPALIVE: Duration = Duration::from_secs(3);
 /// Room in one message for what goes round a payload, bytes.
 const ENVELOPE: usize = 1 << 20;
 
@@ -66,11 +60,17 @@ pub enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The tokens file.
-    #[error(transparent)]
-    Tokens(#[from] TokensError),
+    #[error("tokens_file: {0}")]
+    Tokens(#[from] FirstError<TokensError>),
     /// The quotas file.
     #[error("quotas_file: {0}")]
     Quotas(#[from] QuotasError),
+    /// The files of `[tls]`.
+    #[error("[tls]: {0}")]
+    Tls(#[from] FirstError<TlsError>),
+    /// A name in `[tls]`.
+    #[error("setting `tls.server_name`: {0}")]
+    Name(#[from] BadName),
     /// The data folder.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -133,7 +133,6 @@ impl Coordinator {
     ) -> Result<Self, StartError> {
         config.check()?;
         metrics::describe();
-        let tokens = Arc::new(tokens(&config)?);
         let listener = listen(config.listen_addr()?).await?;
         let http_listener = match config.http_addr()? {
             Some(address) => Some(http::bind(address).await.map_err(StartError::Listen)?),
@@ -145,12 +144,13 @@ impl Coordinator {
         let address = advertised(&config, grpc_addr);
         let stop = CancellationToken::new();
         let serve = CancellationToken::new();
-        let network = Network::new(tokens.peer(), config.max_message_bytes + ENVELOPE);
+        let Secrets { auth, dial, tls } = Secrets::read(&config, &address)?;
+        let network = Network::new(auth.clone(), dial, config.max_message_bytes + ENVELOPE);
         let opened = Opened::open(&config, address.clone(), &network, &stop, files)?;
         let (node, thread) = (opened.handle.clone(), opened.thread);
         let reserve = Reserve::new(config.data_dir.clone(), config.disk_reserve_bytes);
         let api = Arc::new(Api {
-            tokens: tokens.clone(),
+            auth: auth.clone(),
             node: node.clone(),
             network: network.clone(),
             blobs: opened.blobs.clone(),
@@ -164,7 +164,7 @@ impl Coordinator {
             changing: Arc::default(),
         });
         let peers = PeerService {
-            tokens,
+            auth,
             node: node.clone(),
             network: network.clone(),
             blobs: opened.blobs.local,
@@ -175,12 +175,8 @@ impl Coordinator {
             max_log_version: config.max_log_version,
             reserve: reserve.clone(),
         };
-        let mut tasks = vec![tokio::spawn(serve_grpc(
-            listener,
-            api,
-            peers,
-            serve.clone(),
-        ))];
+        let served = grpc::serve(listener, tls, api, peers, serve.clone());
+        let mut tasks = vec![tokio::spawn(served)];
         tasks.extend(lookout::begin(&config, &network, &node, reserve, &stop));
         if let Some(listener) = http_listener {
             let served = http::serve(listener, metrics, node.status(), serve.clone());
@@ -264,13 +260,6 @@ impl Coordinator {
         }
         let other = |s: &NodeStatus| s.leader_id != 0 && s.leader_id != me;
         let _ = tokio::time::timeout_at(until.into(), status.wait_for(other)).await;
-    }
-}
-
-fn tokens(config: &Config) -> Result<Tokens, TokensError> {
-    match &config.tokens_file {
-        Some(path) => Tokens::read(path),
-        None => Ok(Tokens::open()),
     }
 }
 
@@ -379,94 +368,6 @@ fn raft_config(config: &Config, node_id: u64) -> NodeConfig {
         max_message_bytes: (config.max_message_bytes / 2) as u64,
         ..NodeConfig::new(node_id, node_id)
     }
-}
-
-async fn serve_grpc(
-    listener: TcpListener,
-    api: Arc<Api>,
-    peers: PeerService,
-    stop: CancellationToken,
-) {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    let built = (reflection().build_v1(), reflection().build_v1alpha());
-    let (reflection, reflection_alpha) = match built {
-        (Ok(v1), Ok(alpha)) => (v1, alpha),
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(%error, "the descriptors of this build are broken");
-            return;
-        }
-    };
-    let most = api.config.max_message_bytes;
-    let jobs =
-        ContemplationServer::new(ContemplationService(api.clone())).max_decoding_message_size(most);
-    let workers = WorkersServer::new(WorkersService(api.clone())).max_decoding_message_size(most);
-    let raft = RaftServer::new(peers)
-        .max_decoding_message_size(most + ENVELOPE)
-        .max_encoding_message_size(most + ENVELOPE);
-    let router = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .tcp_nodelay(true)
-        .max_concurrent_streams(4096)
-        .add_service(health_service)
-        .add_service(reflection)
-        .add_service(reflection_alpha)
-        .add_service(jobs)
-        .add_service(ClusterServer::new(ClusterService(api.clone())))
-        .add_service(AuditServer::new(AuditService(api.clone())))
-        .add_service(workers)
-        .add_service(raft);
-    let incoming = TcpListenerStream::new(listener);
-    let report = report_health(health, api.node.status());
-    let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
-    tokio::select! {
-        result = served => if let Err(error) = result {
-            tracing::error!(%error, "the gRPC listener ended");
-        },
-        () = report => {}
-    }
-}
-
-/// What both versions of `grpc.reflection` tell: v1, and v1alpha, which is all
-/// that many clients speak.
-fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(conclave_proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-}
-
-/// `grpc.health.v1`: serving once this replica has caught up with a leader. A node that leaves ends the streams
-/// of those that watch it: a drain would wait for them.
-async fn report_health(
-    mut health: tonic_health::server::HealthReporter,
-    mut status: watch::Receiver<NodeStatus>,
-) {
-    type Jobs = ContemplationServer<ContemplationService>;
-    let names = ["", <Jobs as tonic::server::NamedService>::NAME];
-    loop {
-        let (ready, leaving) = {
-            let now = status.borrow_and_update();
-            (now.unready().is_none(), now.leaving)
-        };
-        let word = if ready {
-            tonic_health::ServingStatus::Serving
-        } else {
-            tonic_health::ServingStatus::NotServing
-        };
-        for name in names {
-            health.set_service_status(name, word).await;
-        }
-        // Or the node is gone, and the sockets close by themselves.
-        if leaving || status.changed().await.is_err() {
-            break;
-        }
-    }
-    for name in names {
-        let gone = tonic_health::ServingStatus::NotServing;
-        health.set_service_status(name, gone).await;
-        health.clear_service_status(name).await;
-    }
-    std::future::pending::<()>().await;
 }
 
 /// Where others dial this node.

@@ -12,13 +12,12 @@ use std::{
     time::Duration,
 };
 
+use conclave_credentials::Dial;
 use conclave_proto::v1::{IdentifyRequest, IdentifyResponse, raft_client::RaftClient};
 use dashmap::DashMap;
-use tonic::{
-    Request, Response, Status,
-    metadata::AsciiMetadataValue,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, Response, Status, transport::Channel};
+
+use crate::auth::Auth;
 
 /// How long a dial may take.
 const DIAL: Duration = Duration::from_secs(2);
@@ -39,19 +38,20 @@ pub struct BadAddress {
 pub struct Network {
     channels: Arc<DashMap<String, Channel>>,
     book: Arc<RwLock<BTreeMap<u64, String>>>,
-    token: Option<AsciiMetadataValue>,
+    auth: Auth,
+    dial: Dial,
     max_message: usize,
 }
 
 impl Network {
-    /// Nothing dialled yet. `token` is shown to peers; `max_message` bounds
+    /// Nothing dialled yet. `auth` has the token that is shown to peers; `max_message` bounds
     /// what is read from them, bytes.
-    pub fn new(token: Option<&str>, max_message: usize) -> Self {
-        let token = token.and_then(|t| format!("Bearer {t}").parse().ok());
+    pub fn new(auth: Auth, dial: Dial, max_message: usize) -> Self {
         Self {
             channels: Arc::default(),
             book: Arc::default(),
-            token,
+            auth,
+            dial,
             max_message,
         }
     }
@@ -100,7 +100,8 @@ impl Network {
         if let Some(channel) = self.channels.get(address) {
             return Ok(channel.clone());
         }
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        let endpoint = self.dial.endpoint(address);
+        let endpoint = endpoint
             .map_err(|_| BadAddress {
                 address: address.to_owned(),
             })?
@@ -109,7 +110,7 @@ impl Network {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        let channel = endpoint.connect_lazy();
+        let channel = self.dial.lazily(&endpoint);
         self.channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }
@@ -127,10 +128,8 @@ impl Network {
     /// A request that shows this node's peer token.
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        if let Some(token) = &self.token {
-            request
-                .metadata_mut()
-                .insert("authorization", token.clone());
+        if let Some(token) = self.auth.peer() {
+            request.metadata_mut().insert("authorization", token);
         }
         request
     }

@@ -378,7 +378,7 @@ async fn below_the_reserve_submissions_are_refused_with_figures_and_a_time() {
     let mut client = cluster.client(0).await;
     let job = submit(&mut client, "what colour?").await.job_id;
     cluster.stop(0).await;
-    cluster.extra = |c| c.disk_reserve_bytes = u64::MAX;
+    cluster.extra = Box::new(|c| c.disk_reserve_bytes = u64::MAX);
     cluster.start(0).await;
     cluster.leader().await;
     let mut client = cluster.client(0).await;

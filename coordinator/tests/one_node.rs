@@ -8,7 +8,8 @@ use conclave_proto::v1::{
     export_job_response::Item, watch_job_response::Update,
 };
 use harness::{
-    Cluster, assert_done, config, done, get, request, spec, start, submit, worker::Mock,
+    Cluster, assert_done, config, done, get, request, spec, start, submit, with, with_tokens,
+    worker::Mock,
 };
 use tonic::Code;
 
@@ -258,32 +259,6 @@ async fn a_blank_node_says_so_and_a_cluster_is_created_once() {
         .await
         .unwrap_err();
     assert_eq!(again.code(), Code::FailedPrecondition);
-}
-
-/// Two tenants, an operator, a worker and a peer.
-fn with_tokens(config: &mut conclave_coordinator::Config) {
-    let path = config.data_dir.with_extension("tokens");
-    let lines = [
-        ("alice-token", "alice", "submitter"),
-        ("bobby-token", "bob", "submitter"),
-        ("admin-token", "ops", "operator"),
-        ("labor-token", "", "worker"),
-        ("peers-token", "", "peer"),
-    ];
-    let line = |(token, tenant, role): (&str, &str, &str)| {
-        format!("{{\"token\": \"{token}\", \"tenant\": \"{tenant}\", \"role\": \"{role}\"}}\n")
-    };
-    std::fs::write(&path, lines.map(line).concat()).unwrap();
-    config.open = false;
-    config.tokens_file = Some(path);
-}
-
-/// The message with a bearer token.
-fn with<T>(token: &str, message: T) -> tonic::Request<T> {
-    let mut request = tonic::Request::new(message);
-    let value = format!("Bearer {token}").parse().unwrap();
-    request.metadata_mut().insert("authorization", value);
-    request
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,28 +16,36 @@ from chart import of_kind, one, render
 
 # Longest wait for anything, seconds: a machine that builds beside this is slow.
 PATIENCE = 120
+# Of 127.0.0.0/8; two runs at once do not meet.
+NETWORK = f"127.77.{os.getpid() % 250 + 1}"
+# Where the service's name leads: what the coordinators' certificate bears.
+SERVICE = f"{NETWORK}.10"
 
 
 class Release:
     """The pods of a release."""
 
-    def __init__(self, folder, binary, *words):
+    def __init__(self, folder, binary, *words, secrets=()):
+        """`secrets`: what a user brings, (name, data) of each."""
         self.folder = pathlib.Path(folder)
         self.binary = binary
         self.words = words
-        # Of 127.0.0.0/8; two runs at once do not meet.
-        self.network = f"127.77.{os.getpid() % 250 + 1}"
+        self.network = NETWORK
         self.running = {}
         self.objects = []
+        self.given = [
+            {"kind": "Secret", "metadata": {"name": name}, "stringData": data} for name, data in secrets
+        ]
         self.apply()
 
     def apply(self, *words):
         """Renders the release anew; what runs goes on."""
-        secret = of_kind(self.objects, "Secret")
-        self.objects = render(*self.words, *words)
+        secret = of_kind(self.objects, "Secret", "-tokens")
+        self.objects = [*render(*self.words, *words), *self.given]
         if secret:
             # As the chart's look-up finds it at an upgrade.
-            self.objects = [o for o in self.objects if o["kind"] != "Secret"] + secret
+            made = of_kind(self.objects, "Secret", "-tokens")
+            self.objects = [o for o in self.objects if o not in made] + secret
 
     def coordinators(self):
         """Names of the StatefulSet's pods."""
@@ -138,9 +146,11 @@ class Release:
 
     def cli(self, *words, role="operator"):
         """The command line of a user with a token of this role."""
-        tokens = one(self.objects, "Secret")["stringData"]
+        tokens = one(self.objects, "Secret", "-tokens")["stringData"]
         endpoints = ",".join(f"{self.address(pod)}:7400" for pod in self.coordinators())
         own = {**os.environ, "CONCLAVE_TOKEN": tokens[f"{role}-token"], "CONCLAVE_ENDPOINT": endpoints}
+        if self.given:
+            own |= {"CONCLAVE_CA": str(self.folder / "ca.crt"), "CONCLAVE_SERVER_NAME": SERVICE}
         return [str(self.binary), *words], own
 
     def http(self, pod, path, port=None):

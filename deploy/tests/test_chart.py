@@ -7,6 +7,7 @@ import unittest
 
 import kubernetes_validate
 import yaml
+from cloudcoil.models.cert_manager.v1 import Certificate
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule, ServiceMonitor
 
@@ -15,11 +16,14 @@ from chart import CHART, CI, DASHBOARDS, ROOT, RULES, Refused, containers, helm,
 # The oldest that Chart.yaml admits, and the newest whose schemas there are.
 VERSIONS = ["1.29", "1.37"]
 CUSTOM = {
+    "Certificate": Certificate,
     "ServiceMonitor": ServiceMonitor,
     "PodMonitor": PodMonitor,
     "PrometheusRule": PrometheusRule,
     "ScaledObject": ScaledObject,
 }
+# Secrets that a user brings, or cert-manager makes.
+GIVEN = {"conclave-tokens", "conclave-tls", "conclave-worker-tls", "t-conclave-coordinator-tls", "t-conclave-worker-tls"}
 
 
 def strange(sent, known, path=""):
@@ -99,7 +103,7 @@ class Everywhere(unittest.TestCase):
                     if "configMap" in volume:
                         self.assertIn(("ConfigMap", volume["configMap"]["name"]), there)
                     secret = volume.get("secret", {}).get("secretName")
-                    self.assertTrue(secret is None or ("Secret", secret) in there or secret == "conclave-tokens")
+                    self.assertTrue(secret is None or ("Secret", secret) in there or secret in GIVEN)
                 account = spec["serviceAccountName"]
                 self.assertTrue(("ServiceAccount", account) in there or account == "restricted")
 
@@ -341,6 +345,50 @@ class Doors(unittest.TestCase):
         self.assertNotIn("ingress", one(objects, "NetworkPolicy", "-caller")["spec"], "nothing calls it")
         self.assertEqual([], of_kind(rendered("single.yaml"), "NetworkPolicy"))
 
+    def test_reflection_is_off(self):
+        for file in ("minimal.yaml", "production.yaml"):
+            text = one(rendered(file), "ConfigMap", "-coordinator")["data"]["coordinator.toml"]
+            self.assertIn("\nreflection = false\n", text)
+
+    def test_tls(self):
+        for o in rendered("minimal.yaml"):
+            self.assertNotIn("tls", json.dumps(o).replace("tlsSecret", ""), "none, unless it is enabled")
+        objects = rendered("tls.yaml")
+        name = "t-conclave.default.svc.cluster.local"
+        for part, config in [("coordinator", "coordinator.toml"), ("worker-cpu", "worker.toml")]:
+            text = one(objects, "ConfigMap", f"-{part}")["data"][config]
+            self.assertEqual(name, tomllib.loads(text)["tls"]["server_name"])
+        secrets, callers = {}, 0
+        for o, _, spec in pod_specs(objects):
+            volume = next(v for v in spec["volumes"] if v["name"] == "tls")["secret"]
+            secrets.setdefault(volume["secretName"], set()).add(o["kind"])
+            container = spec["containers"][0]
+            self.assertIn("/run/conclave/tls", [m["mountPath"] for m in container["volumeMounts"]])
+            own = {e["name"]: e.get("value") for e in container["env"]}
+            if o["kind"] != "Deployment":
+                self.assertEqual(name, own["CONCLAVE_SERVER_NAME"])
+                self.assertEqual("/run/conclave/tls/ca.crt", own["CONCLAVE_CA"])
+            if o["kind"] in ("Job", "Pod"):
+                callers += 1
+                self.assertEqual(["ca.crt"], [i["key"] for i in volume["items"]], "no key for who only calls")
+        self.assertEqual({"conclave-tls": {"StatefulSet", "Job", "Pod"}, "conclave-worker-tls": {"Deployment"}}, secrets)
+        self.assertEqual(3, callers)
+
+    def test_certificates_bear_the_names_that_are_dialled(self):
+        objects = rendered("production.yaml")
+        coordinator = one(objects, "Certificate", "-coordinator")["spec"]
+        self.assertLessEqual({"t-conclave.default.svc.cluster.local", "conclave.internal", "localhost"}, set(coordinator["dnsNames"]))
+        self.assertEqual({"server auth", "client auth"}, set(coordinator["usages"]))
+        worker = one(objects, "Certificate", "-worker")["spec"]
+        self.assertEqual(["client auth"], worker["usages"])
+        for words, why in [
+            ("tls.enabled=true", "existingSecret, or certManager"),
+            ("tls.enabled=true,tls.existingSecret=a,tls.certManager.enabled=true", "not both"),
+            ("tls.enabled=true,tls.certManager.enabled=true", "issuerRef.name"),
+        ]:
+            with self.assertRaisesRegex(Refused, why):
+                render("--set", words)
+
 
 class Values(unittest.TestCase):
     schema = json.loads((CHART / "values.schema.json").read_text())
@@ -390,9 +438,10 @@ class Values(unittest.TestCase):
     def test_settings_are_those_of_the_program(self):
         for part, schema, own in [
             ("coordinator", self.schema["properties"]["coordinator"]["properties"]["settings"],
-             {"data_dir", "listen", "advertise", "http_listen", "seeds", "tokens_file", "quotas_file", "open", "open_beyond_loopback"}),
+             {"data_dir", "listen", "advertise", "http_listen", "seeds", "tokens_file", "quotas_file", "open",
+              "open_beyond_loopback", "tls"}),
             ("worker", self.schema["definitions"]["pool"]["properties"]["settings"],
-             {"worker_id", "data_dir", "coordinators", "http_listen", "models", "token", "token_file"}),
+             {"worker_id", "data_dir", "coordinators", "http_listen", "models", "token", "token_file", "tls"}),
         ]:
             source = (ROOT / part / "src/config.rs").read_text()
             keys = set(re.findall(r'"(\w+)"', re.search(r"const KEYS:[^;]*;[^;]*;", source)[0]))

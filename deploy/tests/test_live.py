@@ -11,8 +11,9 @@ import unittest
 import urllib.parse
 import urllib.request
 
-from chart import CI, PROMETHEUS, RULES, of_kind, one, rendered
-from processes import PATIENCE, Release, finished
+from certificates import Authority
+from chart import CHART, CI, PROMETHEUS, RULES, of_kind, one, rendered
+from processes import PATIENCE, SERVICE, Release, finished
 from test_rules import queries
 
 BINARY = pathlib.Path(os.environ["CONCLAVE_BINARY"])
@@ -73,11 +74,17 @@ class Live(unittest.TestCase):
 
     def setUp(self):
         # Kept on a failure, for its logs.
-        self.release = Release(tempfile.mkdtemp(prefix="conclave-live-"), BINARY, "--set", VALUES)
+        authority = Authority()
+        secrets = [(name, authority.secret(SERVICE)) for name in ("conclave-tls", "conclave-worker-tls")]
+        words = ["-f", CHART / "ci/tls.yaml", "--set", VALUES]
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="conclave-live-"))
+        (folder / "ca.crt").write_text(authority.ca())
+        self.release = Release(folder, BINARY, *words, secrets=secrets)
         self.addCleanup(self.release.end)
 
     def test_from_install_to_scaling(self):
         self.installs()
+        self.is_closed()
         self.is_seen_by_prometheus()
         self.moves_leadership_before_a_stop()
         self.scales()
@@ -94,6 +101,16 @@ class Live(unittest.TestCase):
         leader = self.release.until("a leader", lambda: [m for m in self.members() if m["role"] == "leader"])[0]
         host = leader["address"].split(":")[0]
         return next(pod for pod in self.release.coordinators() if self.release.address(pod) == host)
+
+    def is_closed(self):
+        """TLS on the port, a certificate for who is of the cluster, and no word to strangers."""
+        release = self.release
+        words, own = release.cli("cluster", "status")
+        plain = {name: value for name, value in own.items() if name not in ("CONCLAVE_CA", "CONCLAVE_SERVER_NAME")}
+        self.assertNotEqual(0, subprocess.run(words, env=plain, capture_output=True, timeout=PATIENCE).returncode)
+        words, own = release.cli("cluster", "members", role="worker")
+        refused = subprocess.run(words, env=own, capture_output=True, text=True, timeout=PATIENCE)
+        self.assertIn("show a certificate", refused.stderr)
 
     def installs(self):
         release = self.release
@@ -220,7 +237,7 @@ class Settings(unittest.TestCase):
         self.assertGreater(len(texts), 5)
         for name, text in sorted(texts):
             with self.subTest(config=text):
-                self.assertRegex(self.refusal(name.removesuffix(".toml"), text), "tokens file|no model at|not in the cache")
+                self.assertRegex(self.refusal(name.removesuffix(".toml"), text), "tokens_file|no model at|not in the cache")
         wrong = self.refusal("worker", 'coordinators = ["a:1"]\nthread = 1\ntoken_file = "/etc/conclave/t"')
         self.assertIn("did you mean `threads`", wrong, "a setting that it does not know is refused before")
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 /// Every key of the file, in the order of the documentation.
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 20] = [
     "worker_id",
     "data_dir",
     "coordinators",
@@ -27,10 +27,14 @@ const KEYS: [&str; 19] = [
     "keepalive_ms",
     "silence_ms",
     "healthy_step_ms",
+    "tls",
 ];
 
 /// Keys of a `[[models]]` table.
 const MODEL_KEYS: [&str; 2] = ["name", "path"];
+
+/// Keys of the `[tls]` table.
+const TLS_KEYS: [&str; 4] = ["ca_file", "cert_file", "key_file", "server_name"];
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,20 @@ pub struct ModelConfig {
     /// A GGUF file, a folder with safetensors, or a name in the cache of models. Empty: `name` is looked
     /// for in the cache.
     pub path: PathBuf,
+}
+
+/// TLS towards the coordinators. The files are PEM, and read again when they change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct TlsConfig {
+    /// The authorities that coordinators' certificates are checked against.
+    pub ca_file: PathBuf,
+    /// The worker's own certificate; coordinators ask for one unless told otherwise.
+    pub cert_file: Option<PathBuf>,
+    /// The certificate's private key.
+    pub key_file: Option<PathBuf>,
+    /// The name in the coordinators' certificates; empty: the host that is dialed.
+    pub server_name: String,
 }
 
 /// How activations are rounded before they meet quantized weights.
@@ -143,7 +161,7 @@ pub struct Config {
     pub threads: u32,
     /// Bearer token shown to the coordinators. Empty: none, or `token_file`.
     pub token: String,
-    /// File that holds the token, read at the start.
+    /// File that holds the token; read again when it changes.
     pub token_file: Option<PathBuf>,
     /// The longest that a dial, its welcome included, may take, ms.
     pub dial_timeout_ms: u64,
@@ -153,6 +171,8 @@ pub struct Config {
     pub silence_ms: u64,
     /// `/healthz` fails when there is work and no step has ended for so long, ms.
     pub healthy_step_ms: u64,
+    /// TLS towards the coordinators; without it everything is sent as it is.
+    pub tls: Option<TlsConfig>,
 }
 
 impl Default for Config {
@@ -177,6 +197,7 @@ impl Default for Config {
             keepalive_ms: 1_000,
             silence_ms: 3_000,
             healthy_step_ms: 60_000,
+            tls: None,
         }
     }
 }
@@ -199,6 +220,10 @@ impl Config {
                 .keys()
                 .try_for_each(|key| known(key, "models.", &MODEL_KEYS))?;
         }
+        let tls = table.get("tls").and_then(toml::Value::as_table);
+        tls.into_iter()
+            .flat_map(toml::Table::keys)
+            .try_for_each(|key| known(key, "tls.", &TLS_KEYS))?;
         // From the text again, not from the table, so that errors name the line.
         let config: Self = toml::from_str(text)?;
         config.check()?;
@@ -267,7 +292,35 @@ impl Config {
         if !self.token.is_empty() && self.token_file.is_some() {
             return invalid("token_file", "set either `token` or `token_file`");
         }
-        Ok(())
+        self.check_tls()
+    }
+
+    /// What is dialed, and how, must agree.
+    fn check_tls(&self) -> Result<(), ConfigError> {
+        let refuse = |key, problem: String| Err(ConfigError::Invalid { key, problem });
+        let unwanted = if self.tls.is_some() {
+            "http://"
+        } else {
+            "https://"
+        };
+        let wrong = |address: &&String| address.starts_with(unwanted);
+        if let Some(address) = self.coordinators.iter().find(wrong) {
+            let problem = match self.tls {
+                Some(_) => format!("\"{address}\" is plain, and [tls] is set: drop one of them"),
+                None => format!("\"{address}\" needs TLS: set ca_file in [tls]"),
+            };
+            return refuse("coordinators", problem);
+        }
+        match &self.tls {
+            Some(tls) if tls.ca_file.as_os_str().is_empty() => {
+                let problem = "needed: whom to believe that it is a coordinator".to_owned();
+                refuse("tls.ca_file", problem)
+            }
+            Some(tls) if tls.cert_file.is_some() != tls.key_file.is_some() => {
+                refuse("tls.cert_file", "goes together with `key_file`".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn dial_timeout(&self) -> Duration {
@@ -340,6 +393,13 @@ mod tests {
             error.contains("`models.paht`") && error.contains("`path`"),
             "{error}"
         );
+        let error = Config::from_toml(&format!("tls = {{ca_flie = \"a\"}}\n{MINIMAL}"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`tls.ca_flie`") && error.contains("`ca_file`"),
+            "{error}"
+        );
         let error = Config::from_toml(&format!("zzz = 3\n{MINIMAL}"))
             .unwrap_err()
             .to_string();
@@ -350,7 +410,8 @@ mod tests {
     fn every_field_is_a_known_key() {
         // Serde names a missing field only when asked for it: an unknown type in each must be refused.
         for key in KEYS {
-            let text = format!("{key} = {{}}\n");
+            let wrong = if key == "tls" { "3" } else { "{}" };
+            let text = format!("{key} = {wrong}\n");
             assert!(
                 matches!(Config::from_toml(&text), Err(ConfigError::Parse(_))),
                 "{key} is not read"
@@ -364,6 +425,8 @@ mod tests {
             ("max_sequences = 0", "max_sequences"),
             ("kv_memory_mib = 0", "kv_memory_mib"),
             ("token = \"a\"\ntoken_file = \"b\"", "token_file"),
+            ("tls = {}", "tls.ca_file"),
+            ("tls = {ca_file = \"a\", key_file = \"b\"}", "tls.cert_file"),
         ] {
             let error = Config::from_toml(&format!("{line}\n{MINIMAL}")).unwrap_err();
             assert!(

@@ -4,8 +4,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use conclave_credentials::TlsError;
+use conclave_credentials::dial::BadName;
+use conclave_credentials::watched::FirstError;
+
 use crate::config::ConfigError;
 use crate::model::ModelError;
+
+/// A token that cannot be sent.
+#[derive(Debug, thiserror::Error)]
+#[error("the token holds characters that no header may carry: use visible ASCII")]
+pub struct TokenError;
 
 /// Why a worker does not start. The message names what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -22,16 +31,17 @@ pub enum StartError {
         source: io::Error,
     },
     /// The file with the token.
-    #[error("token_file {path}: {source}", path = .path.display())]
-    TokenFile {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
+    #[error("token_file: {0}")]
+    TokenFile(#[from] FirstError<TokenError>),
     /// The token cannot be sent.
-    #[error("the token holds characters that no header may carry: use visible ASCII")]
-    Token,
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The files of `[tls]`.
+    #[error("[tls]: {0}")]
+    Tls(#[from] FirstError<TlsError>),
+    /// A name in `[tls]`.
+    #[error("tls.server_name: {0}")]
+    Name(#[from] BadName),
     /// Another process listens there.
     #[error(
         "http_listen {address} is in use: end the other process or choose another port (0 takes a free one)"

@@ -10,7 +10,6 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::metadata::{Ascii, MetadataValue};
 use uuid::Uuid;
 
 use crate::backend::Backend;
@@ -20,6 +19,7 @@ use crate::error::StartError;
 use crate::http;
 use crate::load;
 use crate::metrics;
+use crate::secrets;
 use crate::session::link::Dialer;
 use crate::session::{Control, Session, SessionParts, SessionStatus};
 
@@ -162,7 +162,7 @@ impl Opened {
             stop,
         } = self;
         no_name_twice(&backends)?;
-        let token = token(&config)?;
+        let token = secrets::token(&config)?;
         let worker_id = worker_id(&config)?;
         let capacity = capacity(&config);
         let engine = engine_thread::spawn(backends.clone(), capacity, &worker_id)
@@ -179,6 +179,7 @@ impl Opened {
             backends,
             engine,
             dialer: Dialer {
+                dial: secrets::dial(config.tls.as_ref(), &worker_id)?,
                 token,
                 timeout: config.dial_timeout(),
                 keepalive: config.keepalive(),
@@ -222,25 +223,6 @@ fn no_name_twice<B: Backend>(backends: &[Arc<B>]) -> Result<(), StartError> {
         }
     }
     Ok(())
-}
-
-fn token(config: &Config) -> Result<Option<MetadataValue<Ascii>>, StartError> {
-    let token = match &config.token_file {
-        Some(path) => std::fs::read_to_string(path).map_err(|source| StartError::TokenFile {
-            path: path.clone(),
-            source,
-        })?,
-        None => config.token.clone(),
-    };
-    let token = token.trim();
-    if token.is_empty() {
-        return Ok(None);
-    }
-    let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
-        .parse()
-        .map_err(|_invalid| StartError::Token)?;
-    value.set_sensitive(true);
-    Ok(Some(value))
 }
 
 /// The configured name, or the one in the data folder, minted at its first start.
@@ -292,17 +274,5 @@ mod tests {
         assert_eq!(worker_id(&config).unwrap(), first);
         let other = Config::default();
         assert_ne!(worker_id(&other).unwrap(), worker_id(&other).unwrap());
-    }
-
-    #[test]
-    fn a_token_comes_from_the_file_without_its_newline() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "secret\n").unwrap();
-        let config = Config {
-            token_file: Some(file.path().to_owned()),
-            ..Config::default()
-        };
-        assert_eq!(token(&config).unwrap().unwrap(), "Bearer secret");
-        assert!(token(&Config::default()).unwrap().is_none());
     }
 }

@@ -14,7 +14,7 @@
 //! | [`backend`] | the seam between the shell and a model |
 //! | [`model`] | weights, tokenizer, template, forward pass |
 //! | [`replay`] | recorded agents run again, token for token |
-//! | [`config`], [`http`], [`metrics`], [`results`], [`error`] | what they say |
+//! | [`config`], [`http`], [`metrics`], [`results`], [`secrets`], [`error`] | what they say |
 //!
 //! Scheduling, blocks and batches are in `conclave-worker-core`; it knows nothing of what is here.
 
@@ -37,6 +37,7 @@ pub mod replay;
 pub mod results;
 pub mod runner;
 pub mod sampling;
+pub mod secrets;
 pub mod session;
 pub mod text;
 pub mod vocabulary;

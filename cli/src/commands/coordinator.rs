@@ -6,11 +6,13 @@ use conclave_coordinator::{Config, Coordinator, StartError};
 use serde_json::json;
 
 use crate::{
+    args::Global,
     duration,
     ending::{asked_to_end, unless_asked_again},
     error::CliError,
     metrics, out,
     settings::{Overrides, SetArgs},
+    tls::TlsArgs,
 };
 
 /// Flags of `coordinator`.
@@ -66,6 +68,10 @@ A file:
   listen = \"10.0.0.5:7400\"
   http_listen = \"10.0.0.5:9400\"
   tokens_file = \"/etc/conclave/tokens.jsonl\"
+  [tls]                                  or --ca, --cert, --key
+  ca_file = \"/etc/conclave/ca.crt\"
+  cert_file = \"/etc/conclave/tls.crt\"
+  key_file = \"/etc/conclave/tls.key\"
 
 A tokens file, one JSON object a line:
   {\"token\": \"…\", \"tenant\": \"team-a\", \"role\": \"submitter\"}
@@ -76,7 +82,7 @@ Exit status: 2 the settings are wrong, 4 it could not start (a port in use, a
 data folder that cannot be used), 1 it ended by itself, 0 it drained.";
 
 impl CoordinatorArgs {
-    fn settings(&self) -> Result<String, CliError> {
+    fn settings(&self, tls: &TlsArgs) -> Result<String, CliError> {
         let mut flags = Overrides::default();
         flags
             .set_path("data_dir", self.data_dir.as_deref())
@@ -86,15 +92,19 @@ impl CoordinatorArgs {
             .set_list("seeds", &self.seeds)
             .set_path("tokens_file", self.tokens_file.as_deref())
             .set("open", self.open.then_some(true))
+            .set_path("tls.ca_file", tls.ca.as_deref())
+            .set_path("tls.cert_file", tls.cert.as_deref())
+            .set_path("tls.key_file", tls.key.as_deref())
+            .set("tls.server_name", tls.server_name.clone())
             .add(&self.set);
         flags.over(self.config.as_deref())
     }
 }
 
 /// Serves until a signal, or until the coordinator ends by itself.
-pub async fn run(args: CoordinatorArgs) -> Result<(), CliError> {
-    let config =
-        Config::parse(&args.settings()?).map_err(|error| CliError::usage(error.to_string()))?;
+pub async fn run(global: &Global, args: CoordinatorArgs) -> Result<(), CliError> {
+    let config = Config::parse(&args.settings(&global.tls)?)
+        .map_err(|error| CliError::usage(error.to_string()))?;
     let coordinator = Coordinator::start(config, metrics::install()?)
         .await
         .map_err(start_error)?;
@@ -120,7 +130,10 @@ pub async fn run(args: CoordinatorArgs) -> Result<(), CliError> {
 /// What a person has to mend: what was asked for, or the machine.
 fn start_error(error: StartError) -> CliError {
     match error {
-        StartError::Config(_) | StartError::Tokens(_) => CliError::usage(error.to_string()),
+        StartError::Config(_)
+        | StartError::Tokens(_)
+        | StartError::Tls(_)
+        | StartError::Name(_) => CliError::usage(error.to_string()),
         other => CliError::Start(other.to_string()),
     }
 }
@@ -147,7 +160,7 @@ mod tests {
             "--set",
             "snapshot_every=64",
         ]);
-        let config = Config::parse(&only.args.settings().unwrap()).unwrap();
+        let config = Config::parse(&only.args.settings(&TlsArgs::default()).unwrap()).unwrap();
         assert!(config.open);
         assert_eq!(
             (config.listen.as_str(), config.snapshot_every),
@@ -158,7 +171,7 @@ mod tests {
     #[test]
     fn a_misspelled_setting_names_the_nearest() {
         let only = Only::parse_from(["x", "--open", "--set", "snapshots_every=64"]);
-        let error = Config::parse(&only.args.settings().unwrap())
+        let error = Config::parse(&only.args.settings(&TlsArgs::default()).unwrap())
             .unwrap_err()
             .to_string();
         assert!(error.contains("did you mean `snapshot_every`"), "{error}");

@@ -44,7 +44,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Ask(args) => ask::run(global, *args).await,
         Command::Up(args) => up::run(global, args).await,
-        Command::Coordinator(args) => coordinator::run(args).await,
+        Command::Coordinator(args) => coordinator::run(global, args).await,
         Command::Worker(args) => worker::run(global, args).await,
         Command::Submit(args) => submit::run(global, *args).await,
         Command::Watch(args) => watch::run(global, args).await,

@@ -9,6 +9,7 @@ use clap::Args;
 use conclave_coordinator::offline::recover::{Loss, RecoverError, Recovered, Survivor};
 use conclave_proto::v1::StatusRequest;
 use serde_json::json;
+use tokio::net::TcpStream;
 use tonic::{Code, Request};
 
 use crate::{args::Global, client::Client, error::CliError, out, view::time::utc};
@@ -128,9 +129,21 @@ async fn ask(
             })
         }
         Err(status) => match status.code() {
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => None,
+            Code::DeadlineExceeded => None,
+            Code::Unavailable | Code::Cancelled | Code::Unknown => listens(address).await,
             code => Some(format!("answers and does not say what it is ({code:?})")),
         },
+    })
+}
+
+/// A member that speaks TLS gives a plain caller, or one with the wrong certificates, no answer: it is
+/// there all the same.
+async fn listens(address: &str) -> Option<String> {
+    let dialled = tokio::time::timeout(PROBE, TcpStream::connect(address)).await;
+    let there = matches!(dialled, Ok(Ok(_)));
+    there.then(|| {
+        "is there, and no call gets through: if it speaks TLS, name --ca, --cert and --key"
+            .to_owned()
     })
 }
 

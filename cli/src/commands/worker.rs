@@ -71,6 +71,10 @@ A file:
   [[models]]
   name = \"smollm2-135m\"
   path = \"/models/SmolLM2-135M-Instruct.Q4_1.gguf\"
+  [tls]                                  or --ca, --cert, --key
+  ca_file = \"/etc/conclave/ca.crt\"
+  cert_file = \"/etc/conclave/tls.crt\"
+  key_file = \"/etc/conclave/tls.key\"
 
 Exit status: 2 the settings or a model are wrong, 4 it could not start (e.g. a
 port in use), 1 it ended by itself, 0 it drained.";
@@ -92,6 +96,10 @@ impl WorkerArgs {
             .set("threads", self.threads.map(i64::from))
             .set("max_sequences", self.max_sequences.map(i64::from))
             .set_path("token_file", global.token_file.as_deref())
+            .set_path("tls.ca_file", global.tls.ca.as_deref())
+            .set_path("tls.cert_file", global.tls.cert.as_deref())
+            .set_path("tls.key_file", global.tls.key.as_deref())
+            .set("tls.server_name", global.tls.server_name.clone())
             .add(&self.set);
         flags.over(self.config.as_deref())
     }
@@ -142,7 +150,10 @@ pub fn is_request_wrong(error: &StartError) -> bool {
     matches!(
         error,
         StartError::Config(_)
-            | StartError::Token
+            | StartError::Token(_)
+            | StartError::TokenFile(_)
+            | StartError::Tls(_)
+            | StartError::Name(_)
             | StartError::ModelMissing { .. }
             | StartError::Model { .. }
             | StartError::ModelTwice { .. }

@@ -59,7 +59,7 @@ impl Audit for AuditService {
         request: Request<ExportJobRequest>,
     ) -> Result<Response<Items>, Status> {
         let roles = [Role::Submitter, Role::Reviewer, Role::Operator];
-        let caller = self.0.tokens.require(request.metadata(), &roles)?;
+        let caller = self.0.auth.require(request.metadata(), &roles)?;
         let wait = self.0.patience(request.metadata());
         let job_id = request.into_inner().job_id;
         let Seen { job, seed, .. } = self.0.job(&caller, &job_id, wait).await?;

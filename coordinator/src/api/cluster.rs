@@ -199,11 +199,11 @@ impl Api {
     }
 
     fn operator(&self, metadata: &MetadataMap) -> Result<(), Status> {
-        self.tokens.require(metadata, &OPERATORS).map(|_| ())
+        self.auth.require(metadata, &OPERATORS).map(|_| ())
     }
 
     fn observer(&self, metadata: &MetadataMap) -> Result<(), Status> {
-        self.tokens.require(metadata, &OBSERVERS).map(|_| ())
+        self.auth.require(metadata, &OBSERVERS).map(|_| ())
     }
 }
 

@@ -174,7 +174,7 @@ impl Api {
         metadata: MetadataMap,
         request: CancelJobRequest,
     ) -> Result<Job, Status> {
-        let caller = self.tokens.require(&metadata, &USERS)?;
+        let caller = self.auth.require(&metadata, &USERS)?;
         let wait = self.patience(&metadata);
         let job_id = request.job_id;
         check_note("reason", &request.reason)?;
@@ -194,7 +194,7 @@ impl Api {
         metadata: MetadataMap,
         request: ReviewJobRequest,
     ) -> Result<Job, Status> {
-        let caller = self.tokens.require(&metadata, &REVIEWERS)?;
+        let caller = self.auth.require(&metadata, &REVIEWERS)?;
         let wait = self.patience(&metadata);
         let verdict = request.verdict();
         check_note("note", &request.note)?;
@@ -298,7 +298,7 @@ impl Contemplation for ContemplationService {
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
-        let caller = self.0.tokens.require(request.metadata(), &USERS)?;
+        let caller = self.0.auth.require(request.metadata(), &USERS)?;
         let wait = self.0.patience(request.metadata());
         let job_id = request.into_inner().job_id;
         timed("GetJob", self.0.show(&caller, &job_id, wait))
@@ -321,7 +321,7 @@ impl Contemplation for ContemplationService {
         &self,
         request: Request<ListJobsRequest>,
     ) -> Result<Response<ListJobsResponse>, Status> {
-        let caller = self.0.tokens.require(request.metadata(), &USERS)?;
+        let caller = self.0.auth.require(request.metadata(), &USERS)?;
         let wait = self.0.patience(request.metadata());
         let list = self.0.list(caller, request.into_inner(), wait);
         timed("ListJobs", list).await.map(Response::new)

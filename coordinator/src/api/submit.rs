@@ -69,7 +69,7 @@ impl Api {
         metadata: MetadataMap,
         request: SubmitJobRequest,
     ) -> Result<SubmitJobResponse, Status> {
-        let caller = self.tokens.require(&metadata, &USERS)?;
+        let caller = self.auth.require(&metadata, &USERS)?;
         let wait = self.patience(&metadata);
         let key = request.idempotency_key;
         check_key(&key)?;

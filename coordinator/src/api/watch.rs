@@ -81,7 +81,7 @@ impl Api {
         self: Arc<Self>,
         request: Request<WatchJobRequest>,
     ) -> Result<Updates, Status> {
-        let caller = self.tokens.require(request.metadata(), &USERS)?;
+        let caller = self.auth.require(request.metadata(), &USERS)?;
         let wait = self.patience(request.metadata());
         let (metadata, _, request) = request.into_parts();
         let cursor = cursor(&request.cursor)?;

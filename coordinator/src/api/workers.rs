@@ -51,7 +51,7 @@ impl Workers for WorkersService {
         &self,
         request: Request<Streaming<WorkerMessage>>,
     ) -> Result<Response<Messages>, Status> {
-        self.0.tokens.require(request.metadata(), &[Role::Worker])?;
+        self.0.auth.require(request.metadata(), &[Role::Worker])?;
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let session = Session::new(self.0.clone(), outbox);
         tokio::spawn(session.run(request.into_inner()));

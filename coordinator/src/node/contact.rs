@@ -186,7 +186,11 @@ mod tests {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = silent.local_addr().unwrap().to_string();
         let status = watch::Sender::new(following(&address));
-        let network = Network::new(None, 1 << 20);
+        let network = Network::new(
+            crate::auth::Auth::open(),
+            conclave_credentials::Dial::plain(),
+            1 << 20,
+        );
         let (inputs, _inputs) = tokio::sync::mpsc::channel(1);
         let (messages, _messages) = tokio::sync::mpsc::channel(1);
         let node = Handle::new(inputs, messages, status.subscribe());

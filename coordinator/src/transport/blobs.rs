@@ -277,7 +277,15 @@ mod tests {
         let file = File::open(path).unwrap();
         file.set_modified(SystemTime::now() - 2 * hour).unwrap();
         let (_status, status) = watch::channel(NodeStatus::default());
-        let blobs = BlobNet::new(local, Network::new(None, 1 << 20), status);
+        let blobs = BlobNet::new(
+            local,
+            Network::new(
+                crate::auth::Auth::open(),
+                conclave_credentials::Dial::plain(),
+                1 << 20,
+            ),
+            status,
+        );
         blobs.fetch(hash, Duration::from_secs(5)).await.unwrap();
         let age = file.metadata().unwrap().modified().unwrap().elapsed();
         assert!(age.is_ok_and(|age| age < hour));

@@ -1,6 +1,6 @@
 //! The peer service: what other coordinators send and ask.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, time::Duration};
 
 use conclave_proto::v1::{
     FetchSnapshotRequest, GetBlobRequest, GetBlobResponse, IdentifyRequest, IdentifyResponse,
@@ -24,7 +24,7 @@ use tonic::{
 
 use super::{Network, blobs, snapshot, turns::Turns};
 use crate::{
-    auth::{Role, Tokens},
+    auth::{Auth, Role},
     disk::{blobs::Blobs, reserve::Reserve, snapshots::Snapshots},
     node::{Handle, Input},
 };
@@ -41,7 +41,7 @@ const BIND: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct PeerService {
     /// Who may call.
-    pub tokens: Arc<Tokens>,
+    pub auth: Auth,
     /// The node.
     pub node: Handle,
     /// Addresses and channels.
@@ -64,7 +64,7 @@ pub struct PeerService {
 
 impl PeerService {
     fn peer<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        self.tokens
+        self.auth
             .require(request.metadata(), &[Role::Peer])
             .map(|_| ())
     }

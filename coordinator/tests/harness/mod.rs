@@ -2,6 +2,7 @@
 //! mock worker that answers with canned drafts.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod pki;
 pub mod worker;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
 };
 
 use conclave_coordinator::{Config, Coordinator, StartError, node::NodeStatus};
+use conclave_credentials::Dial;
 use conclave_proto::v1::{
     AnswerKind, Budget, ContemplationPolicy, ExportJobRequest, GetJobRequest, InitRequest, Job,
     JobSpec, JobState, Message, Mode, SubmitJobRequest, SubmitJobResponse, WatchJobRequest,
@@ -33,10 +35,15 @@ pub struct Member {
     pub running: Option<Coordinator>,
 }
 
+/// What a member's settings have of their own.
+pub type Extra = Box<dyn Fn(&mut Config) + Send + Sync>;
+
 /// Members with folders of their own.
 pub struct Cluster {
     pub members: Vec<Member>,
-    pub extra: fn(&mut Config),
+    pub extra: Extra,
+    /// How clients dial the members.
+    pub dial: Dial,
     _root: TempDir,
 }
 
@@ -80,7 +87,10 @@ pub async fn start(config: Config) -> Result<Coordinator, StartError> {
 
 impl Cluster {
     /// Starts blank members.
-    pub async fn blank(count: usize, extra: fn(&mut Config)) -> Cluster {
+    pub async fn blank(
+        count: usize,
+        extra: impl Fn(&mut Config) + Send + Sync + 'static,
+    ) -> Cluster {
         let root = tempfile::tempdir().unwrap();
         let member = |i: usize| Member {
             folder: root.path().join(format!("node-{i}")),
@@ -90,7 +100,8 @@ impl Cluster {
         let members = (0..count).map(member).collect();
         let mut cluster = Cluster {
             members,
-            extra,
+            extra: Box::new(extra),
+            dial: Dial::plain(),
             _root: root,
         };
         for i in 0..count {
@@ -190,8 +201,8 @@ impl Cluster {
     }
 
     pub async fn channel(&self, i: usize) -> Channel {
-        let address = format!("http://{}", self.members[i].address);
-        Channel::from_shared(address).unwrap().connect_lazy()
+        let endpoint = self.dial.endpoint(&self.members[i].address).unwrap();
+        self.dial.lazily(&endpoint)
     }
 
     pub async fn client(&self, i: usize) -> ContemplationClient<Channel> {
@@ -334,4 +345,30 @@ pub async fn export(cluster: &Cluster, i: usize, job_id: &str) -> Vec<Item> {
         all.extend(item.item);
     }
     all
+}
+
+/// Two tenants, an operator, a worker and a peer.
+pub fn with_tokens(config: &mut Config) {
+    let path = config.data_dir.with_extension("tokens");
+    let lines = [
+        ("alice-token", "alice", "submitter"),
+        ("bobby-token", "bob", "submitter"),
+        ("admin-token", "ops", "operator"),
+        ("labor-token", "", "worker"),
+        ("peers-token", "", "peer"),
+    ];
+    let line = |(token, tenant, role): (&str, &str, &str)| {
+        format!("{{\"token\": \"{token}\", \"tenant\": \"{tenant}\", \"role\": \"{role}\"}}\n")
+    };
+    std::fs::write(&path, lines.map(line).concat()).unwrap();
+    config.open = false;
+    config.tokens_file = Some(path);
+}
+
+/// The message with a bearer token.
+pub fn with<T>(token: &str, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    let value = format!("Bearer {token}").parse().unwrap();
+    request.metadata_mut().insert("authorization", value);
+    request
 }

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use conclave_credentials::Dial;
 use conclave_proto::v1::{
     AttemptKey, AttemptResult, CoordinatorMessage, Draft, Heartbeat, Hello, ModelInfo, Prepare,
     Prepared, Progress, Start, StopReason, TokenDelta, Usage, WorkerMessage, attempt_result,
@@ -19,7 +20,6 @@ use conclave_proto::v1::{
 };
 use tokio::{sync::mpsc, sync::watch, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
 type Name = (String, u32, u32);
 
@@ -42,6 +42,7 @@ pub struct Mock {
     incarnation: String,
     members: Arc<Vec<String>>,
     token: Option<String>,
+    dial: Dial,
     book: Arc<Mutex<Book>>,
     /// Attempts wait in mid-text until this is true.
     gate: watch::Sender<bool>,
@@ -72,6 +73,7 @@ impl Mock {
             incarnation: format!("start-{}", NEXT.fetch_add(1, Ordering::Relaxed)),
             members: Arc::new(members),
             token: None,
+            dial: Dial::plain(),
             book: Arc::default(),
             gate: watch::Sender::new(true),
             started: Arc::default(),
@@ -99,6 +101,11 @@ impl Mock {
         self
     }
 
+    pub fn with_dial(mut self, dial: Dial) -> Mock {
+        self.dial = dial;
+        self
+    }
+
     pub fn with_thought(mut self, characters: usize) -> Mock {
         self.thought = characters;
         self
@@ -123,12 +130,12 @@ impl Mock {
 
     /// One session; returns where the leader is said to be.
     async fn session(&self, address: &str) -> Option<String> {
-        let channel = Channel::from_shared(format!("http://{address}")).unwrap();
-        let channel = channel
+        let endpoint = self.dial.endpoint(address).unwrap();
+        let endpoint = endpoint
             .connect_timeout(Duration::from_secs(1))
             .http2_keep_alive_interval(Duration::from_secs(1))
-            .keep_alive_timeout(Duration::from_secs(1))
-            .connect_lazy();
+            .keep_alive_timeout(Duration::from_secs(1));
+        let channel = self.dial.lazily(&endpoint);
         let (send, receive) = mpsc::channel(256);
         self.book.lock().unwrap().session = Some(send.clone());
         send.send(WorkerMessage {

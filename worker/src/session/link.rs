@@ -1,13 +1,14 @@
 //! One connection to one coordinator, from the dial to its end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use conclave_credentials::{Dial, Watched};
 use conclave_proto::v1::workers_client::WorkersClient;
 use conclave_proto::v1::{CoordinatorMessage, Hello, WorkerMessage, worker_message};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status, Streaming};
 
 /// Messages that wait for the link. What waits longer waits in the desk, where it is merged.
@@ -70,8 +71,10 @@ impl LinkError {
 /// How links are made.
 #[derive(Clone)]
 pub struct Dialer {
+    /// How connections are opened.
+    pub dial: Dial,
     /// Shown as `authorization`.
-    pub token: Option<MetadataValue<Ascii>>,
+    pub token: Arc<Watched<Option<MetadataValue<Ascii>>>>,
     /// Bound of a whole dial.
     pub timeout: Duration,
     /// HTTP/2 pings are sent this often, with or without traffic.
@@ -108,12 +111,7 @@ impl Dialer {
     }
 
     async fn open(self, address: String, hello: Hello) -> Result<Link, LinkError> {
-        let url = if address.contains("://") {
-            address.clone()
-        } else {
-            format!("http://{address}")
-        };
-        let endpoint = match Endpoint::from_shared(url) {
+        let endpoint = match self.dial.endpoint(&address) {
             Ok(endpoint) => endpoint,
             Err(source) => return Err(LinkError::Address { address, source }),
         };
@@ -123,7 +121,7 @@ impl Dialer {
             .http2_keep_alive_interval(self.keepalive)
             .keep_alive_timeout(self.silence)
             .keep_alive_while_idle(true);
-        let channel = match endpoint.connect().await {
+        let channel = match self.dial.now(&endpoint).await {
             Ok(channel) => channel,
             Err(source) => return Err(LinkError::Unreachable { address, source }),
         };
@@ -134,7 +132,8 @@ impl Dialer {
         // The channel is empty and open: there is room.
         let _sent = outbound.try_send(hello);
         let mut request = Request::new(ReceiverStream::new(messages));
-        if let Some(token) = self.token {
+        if let Some(token) = self.token.now().as_ref() {
+            let token = token.clone();
             request.metadata_mut().insert("authorization", token);
         }
         let mut client = WorkersClient::new(channel)

@@ -16,7 +16,7 @@ use crate::{
 const JOB: &str = "00000000-0000-7000-8000-000000000001";
 
 fn caller() -> Principal {
-    let open = crate::auth::Tokens::open();
+    let open = crate::auth::Auth::open();
     open.caller(&MetadataMap::new()).unwrap()
 }
 

@@ -3,6 +3,17 @@
 {{- if and .Values.ingress.enabled (not .Values.ingress.host) -}}
 {{- fail "ingress.host is needed" -}}
 {{- end -}}
+{{- with .Values.tls -}}
+{{- if and .enabled .certManager.enabled .existingSecret -}}
+{{- fail "tls: existingSecret or certManager.enabled, not both" -}}
+{{- end -}}
+{{- if and .enabled (not .certManager.enabled) (not .existingSecret) -}}
+{{- fail "tls: existingSecret, or certManager.enabled" -}}
+{{- end -}}
+{{- if and .certManager.enabled (not .certManager.issuerRef.name) -}}
+{{- fail "tls.certManager.issuerRef.name is needed" -}}
+{{- end -}}
+{{- end -}}
 {{- range $name, $pool := .Values.workerPools -}}
 {{- $pool = include "conclave.pool" (dict "root" $ "pool" $pool) | fromYaml -}}
 {{- if and $pool.autoscaling.hpa.enabled $pool.autoscaling.keda.enabled -}}

@@ -57,6 +57,38 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- printf "%s-%d.%s.%s.svc.%s:7400" $name (int .index) $name .root.Release.Namespace .root.Values.clusterDomain -}}
 {{- end -}}
 
+{{/* The service's name: what the coordinators' certificate bears, whichever of them is dialled. */}}
+{{- define "conclave.serverName" -}}
+{{- printf "%s.%s.svc.%s" (include "conclave.fullname" .) .Release.Namespace .Values.clusterDomain -}}
+{{- end -}}
+
+{{/* The Secret with a certificate. dict "root" . "part" "coordinator" */}}
+{{- define "conclave.tlsSecret" -}}
+{{- $tls := .root.Values.tls -}}
+{{- if $tls.certManager.enabled -}}
+{{- printf "%s-%s-tls" (include "conclave.fullname" .root) .part -}}
+{{- else if eq .part "worker" -}}
+{{- default $tls.existingSecret $tls.workerSecret -}}
+{{- else -}}
+{{- $tls.existingSecret -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The table of a coordinator's or a worker's settings; a table ends what stands outside of tables. */}}
+{{- define "conclave.tlsTable" -}}
+[tls]
+cert_file = "/run/conclave/tls/tls.crt"
+key_file = "/run/conclave/tls/tls.key"
+ca_file = "/run/conclave/tls/ca.crt"
+server_name = {{ include "conclave.serverName" . | quote }}
+{{- end -}}
+
+{{/* What the command line needs to know. */}}
+{{- define "conclave.tlsEnv" -}}
+- { name: CONCLAVE_CA, value: /run/conclave/tls/ca.crt }
+- { name: CONCLAVE_SERVER_NAME, value: {{ include "conclave.serverName" . }} }
+{{- end -}}
+
 {{/* Every coordinator's address as arguments, a YAML list. */}}
 {{- define "conclave.addresses" -}}
 {{- range $index := until (int .Values.coordinator.replicas) }}
@@ -122,12 +154,18 @@ spec:
       env:
         - name: CONCLAVE_ENDPOINT
           value: {{ printf "%s.%s.svc.%s:%d" (include "conclave.fullname" $root) $root.Release.Namespace $root.Values.clusterDomain (int $root.Values.service.port) }}
+        {{- if $root.Values.tls.enabled }}
+        {{- include "conclave.tlsEnv" $root | nindent 8 }}
+        {{- end }}
       securityContext:
         {{- include "conclave.containerSecurity" $root | nindent 8 }}
       resources:
         {{- toYaml $root.Values.hooks.resources | nindent 8 }}
       volumeMounts:
         - { name: token, mountPath: /etc/conclave, readOnly: true }
+        {{- if $root.Values.tls.enabled }}
+        - { name: tls, mountPath: /run/conclave/tls, readOnly: true }
+        {{- end }}
   volumes:
     - name: token
       secret:
@@ -135,6 +173,14 @@ spec:
         items:
           - { key: {{ .token }}, path: {{ .token }} }
         defaultMode: 0440
+    {{- if $root.Values.tls.enabled }}
+    - name: tls
+      secret:
+        secretName: {{ include "conclave.tlsSecret" (dict "root" $root "part" "coordinator") }}
+        items:
+          - { key: ca.crt, path: ca.crt }
+        defaultMode: 0440
+    {{- end }}
 {{- end -}}
 
 {{/* Egress rules. */}}
