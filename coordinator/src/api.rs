@@ -168,6 +168,9 @@ impl Api {
                     && !now.leads()
                     && let Some(address) = self.network.address(now.leader_id)
                 {
+                    // The leader asks again; but strangers do not come so far, and it sees this node's
+                    // certificate, not the caller's.
+                    self.auth.caller(metadata)?;
                     let id = now.leader_id;
                     let channel = self.network.channel(&address);
                     return channel

@@ -1,6 +1,7 @@
 //! Who calls: a bearer token of a file, or a JWT that a known key signed, each of one tenant and one role;
 //! for workers and other coordinators a client certificate beside it.
 
+pub mod jwt;
 pub mod refusals;
 pub mod tokens;
 
@@ -84,6 +85,8 @@ impl Principal {
 pub struct Auth {
     /// `None`: everybody is the operator of tenant `local`.
     tokens: Option<Arc<Watched<Tokens>>>,
+    /// Users may show a JWT instead.
+    jwt: Option<Arc<Watched<jwt::Verifier>>>,
     /// Workers and other coordinators show a certificate.
     certificates: bool,
 }
@@ -102,6 +105,12 @@ impl Auth {
         }
     }
 
+    /// Users may show a JWT instead of a token.
+    pub fn with_jwt(self, verifier: Arc<Watched<jwt::Verifier>>) -> Self {
+        let jwt = Some(verifier);
+        Self { jwt, ..self }
+    }
+
     /// Workers and other coordinators must show a certificate too.
     pub fn with_certificates(self, certificates: bool) -> Self {
         Self {
@@ -113,7 +122,7 @@ impl Auth {
     /// Finds the caller.
     ///
     /// # Errors
-    /// UNAUTHENTICATED without a known `authorization: Bearer` token, or without the certificate that its
+    /// UNAUTHENTICATED without a known `authorization: Bearer` token or a good JWT, or without the certificate that its
     /// role needs.
     pub fn caller(&self, metadata: &MetadataMap) -> Result<Principal, Status> {
         let Some(tokens) = &self.tokens else {
@@ -129,7 +138,11 @@ impl Auth {
         let Some(token) = token else {
             return Err(Reason::NoToken.status("send a token as `authorization: Bearer TOKEN`"));
         };
-        let Some(caller) = tokens.now().find(token.trim()) else {
+        let token = token.trim();
+        let Some(caller) = tokens.now().find(token) else {
+            if let Some(jwt) = self.jwt.as_ref().filter(|_| jwt::Verifier::is_one(token)) {
+                return jwt.now().caller(token);
+            }
             return Err(Reason::UnknownToken.status(
                 "this token is not known: send a known one as `authorization: Bearer TOKEN`",
             ));

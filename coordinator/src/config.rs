@@ -13,10 +13,10 @@ use conclave_coordinator_core::worker::LEASE_TTL_MS;
 use conclave_proto::LOG_VERSION;
 use serde::Deserialize;
 
-pub use tables::TlsConfig;
+pub use tables::{JwtConfig, TlsConfig};
 
 /// Every key that a file may hold, in the order of [`Config`]'s fields.
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 24] = [
     "data_dir",
     "listen",
     "advertise",
@@ -39,6 +39,7 @@ const KEYS: [&str; 23] = [
     "snapshot_every",
     "max_log_version",
     "reflection",
+    "jwt",
     "tls",
 ];
 
@@ -94,6 +95,8 @@ pub struct Config {
     pub max_log_version: u32,
     /// Whether strangers may ask which calls there are (`grpc.reflection`).
     pub reflection: bool,
+    /// JSON Web Tokens of users; without it only those of `tokens_file` count.
+    pub jwt: Option<JwtConfig>,
     /// TLS; without it everything is sent as it is.
     pub tls: Option<TlsConfig>,
 }
@@ -124,6 +127,7 @@ impl Default for Config {
             snapshot_every: 10_000,
             max_log_version: LOG_VERSION,
             reflection: true,
+            jwt: None,
             tls: None,
         }
     }
@@ -272,6 +276,9 @@ impl Config {
         }
         if self.snapshot_every < 16 {
             return refuse("snapshot_every", "must be at least 16");
+        }
+        if let Some(jwt) = &self.jwt {
+            jwt.check(self.tokens_file.is_some())?;
         }
         self.tls.as_ref().map_or(Ok(()), TlsConfig::check)
     }

@@ -25,7 +25,7 @@ use secrets::Secrets;
 
 use crate::{
     api::Api,
-    auth::TokensError,
+    auth::{TokensError, jwt::JwksError},
     config::{Config, ConfigError},
     disk::{
         blobs::Blobs,
@@ -65,6 +65,9 @@ pub enum StartError {
     /// The quotas file.
     #[error("quotas_file: {0}")]
     Quotas(#[from] QuotasError),
+    /// The file of `[jwt]`.
+    #[error("jwt.jwks_file: {0}")]
+    Jwks(#[from] FirstError<JwksError>),
     /// The files of `[tls]`.
     #[error("[tls]: {0}")]
     Tls(#[from] FirstError<TlsError>),

@@ -286,7 +286,10 @@ async fn every_version_is_followed_by_the_next() {
         // Its status may be a moment behind its answer.
         let mut said = cluster.members[0].running.as_ref().unwrap().status();
         let raised = said.wait_for(|s| s.log_version == version);
-        tokio::time::timeout(PATIENCE, raised).await.unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, raised)
+            .await
+            .unwrap()
+            .unwrap();
         // What it says is on disk: the same program comes back, the one before does not.
         restart_speaking(&mut cluster, 0, version).await;
         cluster.leader().await;

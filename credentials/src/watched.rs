@@ -211,13 +211,10 @@ mod tests {
             .parse()
     }
 
+    type Parse = fn(&[Vec<u8>]) -> Result<u32, ParseIntError>;
+
     /// A follower whose looks the test takes itself.
-    fn follower(
-        path: &Path,
-    ) -> (
-        Arc<Watched<u32>>,
-        Follower<u32, impl Fn(&[Vec<u8>]) -> Result<u32, ParseIntError> + use<>>,
-    ) {
+    fn follower(path: &Path) -> (Arc<Watched<u32>>, Follower<u32, Parse>) {
         let files = vec![path.to_owned()];
         let contents = read(&files).unwrap();
         let value = Watched::fixed(number(&contents).unwrap());
@@ -226,7 +223,7 @@ mod tests {
             value: Arc::downgrade(&value),
             seen: Ok(contents),
             files,
-            parse: number,
+            parse: number as Parse,
         };
         (value, follower)
     }

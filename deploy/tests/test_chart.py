@@ -101,7 +101,8 @@ class Everywhere(unittest.TestCase):
                     self.assertLessEqual(mounted, names)
                 for volume in volumes.values():
                     if "configMap" in volume:
-                        self.assertIn(("ConfigMap", volume["configMap"]["name"]), there)
+                        name = volume["configMap"]["name"]
+                        self.assertTrue(("ConfigMap", name) in there or name == "conclave-jwks")
                     secret = volume.get("secret", {}).get("secretName")
                     self.assertTrue(secret is None or ("Secret", secret) in there or secret in GIVEN)
                 account = spec["serviceAccountName"]
@@ -374,6 +375,16 @@ class Doors(unittest.TestCase):
         self.assertEqual({"conclave-tls": {"StatefulSet", "Job", "Pod"}, "conclave-worker-tls": {"Deployment"}}, secrets)
         self.assertEqual(3, callers)
 
+    def test_jwt(self):
+        objects = rendered("production.yaml")
+        jwt = tomllib.loads(one(objects, "ConfigMap", "-coordinator")["data"]["coordinator.toml"])["jwt"]
+        self.assertEqual(("https://login.internal", "conclave"), (jwt["issuer"], jwt["audience"]))
+        pod = one(objects, "StatefulSet")["spec"]["template"]["spec"]
+        mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+        self.assertEqual(jwt["jwks_file"], f"{mounts['jwks']}/jwks.json")
+        with self.assertRaisesRegex(Refused, "auth.jwt.issuer"):
+            render("--set", "auth.jwt.configMap=a")
+
     def test_certificates_bear_the_names_that_are_dialled(self):
         objects = rendered("production.yaml")
         coordinator = one(objects, "Certificate", "-coordinator")["spec"]
@@ -439,7 +450,7 @@ class Values(unittest.TestCase):
         for part, schema, own in [
             ("coordinator", self.schema["properties"]["coordinator"]["properties"]["settings"],
              {"data_dir", "listen", "advertise", "http_listen", "seeds", "tokens_file", "quotas_file", "open",
-              "open_beyond_loopback", "tls"}),
+              "open_beyond_loopback", "jwt", "tls"}),
             ("worker", self.schema["definitions"]["pool"]["properties"]["settings"],
              {"worker_id", "data_dir", "coordinators", "http_listen", "models", "token", "token_file", "tls"}),
         ]:

@@ -199,7 +199,7 @@ impl Site {
         let status = ["cluster", "status", "--json", "--endpoint", &endpoints];
         let began = Instant::now();
         loop {
-            let output = self.conclave(OPERATOR, &status).await;
+            let output = self.conclave(NEW, &status).await;
             let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
             let nodes = said["nodes"].as_array().unwrap();
             if let Some(index) = nodes.iter().position(|node| node["role"] == "leader") {

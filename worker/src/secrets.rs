@@ -59,8 +59,8 @@ pub fn dial(tls: Option<&TlsConfig>, worker_id: &str) -> Result<Dial, StartError
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_token_comes_from_the_file_without_its_newline() {
+    #[tokio::test]
+    async fn a_token_comes_from_the_file_without_its_newline() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "secret\n").unwrap();
         let config = Config {

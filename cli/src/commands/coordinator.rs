@@ -132,6 +132,7 @@ fn start_error(error: StartError) -> CliError {
     match error {
         StartError::Config(_)
         | StartError::Tokens(_)
+        | StartError::Jwks(_)
         | StartError::Tls(_)
         | StartError::Name(_) => CliError::usage(error.to_string()),
         other => CliError::Start(other.to_string()),

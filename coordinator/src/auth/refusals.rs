@@ -22,6 +22,24 @@ pub enum Reason {
     NoToken,
     /// A token that is in no file.
     UnknownToken,
+    /// A JWT that cannot be read.
+    JwtMalformed,
+    /// A JWT with an algorithm that its key has not, or that nobody should use.
+    JwtAlgorithm,
+    /// A JWT of a key that is not known.
+    JwtKey,
+    /// A JWT whose signature does not fit.
+    JwtSignature,
+    /// A JWT that is over.
+    JwtExpired,
+    /// A JWT that does not hold yet.
+    JwtEarly,
+    /// A JWT of another issuer.
+    JwtIssuer,
+    /// A JWT for another audience.
+    JwtAudience,
+    /// A JWT that lacks a claim, its tenant or its role.
+    JwtClaims,
     /// A caller whose role may not do this.
     Role,
     /// A worker's or a coordinator's call without a client certificate.
@@ -42,9 +60,18 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason: each counts from the start.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 19] = [
         Self::NoToken,
         Self::UnknownToken,
+        Self::JwtMalformed,
+        Self::JwtAlgorithm,
+        Self::JwtKey,
+        Self::JwtSignature,
+        Self::JwtExpired,
+        Self::JwtEarly,
+        Self::JwtIssuer,
+        Self::JwtAudience,
+        Self::JwtClaims,
         Self::Role,
         Self::NoCertificate,
         Self::Plaintext,
@@ -60,6 +87,15 @@ impl Reason {
         match self {
             Self::NoToken => "no_token",
             Self::UnknownToken => "unknown_token",
+            Self::JwtMalformed => "jwt_malformed",
+            Self::JwtAlgorithm => "jwt_algorithm",
+            Self::JwtKey => "jwt_key",
+            Self::JwtSignature => "jwt_signature",
+            Self::JwtExpired => "jwt_expired",
+            Self::JwtEarly => "jwt_early",
+            Self::JwtIssuer => "jwt_issuer",
+            Self::JwtAudience => "jwt_audience",
+            Self::JwtClaims => "jwt_claims",
             Self::Role => "role",
             Self::NoCertificate => "no_certificate",
             Self::Plaintext => "plaintext",

@@ -16,8 +16,17 @@ const TLS_KEYS: [&str; 5] = [
     "require_client_cert",
 ];
 
+/// Keys of `[jwt]`, in the order of [`JwtConfig`]'s fields.
+const JWT_KEYS: [&str; 5] = [
+    "jwks_file",
+    "issuer",
+    "audience",
+    "tenant_claim",
+    "role_claim",
+];
+
 /// Every table with its keys.
-pub(super) const TABLES: [(&str, &[&str]); 1] = [("tls", &TLS_KEYS)];
+pub(super) const TABLES: [(&str, &[&str]); 2] = [("jwt", &JWT_KEYS), ("tls", &TLS_KEYS)];
 
 /// TLS on the gRPC port and between coordinators. The files are PEM, and read again when they change.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -34,6 +43,59 @@ pub struct TlsConfig {
     pub server_name: String,
     /// Workers and coordinators show a certificate too, beside their token. Users never need one.
     pub require_client_cert: bool,
+}
+
+/// JSON Web Tokens of users, beside those of `tokens_file`. The file is read again when it changes.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JwtConfig {
+    /// The keys that sign tokens, a JSON Web Key Set.
+    pub jwks_file: PathBuf,
+    /// Who must have issued a token (`iss`).
+    pub issuer: String,
+    /// Whom a token must be for (`aud`).
+    pub audience: String,
+    /// The claim that names the tenant.
+    pub tenant_claim: String,
+    /// The claim that names the role: submitter, reviewer or operator.
+    pub role_claim: String,
+}
+
+impl Default for JwtConfig {
+    fn default() -> Self {
+        Self {
+            jwks_file: PathBuf::new(),
+            issuer: String::new(),
+            audience: String::new(),
+            tenant_claim: "tenant".to_owned(),
+            role_claim: "role".to_owned(),
+        }
+    }
+}
+
+impl JwtConfig {
+    /// None of them may be empty: a token for whomever would be one for us.
+    pub(super) fn check(&self, tokens_file: bool) -> Result<(), ConfigError> {
+        let refuse = |key, why: &str| {
+            let why = why.to_owned();
+            Err(ConfigError::Invalid { key, why })
+        };
+        if !tokens_file {
+            let why = "goes with `tokens_file`: workers and coordinators show tokens of it";
+            return refuse("jwt", why);
+        }
+        let given = [
+            ("jwt.jwks_file", self.jwks_file.as_os_str().is_empty()),
+            ("jwt.issuer", self.issuer.is_empty()),
+            ("jwt.audience", self.audience.is_empty()),
+            ("jwt.tenant_claim", self.tenant_claim.is_empty()),
+            ("jwt.role_claim", self.role_claim.is_empty()),
+        ];
+        match given.into_iter().find(|(_, empty)| *empty) {
+            Some((key, _)) => refuse(key, "needed: [jwt] takes jwks_file, issuer and audience"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Default for TlsConfig {
@@ -106,6 +168,34 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "unknown setting `tls.certfile`; did you mean `cert_file`?"
+        );
+    }
+
+    #[test]
+    fn a_jwt_of_whomever_for_whomever_is_not_configured() {
+        let tokens = "tokens_file = 't'\n[jwt]\n";
+        for (text, want) in [
+            (
+                format!("{tokens}jwks_file = 'k'\nissuer = 'i'"),
+                "`jwt.audience`",
+            ),
+            (
+                format!("{tokens}jwks_file = 'k'\naudience = 'a'"),
+                "`jwt.issuer`",
+            ),
+            (format!("{tokens}role_clam = 'r'"), "`role_claim`"),
+            (
+                "open = true\n[jwt]\njwks_file = 'k'".to_owned(),
+                "`tokens_file`",
+            ),
+        ] {
+            let error = Config::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(want), "{error}");
+        }
+        let whole = format!("{tokens}jwks_file = 'k'\nissuer = 'i'\naudience = 'a'");
+        assert_eq!(
+            Config::parse(&whole).unwrap().jwt.unwrap().role_claim,
+            "role"
         );
     }
 

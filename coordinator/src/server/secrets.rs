@@ -6,7 +6,7 @@ use conclave_credentials::{Dial, Material, Watched};
 
 use super::StartError;
 use crate::{
-    auth::{Auth, Tokens},
+    auth::{Auth, Tokens, jwt::Verifier},
     config::Config,
 };
 
@@ -31,6 +31,15 @@ impl Secrets {
             Some(path) => {
                 let parse = |contents: &[Vec<u8>]| Tokens::from_bytes(&contents[0]);
                 Auth::of(Watched::follow("tokens", vec![path.clone()], parse)?)
+            }
+        };
+        let auth = match &config.jwt {
+            None => auth,
+            Some(settings) => {
+                let (files, settings) = (vec![settings.jwks_file.clone()], settings.clone());
+                let parse =
+                    move |contents: &[Vec<u8>]| Verifier::parse(&contents[0], settings.clone());
+                auth.with_jwt(Watched::follow("jwks", files, parse)?)
             }
         };
         let Some(settings) = &config.tls else {

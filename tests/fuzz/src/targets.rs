@@ -8,6 +8,7 @@ pub mod gguf;
 mod history;
 pub mod identity;
 pub mod job_spec;
+pub mod jwt;
 pub mod log_entries;
 mod model;
 pub mod model_folder;
@@ -33,6 +34,7 @@ pub const ALL: &[Target] = &[
     gguf::TARGET,
     identity::TARGET,
     job_spec::TARGET,
+    jwt::TARGET,
     log_entries::TARGET,
     model_folder::TARGET,
     prepare::TARGET,

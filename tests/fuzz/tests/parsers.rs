@@ -29,6 +29,7 @@ targets! {
     gguf,
     identity,
     job_spec,
+    jwt,
     log_entries,
     model_folder,
     prepare,

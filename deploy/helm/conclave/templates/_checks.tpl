@@ -3,6 +3,9 @@
 {{- if and .Values.ingress.enabled (not .Values.ingress.host) -}}
 {{- fail "ingress.host is needed" -}}
 {{- end -}}
+{{- if and .Values.auth.jwt.configMap (not .Values.auth.jwt.issuer) -}}
+{{- fail "auth.jwt.issuer is needed" -}}
+{{- end -}}
 {{- with .Values.tls -}}
 {{- if and .enabled .certManager.enabled .existingSecret -}}
 {{- fail "tls: existingSecret or certManager.enabled, not both" -}}

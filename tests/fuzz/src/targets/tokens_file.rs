@@ -32,7 +32,11 @@ fn run(input: &[u8]) {
         return;
     };
     match Tokens::parse(text) {
-        Ok(tokens) => assert!(tokens.peer().is_some_and(|token| token.as_encoded_bytes().len() >= 15)),
+        Ok(tokens) => assert!(
+            tokens
+                .peer()
+                .is_some_and(|token| token.as_encoded_bytes().len() >= 15)
+        ),
         Err(error) => {
             let said = error.to_string();
             assert!(!said.contains(SECRET), "a message shows a token: {said}");
