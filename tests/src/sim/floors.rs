@@ -60,7 +60,7 @@ pub const FLOORS: &[(&str, &str, u64)] = &[
     ("deeds", "a leader that stood still asks first", 89),
     ("deeds", "a lower term refused by a worker", 730),
     ("deeds", "a partition healed", 1700),
-    ("deeds", "a quota held agents back", 1000),
+    ("deeds", "a quota held agents back", 1700),
     ("deeds", "a retry found its job", 560),
     ("deeds", "a retry made its job", 1500),
     ("deeds", "a slow watcher waited for", 14000),
