@@ -74,7 +74,7 @@ pub struct Material {
 }
 
 impl Files {
-    /// Reads the files, and again when they change; see [`Watched::follow`]. The gauge [`EXPIRES`]
+    /// Reads the files, and again when they change; see [`Watched::follow`]. The gauge `conclave_certificate_expires_seconds`
     /// follows the certificate, with the label `of`.
     ///
     /// # Errors

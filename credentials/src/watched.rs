@@ -64,7 +64,7 @@ type Contents = Vec<Vec<u8>>;
 
 impl<T: Send + Sync + 'static> Watched<T> {
     /// Reads `files`, and again when they change, for as long as the value is held. What `parse` refuses
-    /// leaves the value as it was; one WARN and [`FAILURES`] tell of it. `what` names them in both.
+    /// leaves the value as it was; one WARN and a counter tell of it. `what` names them in both.
     ///
     /// # Errors
     /// [`FirstError`] if they are wrong now.
