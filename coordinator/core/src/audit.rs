@@ -114,6 +114,11 @@ impl Chain {
         }
     }
 
+    /// Gives back the room to grow.
+    pub(crate) fn shrink_to_fit(&mut self) {
+        self.records.shrink_to_fit();
+    }
+
     pub(crate) fn append(&mut self, job_id: &str, log_index: u64, event: &AuditEvent) {
         let Some(body) = &event.event else { return };
         debug_assert!(!self.sealed, "a sealed chain takes nothing more");

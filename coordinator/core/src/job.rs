@@ -172,9 +172,14 @@ impl Job {
         }
     }
 
-    /// Forgets what neither `GetJob` nor the audit needs, once nothing more can happen.
+    /// Forgets what neither `GetJob` nor the audit needs, once nothing more can happen, and gives back the
+    /// room to grow: ended jobs are most of what a coordinator holds.
     pub(crate) fn retire(&mut self) {
         self.agents.iter_mut().for_each(Agent::retire);
+        self.agents.shrink_to_fit();
+        self.events.shrink_to_fit();
+        self.rounds.shrink_to_fit();
+        self.audit.shrink_to_fit();
         if let Some(prepared) = &mut self.prepared {
             prepared.checkpoints.clear();
         }
