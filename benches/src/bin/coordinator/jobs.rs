@@ -6,6 +6,9 @@ use conclave_tests::load::{Bench, Memory, Plan};
 use conclave_tests::{Cluster, Process};
 
 const WAVES: usize = 4;
+/// Jobs that run when the memory of one is measured, and how often it is tried.
+const RUNNING: usize = 2_000;
+const RUNNING_TRIES: usize = 4;
 /// The allocator's counters are shown so often; twice, to be sure that a look is behind the work.
 const SHOWN: Duration = Duration::from_secs(11);
 
@@ -21,7 +24,7 @@ pub async fn print() {
     let mut bench = Bench::start(plan).await;
     // Connections and caches come to their size: they are no job's.
     let mut told = bench.wave().await.answered;
-    let before = allocated(&bench.cluster).await;
+    let before = memory(&bench.cluster).await;
     let mut best = 0.0_f64;
     let mut answered = 0;
     for _ in 0..WAVES {
@@ -37,30 +40,38 @@ pub async fn print() {
         "| jobs answered in all, of {} | {told} |",
         (WAVES + 1) * plan.clients
     );
-    let after = allocated(&bench.cluster).await;
-    row("finished", after.saturating_sub(before), answered);
+    let mut after = memory(&bench.cluster).await;
+    row("finished", before, after, answered);
     // Without workers that answer, jobs stay where they are.
     bench.mocks.iter().for_each(|mock| mock.hang(true));
-    let running = bench.submit_only(2_000).await;
-    let held = allocated(&bench.cluster).await;
-    row("running", held.saturating_sub(after), running);
+    for _ in 0..RUNNING_TRIES {
+        let running = bench.submit_only(RUNNING).await;
+        let held = memory(&bench.cluster).await;
+        // A snapshot that was saved between gives back more than its entries' bytes: once more.
+        if held.log >= after.log {
+            row("running", after, held, running);
+            break;
+        }
+        after = held;
+    }
 }
 
-fn row(what: &str, bytes: u64, jobs: usize) {
+/// The log's entries are left out: how many there are is a matter of when the last snapshot was saved.
+fn row(what: &str, before: Memory, after: Memory, jobs: usize) {
+    let without_log = |memory: Memory| memory.allocated.saturating_sub(memory.log);
+    let bytes = without_log(after).saturating_sub(without_log(before));
     let each = bytes as f64 / jobs.max(1) as f64 / 1024.0;
     println!(
         "| memory of a {what} job at the leader, its key included, the log's entries left out | {each:.1} KiB |"
     );
 }
 
-/// Bytes that the leader has allocated, once its counters are behind what was done. The log's entries are
-/// left out: how many there are is a matter of when the last snapshot was saved.
-async fn allocated(cluster: &Cluster) -> u64 {
+/// The leader's, once its counters are behind what was done.
+async fn memory(cluster: &Cluster) -> Memory {
     let started = Instant::now();
     let leader = cluster.leader().await;
     // Counters are shown by a timer: there is no event to wait for.
     tokio::time::sleep(SHOWN.saturating_sub(started.elapsed())).await;
     let process: Option<&Process> = cluster.coordinators[leader].as_ref();
-    let memory = Memory::of(process.expect("the leader runs")).await;
-    memory.allocated.saturating_sub(memory.log)
+    Memory::of(process.expect("the leader runs")).await
 }
