@@ -89,7 +89,7 @@ fn batch(round: usize, entries: usize) -> (Vec<Entry>, HardState) {
 }
 
 fn engine(folder: &Path, entries: usize) -> Result<Vec<Duration>, Box<dyn Error>> {
-    let (store, _) = LogStore::open(folder)?;
+    let (store, _) = LogStore::open(folder, false)?;
     let mut times = Vec::with_capacity(ROUNDS);
     for round in 0..ROUNDS {
         let (list, hard_state) = batch(round, entries);

@@ -268,7 +268,7 @@ pub(crate) async fn silent_members(network: &Network, status: &NodeStatus) -> Ve
         .filter(|(id, _)| **id != status.node_id);
     let probes = others.map(|(id, member)| async move {
         let silent = network.identify(&member.address, PROBE).await.is_err();
-        silent.then(|| format!("{id:x} at {}", member.address))
+        silent.then(|| format!("{id:016x} at {}", member.address))
     });
     let asked = futures::future::join_all(probes).await;
     asked.into_iter().flatten().collect()

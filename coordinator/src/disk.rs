@@ -29,6 +29,12 @@ pub const REPLACE: &str = "the other members hold what was here: move the data f
      this node on an empty one, and replace the member (`conclave cluster remove`, then `conclave \
      cluster add`); docs/OPERATIONS.md, \"Damaged or full disks\", says more";
 
+/// What to do where two members hold other entries at the same place: which of them is right, neither can
+/// know.
+pub const KEEP: &str = "one of the two lost what was on its disk, and this folder may hold the only copy \
+     of what was acknowledged from there on: stop every member and keep every folder; \
+     docs/OPERATIONS.md, \"Two histories\", says how to choose";
+
 /// Writes a file so that after a crash it is either whole or absent: a
 /// temporary beside it, fsync, rename, fsync of the folder.
 ///
@@ -71,6 +77,17 @@ fn write_synced(
 /// What the file system says.
 pub fn condemn(folder: &Path, why: &str) -> io::Result<()> {
     write_atomically(&folder.join(CONDEMNED), why.as_bytes())
+}
+
+/// A condemned folder began a new cluster, which knows nothing of its old votes: it may be used again.
+///
+/// # Errors
+/// What the file system says.
+pub fn absolve(folder: &Path) -> io::Result<()> {
+    match fs::remove_file(folder.join(CONDEMNED)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => sync_folder(folder),
+    }
 }
 
 /// The file that [`condemn`] leaves.

@@ -18,7 +18,7 @@ pub type Label = SharedString;
 
 /// A node's label: its id, as everywhere else.
 pub fn label(node_id: u64) -> Label {
-    Arc::<str>::from(format!("{node_id:x}")).into()
+    Arc::<str>::from(format!("{node_id:016x}")).into()
 }
 
 /// Registers HELP and unit of every metric; call it once the recorder is set.

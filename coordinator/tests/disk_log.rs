@@ -102,12 +102,12 @@ fn life(store: &LogStore) {
 }
 
 fn open(folder: &Path) -> Result<Recovered, LogError> {
-    LogStore::open(folder).map(|(_, recovered)| recovered)
+    LogStore::open(folder, false).map(|(_, recovered)| recovered)
 }
 
 /// A closed log, and what it holds.
 fn closed(folder: &Path) -> Recovered {
-    let (store, _) = LogStore::open(folder).unwrap();
+    let (store, _) = LogStore::open(folder, false).unwrap();
     life(&store);
     drop(store);
     let kept = tempfile::tempdir().unwrap();
@@ -159,7 +159,7 @@ fn a_write_that_a_crash_cut_short_is_dropped_and_all_before_it_stays() {
         tempfile::tempdir().unwrap(),
         tempfile::tempdir().unwrap(),
     );
-    let (store, _) = LogStore::open(folder.path()).unwrap();
+    let (store, _) = LogStore::open(folder.path(), false).unwrap();
     life(&store);
     copy(folder.path(), before.path());
     store
@@ -203,7 +203,7 @@ fn a_write_that_a_crash_cut_short_is_dropped_and_all_before_it_stays() {
 fn of_writes_that_were_never_synced_a_hole_between_them_is_no_damage() {
     let folder = tempfile::tempdir().unwrap();
     let name = folder.path().join("raft/0000000000000001.raftlog");
-    let (store, _) = LogStore::open(folder.path()).unwrap();
+    let (store, _) = LogStore::open(folder.path(), false).unwrap();
     life(&store);
     let begin = used(&std::fs::read(&name).unwrap());
     let lazy = |index| Batch {
@@ -237,7 +237,7 @@ fn of_writes_that_were_never_synced_a_hole_between_them_is_no_damage() {
 #[test]
 fn a_log_of_many_files_is_read_and_damage_in_any_of_them_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let (store, _) = LogStore::open(folder.path()).unwrap();
+    let (store, _) = LogStore::open(folder.path(), false).unwrap();
     let batch = |i: u64| appended(vec![entry(i, 1, noise(i, 1 << 20))], None);
     store
         .append(&appended(Vec::new(), Some(hard_state(1, 7, 0))))
@@ -293,7 +293,11 @@ fn failing(
         count.fetch_add(1, Ordering::Relaxed);
         when(operation)
     });
-    (LogStore::open_with(folder, files).unwrap().0, on, after)
+    (
+        LogStore::open_with(folder, false, files).unwrap().0,
+        on,
+        after,
+    )
 }
 
 #[test]
@@ -354,7 +358,7 @@ fn a_full_disk_refuses_the_start_and_harms_nothing() {
         Operation::Sync => Ok(()),
         _ => Err(io::Error::new(io::ErrorKind::StorageFull, "nospace")),
     });
-    let error = LogStore::open_with(folder.path(), full)
+    let error = LogStore::open_with(folder.path(), false, full)
         .map(|_| ())
         .unwrap_err();
     assert!(error.to_string().contains("make room"), "{error}");

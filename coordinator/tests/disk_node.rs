@@ -248,6 +248,64 @@ async fn a_leader_whose_disk_hangs_lets_calls_and_watches_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_log_is_gone_does_not_start() {
+    let mut cluster = Cluster::new(1).await;
+    let mut client = cluster.client(0).await;
+    submit(&mut client, "what colour?").await;
+    cluster.stop(0).await;
+    let member = &cluster.members[0];
+    let (folder, whole) = (&member.folder, tempfile::tempdir().unwrap());
+    images::copy(folder, whole.path());
+    let raft = folder.join("raft");
+    let empty = || {
+        for name in images::file_names(&raft) {
+            fs::write(raft.join(name), b"").unwrap();
+        }
+    };
+    let ways: [&dyn Fn(); 3] = [
+        &empty,
+        &|| {
+            fs::remove_dir_all(&raft).unwrap();
+            fs::create_dir(&raft).unwrap();
+        },
+        &|| {
+            fs::remove_dir_all(&raft).unwrap();
+            fs::remove_dir_all(folder.join("snapshots")).unwrap();
+        },
+    ];
+    for (number, lose) in ways.iter().enumerate() {
+        lose();
+        // Again: a start that was refused leaves nothing that the next would take for a log.
+        for _ in 0..2 {
+            let error = start(config(folder, &member.address)).await;
+            let error = error.map(drop).expect_err("an empty log").to_string();
+            assert!(
+                error.contains("not one record") && error.contains("cluster remove"),
+                "{number}: {error}"
+            );
+        }
+        images::copy(whole.path(), folder);
+    }
+    cluster.start(0).await;
+    cluster.leader().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_identity_of_another_cluster_is_refused() {
+    let (mut one, mut other) = (Cluster::new(1).await, Cluster::new(1).await);
+    for cluster in [&mut one, &mut other] {
+        cluster.leader().await;
+        cluster.stop(0).await;
+    }
+    let name = "identity.json";
+    let (mine, theirs) = (&one.members[0].folder, &other.members[0].folder);
+    fs::copy(theirs.join(name), mine.join(name)).unwrap();
+    let error = start(config(mine, &one.members[0].address)).await;
+    let error = error.map(drop).expect_err("not its own").to_string();
+    assert!(error.contains("identity.json is of cluster"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_old_copy_of_a_folder_is_found_out_and_never_starts_again() {
     let mut cluster = Cluster::new(3).await;
     let leader = cluster.leader().await;

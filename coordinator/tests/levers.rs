@@ -11,6 +11,7 @@ use std::{
 
 use conclave_coordinator::{
     Config,
+    disk::condemn,
     offline::{
         recover::{RecoverError, Survivor},
         restore::{self, RestoreError},
@@ -203,8 +204,11 @@ async fn the_member_that_is_left_goes_on_and_the_old_ones_cannot_disturb_it() {
         cluster.crash(i).await;
     }
     drop(worker);
+    // Found to hold another history than a leader, it is no member any more, and may be all that is left.
+    condemn(&folder, "another history").unwrap();
     let opened = Survivor::open(&folder).unwrap();
     let loss = opened.loss.clone();
+    assert_eq!(loss.doubt.as_deref(), Some("another history"));
     assert_eq!((loss.jobs, loss.live_jobs, loss.others.len()), (1, 0, 2));
     assert!(
         loss.last >= loss.committed && loss.committed > 0,

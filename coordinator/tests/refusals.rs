@@ -232,10 +232,17 @@ async fn the_log_version_rises_when_every_member_speaks_it_and_not_before() {
         cluster.leader().await;
     }
     let old_address = cluster.members[2].address.clone();
+    // Whoever leads: the one that runs the older program, too.
     let leader = cluster.leader().await;
-    if leader == 2 {
-        let to = TransferRequest::default();
+    if leader != 2 {
+        let to = TransferRequest {
+            node_id: status(&cluster, 2).node_id,
+            ..TransferRequest::default()
+        };
         cluster.admin(leader).await.transfer(to).await.unwrap();
+        let mut old = cluster.members[2].running.as_ref().unwrap().status();
+        let leads = tokio::time::timeout(PATIENCE, old.wait_for(|s| s.serving)).await;
+        leads.expect("it does not lead").unwrap();
     }
     let answer = cluster.admin(0).await.upgrade(upgrade).await;
     refused(answer, &[&old_address, "speaks up to 1", "stays 1"]);

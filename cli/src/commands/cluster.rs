@@ -100,13 +100,13 @@ Example:
     Workers(Print),
 }
 
-/// A node's id as it is printed: 16 hexadecimal digits. What is shorter is decimal, as the JSON
-/// documents have it.
+/// A node's id as it is printed: 16 hexadecimal digits. What is longer, or all of decimal digits and not 16
+/// long, is decimal, as the JSON documents have it; leading zeros may be left out of the others.
 fn node_id(text: &str) -> Result<u64, String> {
     let parsed = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
-        None if text.len() == 16 => u64::from_str_radix(text, 16),
-        None => text.parse(),
+        None if text.len() != 16 && text.bytes().all(|b| b.is_ascii_digit()) => text.parse(),
+        None => u64::from_str_radix(text, 16),
     };
     parsed.map_err(|_| {
         format!("`{text}` is no node id: 16 hexadecimal digits, as `cluster members` lists them")

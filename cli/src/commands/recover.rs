@@ -44,7 +44,7 @@ pub struct RecoverArgs {
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
-    /// Even though other members answer
+    /// Even though other members answer, or the folder is marked as one that must not be used
     #[arg(long)]
     pub force: bool,
     /// Print one JSON document
@@ -58,7 +58,23 @@ struct Answer {
     address: String,
     votes: bool,
     /// What it says, if it belongs to the cluster or does not tell.
-    found: Option<String>,
+    found: Option<Found>,
+}
+
+/// What a member says of itself.
+struct Found {
+    /// In words.
+    text: String,
+    /// The last entry that it has committed, if it tells.
+    committed: Option<u64>,
+}
+
+impl Found {
+    /// It is there, and does not tell.
+    fn silent(text: String) -> Found {
+        let committed = None;
+        Found { text, committed }
+    }
 }
 
 /// Does it.
@@ -76,6 +92,12 @@ pub async fn run(global: &Global, args: RecoverArgs) -> Result<(), CliError> {
              recovered; if not, stop them, or say --force",
             up.len(),
             answers.len()
+        )));
+    }
+    if let Some(doubt) = survivor.loss.doubt.as_ref().filter(|_| !args.force) {
+        return Err(CliError::usage(format!(
+            "this folder is marked as one that its cluster must not use any more ({doubt}). A new \
+             cluster may begin with what it holds, if no other folder holds more: say --force"
         )));
     }
     if !args.yes && !confirmed()? {
@@ -106,7 +128,7 @@ async fn ask(
     loss: &Loss,
     id: u64,
     address: &str,
-) -> Result<Option<String>, CliError> {
+) -> Result<Option<Found>, CliError> {
     if address.is_empty() {
         return Ok(None);
     }
@@ -121,17 +143,22 @@ async fn ask(
         Ok(status) => {
             let status = status.into_inner();
             let same = status.cluster_id == loss.cluster_id && status.node_id == id;
-            same.then(|| {
-                format!(
+            same.then(|| Found {
+                text: format!(
                     "answers: {}, term {}, committed up to {}",
                     status.role, status.term, status.commit_index
-                )
+                ),
+                committed: Some(status.commit_index),
             })
         }
         Err(status) => match status.code() {
             Code::DeadlineExceeded => None,
-            Code::Unavailable | Code::Cancelled | Code::Unknown => listens(address).await,
-            code => Some(format!("answers and does not say what it is ({code:?})")),
+            Code::Unavailable | Code::Cancelled | Code::Unknown => {
+                listens(address).await.map(Found::silent)
+            }
+            code => Some(Found::silent(format!(
+                "answers and does not say what it is ({code:?})"
+            ))),
         },
     })
 }
@@ -162,7 +189,10 @@ fn story(loss: &Loss, answers: &[Answer]) -> String {
             &answer.address
         };
         let votes = if answer.votes { "voter" } else { "learner" };
-        let found = answer.found.as_deref().unwrap_or("does not answer");
+        let found = answer
+            .found
+            .as_ref()
+            .map_or("does not answer", |found| found.text.as_str());
         lines.push(format!(
             "  {:016x}  {votes:<7}  {place}  {found}",
             answer.id
@@ -176,11 +206,24 @@ fn story(loss: &Loss, answers: &[Answer]) -> String {
         loss.term,
         utc(loss.unix_ms)
     ));
-    lines.push(format!(
-        "Lost: whatever the others committed behind entry {}, if they did: jobs accepted, results \
-         and reviews of which clients may have been told. This member cannot know of them.",
-        loss.last
-    ));
+    let ahead = answers.iter().filter_map(|a| a.found.as_ref()?.committed);
+    lines.push(match ahead.max().filter(|most| *most > loss.last) {
+        Some(most) => format!(
+            "Lost: {} entries, {} to {most}, which another member that answers has committed: jobs \
+             accepted, results and reviews of which clients were told.",
+            most - loss.last,
+            loss.last + 1
+        ),
+        None => format!(
+            "Lost: whatever the others committed behind entry {}, if they did: jobs accepted, \
+             results and reviews of which clients may have been told. This member cannot know of \
+             them.",
+            loss.last
+        ),
+    });
+    if let Some(doubt) = &loss.doubt {
+        lines.push(format!("In doubt: {doubt}"));
+    }
     if !loss.unconfirmed.is_empty() {
         lines.push(format!(
             "Kept: {} entries behind {}, the last one that it knows to be committed; a client may \

@@ -118,6 +118,12 @@ pub async fn run(global: &Global, command: SnapshotCommand) -> Result<(), CliErr
 }
 
 async fn save(client: &Client, args: SaveArgs) -> Result<(), CliError> {
+    if args.file.exists() && !args.file.is_file() {
+        return Err(CliError::usage(format!(
+            "{} is no regular file: name one",
+            args.file.display()
+        )));
+    }
     if args.file.exists() && !args.force {
         return Err(CliError::usage(format!(
             "{} is there already: name another file, or replace it with --force",

@@ -98,7 +98,7 @@ impl Api {
     ) -> Result<MembersResponse, Status> {
         let wait = self.config.request_timeout();
         let TransferRequest { node_id, force } = request;
-        let _turn = self.turn(format!("a transfer of leadership to {node_id:x}"))?;
+        let _turn = self.turn(format!("a transfer of leadership to {node_id:016x}"))?;
         let before = self.node.now();
         if node_id == before.node_id {
             return self.members().await;

@@ -39,7 +39,7 @@ impl Api {
             .await
             .map_err(|_| {
                 Status::deadline_exceeded(format!(
-                    "{node_id:x} stays a learner: it holds {given} of {count} payloads; add it \
+                    "{node_id:016x} stays a learner: it holds {given} of {count} payloads; add it \
                      again to go on"
                 ))
             })?

@@ -145,7 +145,7 @@ impl Api {
             }
             if Instant::now() > until {
                 return Err(Status::deadline_exceeded(format!(
-                    "{node_id:x} stays a learner: it holds {} of {commit} entries",
+                    "{node_id:016x} stays a learner: it holds {} of {commit} entries",
                     member.match_index
                 )));
             }
@@ -154,7 +154,7 @@ impl Api {
 
     pub(super) async fn remove(&self, request: RemoveRequest) -> Result<MembersResponse, Status> {
         let node_id = request.node_id;
-        let _turn = self.turn(format!("the removal of {node_id:x}"))?;
+        let _turn = self.turn(format!("the removal of {node_id:016x}"))?;
         let until = Instant::now() + self.config.request_timeout();
         let mut look = tokio::time::interval(LOOK);
         loop {
@@ -211,7 +211,7 @@ impl Api {
                 .await
                 .into_iter()
                 .filter(|(_, answers)| !answers)
-                .map(|(id, _)| format!("{id:x} at {}", status.members[&id].address))
+                .map(|(id, _)| format!("{id:016x} at {}", status.members[&id].address))
                 .collect();
             if voters.len() - silent.len() > voters.len() / 2 {
                 return Ok(());
@@ -258,7 +258,7 @@ impl Api {
         if lost > 0 {
             return Err(Status::failed_precondition(format!(
                 "{lost} payloads of jobs (prompts, drafts) are on no member that answered, and may \
-                 lie on {node_id:x} only: start it and let the others fetch them. With --force it \
+                 lie on {node_id:016x} only: start it and let the others fetch them. With --force it \
                  goes all the same, and those payloads may be lost"
             )));
         }
@@ -275,7 +275,7 @@ impl Api {
             .await
             .map_err(convert::node_error)?;
         if !known {
-            return Err(Status::not_found(format!("{node_id:x} is no member")));
+            return Err(Status::not_found(format!("{node_id:016x} is no member")));
         }
         let set = SetMemberAddress {
             node_id,
@@ -292,12 +292,12 @@ fn leader_stays(status: &NodeStatus) -> String {
     let voters = status.members.values().filter(|m| !m.learner).count();
     if voters > 1 {
         return format!(
-            "{:x} leads: `conclave cluster transfer` first, then remove it",
+            "{:016x} leads: `conclave cluster transfer` first, then remove it",
             status.node_id
         );
     }
     format!(
-        "{:x} is the only voter: without it the cluster and its {} live jobs are gone. Add another \
+        "{:016x} is the only voter: without it the cluster and its {} live jobs are gone. Add another \
          member and transfer leadership to it first; to end the cluster, stop this node and delete \
          its folder",
         status.node_id, status.live_jobs

@@ -21,8 +21,10 @@ impl Api {
         let _turn = self.turn("a change of the log version".to_owned())?;
         let wait = self.config.request_timeout();
         let before = self.read(wait, State::log_version).await?;
+        let speak = self.members_speak().await;
+        let newest = speak.iter().filter_map(|member| member.speaks).max();
         let wanted = match request.log_version {
-            0 => self.config.max_log_version.max(before),
+            0 => newest.unwrap_or(before).max(before),
             wanted => wanted,
         };
         if wanted < before {
@@ -30,7 +32,10 @@ impl Api {
                 "the cluster uses log version {before}, and versions only rise"
             )));
         }
-        let behind = self.members_below(wanted).await;
+        let behind: Vec<String> = speak
+            .iter()
+            .filter_map(|member| member.below(wanted))
+            .collect();
         if !behind.is_empty() {
             return Err(Status::failed_precondition(format!(
                 "the log version stays {before}: {}; a member that does not speak {wanted} could \
@@ -51,17 +56,14 @@ impl Api {
         })
     }
 
-    /// The members that do not speak `wanted`, or do not say, with what to do.
-    async fn members_below(&self, wanted: u32) -> Vec<String> {
+    /// What each member speaks, this one first.
+    async fn members_speak(&self) -> Vec<Member> {
         let status = self.node.now();
-        let mut behind = Vec::new();
-        if self.config.max_log_version < wanted {
-            let speaks = self.config.max_log_version;
-            behind.push(format!(
-                "this node, {:x} at {}, speaks up to {speaks}",
-                status.node_id, self.address
-            ));
-        }
+        let here = Member {
+            name: format!("{:016x} at {}, the leader,", status.node_id, self.address),
+            speaks: Some(self.config.max_log_version),
+            why: String::new(),
+        };
         let others = status
             .members
             .iter()
@@ -69,26 +71,50 @@ impl Api {
         let asked = others.map(|(id, member)| async move {
             let address = self.network.address(*id);
             let address = address.unwrap_or_else(|| member.address.clone());
-            let found = self
-                .network
-                .identify(&address, self.config.election())
-                .await;
+            let wait = self.config.election();
+            let found = self.network.identify(&address, wait).await;
+            let name = format!("{id:016x} at {address}");
+            let silent = |why: String| Member {
+                name: name.clone(),
+                speaks: None,
+                why,
+            };
             match found {
-                Ok(found) if found.node_id != *id => Some(format!(
-                    "{id:x} is not at {address}, where node {:x} answers",
-                    found.node_id
-                )),
-                Ok(found) if found.max_log_version < wanted => Some(format!(
-                    "{id:x} at {address} speaks up to {}: restart it with the newer program",
-                    found.max_log_version
-                )),
-                Ok(_) => None,
-                Err(_) => Some(format!(
-                    "{id:x} at {address} does not say what it speaks: start it, or remove it"
-                )),
+                Ok(found) if found.node_id != *id => {
+                    silent(format!("is not there: node {:016x} answers", found.node_id))
+                }
+                Ok(found) => Member {
+                    speaks: Some(found.max_log_version),
+                    ..silent(String::new())
+                },
+                Err(_) => silent("does not say what it speaks: start it, or remove it".to_owned()),
             }
         });
-        behind.extend(futures::future::join_all(asked).await.into_iter().flatten());
-        behind
+        let mut members = vec![here];
+        members.extend(futures::future::join_all(asked).await);
+        members
+    }
+}
+
+/// A member, and the newest log version that it speaks.
+struct Member {
+    name: String,
+    speaks: Option<u32>,
+    /// Why it does not say.
+    why: String,
+}
+
+impl Member {
+    /// Why it cannot go on with `wanted`, and what to do.
+    fn below(&self, wanted: u32) -> Option<String> {
+        match self.speaks {
+            None => Some(format!("{} {}", self.name, self.why)),
+            Some(speaks) if speaks < wanted => Some(format!(
+                "{} speaks up to {speaks}: restart it with the newer program, or without \
+                 `max_log_version`",
+                self.name
+            )),
+            Some(_) => None,
+        }
     }
 }

@@ -113,6 +113,21 @@ impl Identity {
     /// [`IdentityError`]: in use, of a newer format, damaged, lost beside a log,
     /// or IO.
     pub fn open(folder: &Path) -> Result<Self, IdentityError> {
+        match Self::open_doubtful(folder)? {
+            (identity, None) => Ok(identity),
+            (_, Some(why)) => Err(IdentityError::Condemned {
+                folder: folder.to_owned(),
+                why,
+            }),
+        }
+    }
+
+    /// Opens a folder that may be condemned, and says why it is: no member of its cluster may run on
+    /// it, but it may be all that is left of that cluster.
+    ///
+    /// # Errors
+    /// As [`Identity::open`].
+    pub fn open_doubtful(folder: &Path) -> Result<(Self, Option<String>), IdentityError> {
         let io = |e| IdentityError::Io(folder.to_owned(), e);
         fs::create_dir_all(folder).map_err(io)?;
         let lock = File::create(folder.join("LOCK")).map_err(io)?;
@@ -121,12 +136,8 @@ impl Identity {
             Err(TryLockError::WouldBlock) => return Err(IdentityError::InUse(folder.to_owned())),
             Err(TryLockError::Error(e)) => return Err(io(e)),
         }
-        if let Ok(why) = fs::read(folder.join(CONDEMNED)) {
-            return Err(IdentityError::Condemned {
-                folder: folder.to_owned(),
-                why: String::from_utf8_lossy(&why).into_owned(),
-            });
-        }
+        let doubt = fs::read(folder.join(CONDEMNED)).ok();
+        let doubt = doubt.map(|why| String::from_utf8_lossy(&why).into_owned());
         let path = folder.join("identity.json");
         let stored = match fs::read(&path) {
             Ok(bytes) => parse(folder, &path, &bytes)?,
@@ -147,11 +158,12 @@ impl Identity {
             }
             Err(e) => return Err(io(e)),
         };
-        Ok(Self {
+        let identity = Self {
             folder: folder.to_owned(),
             stored,
             _lock: lock,
-        })
+        };
+        Ok((identity, doubt))
     }
 
     /// The raft id, never 0.

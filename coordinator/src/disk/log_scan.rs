@@ -60,6 +60,8 @@ pub(super) struct Scanned {
     pub last: Mark,
     /// Bytes that a crash left behind the last whole record; they are gone.
     pub torn: usize,
+    /// There is a whole record.
+    pub records: bool,
 }
 
 /// Why a log cannot be used.
@@ -111,6 +113,7 @@ pub(super) fn scan(folder: &Path) -> Result<Scanned, ScanError> {
             if logged {
                 found.last = reader.mark.unwrap_or(found.last);
             }
+            found.records |= reader.at > HEADER.len();
             if reader.at != 0 && reader.at == bytes.len() {
                 continue;
             }

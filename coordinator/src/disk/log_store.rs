@@ -36,6 +36,12 @@ pub enum LogError {
         .0.file.display(), .0.offset, lost_behind(.0.entry)
     )]
     Damaged(Damage),
+    /// A member's log holds nothing: its first start alone left a record.
+    #[error(
+        "raft log {0}: not one record is left of it, and this node is a member of a cluster: its \
+         entries, and perhaps votes, are lost here; {REPLACE}"
+    )]
+    Gone(PathBuf),
     /// The folder's log cannot be opened.
     #[error("raft log {folder}: {why}; if it is damaged: {REPLACE}")]
     Open {
@@ -140,19 +146,24 @@ pub struct LogStore {
 
 impl LogStore {
     /// Opens `data_dir/raft` and reads what it holds. A torn last record, as a
-    /// crash leaves it, is dropped; it was never acknowledged.
+    /// crash leaves it, is dropped; it was never acknowledged. The log of a
+    /// `member` of a cluster cannot be empty: each start leaves a record.
     ///
     /// # Errors
-    /// [`LogError`]: damaged, or entries missing.
-    pub fn open(data_dir: &Path) -> Result<(Self, Recovered), LogError> {
-        Self::open_with(data_dir, LogFiles::default())
+    /// [`LogError`]: gone, damaged, or entries missing.
+    pub fn open(data_dir: &Path, member: bool) -> Result<(Self, Recovered), LogError> {
+        Self::open_with(data_dir, member, LogFiles::default())
     }
 
     /// Opens it on `files`.
     ///
     /// # Errors
     /// As [`LogStore::open`].
-    pub fn open_with(data_dir: &Path, files: LogFiles) -> Result<(Self, Recovered), LogError> {
+    pub fn open_with(
+        data_dir: &Path,
+        member: bool,
+        files: LogFiles,
+    ) -> Result<(Self, Recovered), LogError> {
         let folder = data_dir.join("raft");
         let failed = |why: String| LogError::Open {
             folder: folder.clone(),
@@ -162,6 +173,9 @@ impl LogStore {
             ScanError::Io(error) => failed(error.to_string()),
             ScanError::Damaged(damage) => LogError::Damaged(damage),
         })?;
+        if member && !scanned.records {
+            return Err(LogError::Gone(folder));
+        }
         if scanned.torn > 0 {
             tracing::info!(
                 folder = %folder.display(),
@@ -404,7 +418,7 @@ mod tests {
     #[test]
     fn what_was_appended_is_there_after_reopening() {
         let folder = tempfile::tempdir().unwrap();
-        let (store, blank) = LogStore::open(folder.path()).unwrap();
+        let (store, blank) = LogStore::open(folder.path(), false).unwrap();
         assert!(blank.entries.is_empty() && blank.snapshot.is_none());
         let hard_state = HardState {
             term: 3,
@@ -428,7 +442,7 @@ mod tests {
             })
             .unwrap();
         drop(store);
-        let (_, recovered) = LogStore::open(folder.path()).unwrap();
+        let (_, recovered) = LogStore::open(folder.path(), false).unwrap();
         assert_eq!(recovered.hard_state, hard_state);
         assert_eq!(indices(&recovered), [(1, 1), (2, 1), (3, 1), (4, 3)]);
     }
@@ -436,7 +450,7 @@ mod tests {
     #[test]
     fn an_own_snapshot_keeps_the_tail_and_a_received_one_replaces_the_log() {
         let folder = tempfile::tempdir().unwrap();
-        let (store, _) = LogStore::open(folder.path()).unwrap();
+        let (store, _) = LogStore::open(folder.path(), false).unwrap();
         let hard_state = HardState {
             term: 1,
             commit: 9,
@@ -451,7 +465,7 @@ mod tests {
         store.append(&batch).unwrap();
         store.compact(&snapshot(8), 7).unwrap();
         drop(store);
-        let (store, recovered) = LogStore::open(folder.path()).unwrap();
+        let (store, recovered) = LogStore::open(folder.path(), false).unwrap();
         assert_eq!(
             recovered.snapshot.as_ref().map(|s| s.get_metadata().index),
             Some(8)
@@ -470,7 +484,7 @@ mod tests {
             })
             .unwrap();
         drop(store);
-        let (_, recovered) = LogStore::open(folder.path()).unwrap();
+        let (_, recovered) = LogStore::open(folder.path(), false).unwrap();
         assert_eq!(recovered.hard_state, hard_state);
         assert_eq!(
             recovered.snapshot.as_ref().map(|s| s.get_metadata().index),

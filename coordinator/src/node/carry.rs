@@ -219,7 +219,7 @@ impl Hands for Task {
         if new.leader_id != 0 && new.leader_id != old.leader_id {
             metrics::leader_changed();
             self.removed = None;
-            let leader = format_args!("{:x}", new.leader_id);
+            let leader = format_args!("{:016x}", new.leader_id);
             tracing::info!(%leader, term = new.term, "a leader is known");
         }
         let leads = new.role == Role::Leader;

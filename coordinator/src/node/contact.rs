@@ -144,7 +144,7 @@ fn log(status: &NodeStatus, reached_at: Instant) {
              served until those that do not are started"
         ),
         None => tracing::info!(
-            leader = format!("{:x}", status.leader_id),
+            leader = format!("{:016x}", status.leader_id),
             "a leader is in reach again"
         ),
     }

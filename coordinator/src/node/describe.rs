@@ -43,7 +43,8 @@ impl NodeStatus {
         match self.role {
             NodeRole::Blank => Some("this node belongs to no cluster yet".to_owned()),
             NodeRole::Removed => Some(
-                "this node was removed from its cluster: stop it, or add it anew on an empty folder"
+                "this node was removed from its cluster: stop it, or add it again (`conclave cluster add`): \
+                 it is told everything anew"
                     .to_owned(),
             ),
             _ if self.cut_off.is_some() => self.cut_off.clone(),
@@ -200,7 +201,7 @@ impl Task {
                 .network
                 .address(*id)
                 .unwrap_or_else(|| "address unknown".to_owned());
-            format!("{id:x} at {address}")
+            format!("{id:016x} at {address}")
         };
         ids.iter().map(name).collect::<Vec<_>>().join(", ")
     }

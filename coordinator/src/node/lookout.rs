@@ -131,7 +131,7 @@ async fn hand_over(node: &Handle, network: &Network) {
         return;
     };
     let force = false;
-    let to = format!("{node_id:x}");
+    let to = format!("{node_id:016x}");
     let asked = node
         .ask(TRY_AGAIN, |_, done| Input::Transfer {
             node_id,

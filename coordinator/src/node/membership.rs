@@ -131,7 +131,7 @@ fn successor(
     }
     let Some(member) = others.iter().find(|p| p.id == wanted) else {
         return Err(format!(
-            "{wanted:x} is no member: `conclave cluster members` lists them"
+            "{wanted:016x} is no member: `conclave cluster members` lists them"
         ));
     };
     let lacks = last.saturating_sub(member.matched);

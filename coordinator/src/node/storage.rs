@@ -7,11 +7,14 @@ use conclave_coordinator_core::{
     node::{Keep, Node, NodeConfig, NodeError as CoreError, Persist, Restored, snapshot_of},
     snapshot,
 };
-use conclave_proto::{LOG_VERSION, v1::SnapshotManifest};
+use conclave_proto::{
+    LOG_VERSION,
+    v1::{SnapshotManifest, command::Command as Body},
+};
 use raft::eraftpb::{ConfState, EntryType};
 
 use crate::disk::{
-    REPLACE,
+    KEEP, REPLACE,
     log_files::LogFiles,
     log_store::{Batch, LogError, LogStore, Recovered},
     snapshots::{SnapshotError, Snapshots},
@@ -31,7 +34,7 @@ pub enum Fatal {
     #[error("the newest snapshot: {0}; {REPLACE}")]
     State(#[from] snapshot::SnapshotError),
     /// raft-rs.
-    #[error("{0}; {REPLACE}")]
+    #[error("{}; {}", .0, way_out(.0))]
     Raft(#[from] CoreError),
     /// An entry of the log.
     #[error("an entry of the log: {0}")]
@@ -59,9 +62,28 @@ pub enum Fatal {
         /// The state's.
         state: String,
     },
+    /// `identity.json` is another folder's.
+    #[error(
+        "identity.json is of cluster {identity}, log and snapshots of cluster {state}: put the \
+         folder's own identity.json back; or {REPLACE}"
+    )]
+    OtherIdentity {
+        /// The cluster that the identity names.
+        identity: String,
+        /// The state's.
+        state: String,
+    },
     /// The identity file.
     #[error(transparent)]
     Identity(#[from] crate::disk::identity::IdentityError),
+}
+
+/// What to do about what raft refuses to run on.
+fn way_out(error: &CoreError) -> &'static str {
+    match error {
+        CoreError::Diverged { .. } => KEEP,
+        _ => REPLACE,
+    }
 }
 
 /// A snapshot of this node's own, on disk.
@@ -112,7 +134,7 @@ impl Storage {
         bound: bool,
         files: LogFiles,
     ) -> Result<(Self, Restored, State), Fatal> {
-        let (log, mut recovered) = LogStore::open_with(data_dir, files)?;
+        let (log, mut recovered) = LogStore::open_with(data_dir, bound, files)?;
         if !bound && !recovered.is_blank() {
             tracing::warn!("the log of a cluster that was never created is removed");
             log.clear()?;
@@ -230,7 +252,7 @@ impl Storage {
 /// version that it does not speak, the folder of an unfinished recovery.
 ///
 /// # Errors
-/// [`Fatal::TooOld`], [`Fatal::HalfRecovered`], [`Fatal::Entry`].
+/// [`Fatal::TooOld`], [`Fatal::HalfRecovered`], [`Fatal::OtherIdentity`], [`Fatal::Entry`].
 pub fn fit(
     restored: &Restored,
     state: &State,
@@ -238,24 +260,33 @@ pub fn fit(
     speaks: u32,
 ) -> Result<(), Fatal> {
     let mut needs = state.log_version();
+    let mut of = state.cluster_id().to_owned();
     let committed = restored.hard_state.commit;
     for entry in restored.entries.iter().filter(|e| e.index <= committed) {
         let normal = entry.get_entry_type() == EntryType::EntryNormal;
         if normal && !entry.data.is_empty() && entry.index > state.applied_index() {
             let command = codec::decode(&entry.data)?;
             needs = needs.max(codec::needs(&command));
+            if let Some(Body::CreateCluster(created)) = command.command {
+                of = created.cluster_id;
+            }
         }
     }
     speakable(needs, speaks)?;
-    match cluster_id {
-        Some(identity) if !state.cluster_id().is_empty() && state.cluster_id() != identity => {
-            Err(Fatal::HalfRecovered {
-                identity: identity.to_owned(),
-                state: state.cluster_id().to_owned(),
-            })
-        }
-        _ => Ok(()),
-    }
+    let Some(identity) = cluster_id.filter(|id| !of.is_empty() && *id != of) else {
+        return Ok(());
+    };
+    let (identity, recovery) = (identity.to_owned(), !state.lineage().is_empty());
+    Err(match recovery {
+        true => Fatal::HalfRecovered {
+            identity,
+            state: of,
+        },
+        false => Fatal::OtherIdentity {
+            identity,
+            state: of,
+        },
+    })
 }
 
 /// Refuses a log version that this node does not speak.
@@ -295,7 +326,7 @@ mod tests {
     fn a_state_that_the_log_begins_at_stays_until_the_log_begins_elsewhere() {
         let folder = tempfile::tempdir().unwrap();
         let snapshots = Snapshots::open(folder.path()).unwrap();
-        let (mut storage, ..) = Storage::open(folder.path(), snapshots, true).unwrap();
+        let (mut storage, ..) = Storage::open(folder.path(), snapshots, false).unwrap();
         let (_, mut state) = storage.genesis(&NodeConfig::new(1, 1)).unwrap();
         // Two crashes, each between saving a state and compacting the log.
         for index in 2..=3 {

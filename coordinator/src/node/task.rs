@@ -278,7 +278,7 @@ impl Task {
             }
             // A peer's mistake is no reason to go.
             Err(error) => {
-                tracing::warn!(from = format!("{from:x}"), %error, "a raft message was refused");
+                tracing::warn!(from = format!("{from:016x}"), %error, "a raft message was refused");
             }
         }
         Ok(())

@@ -23,6 +23,7 @@ use raft::eraftpb::{ConfChangeType, ConfChangeV2, ConfState};
 use super::{WriteError, mint_cluster, restored_of, write_founding};
 use crate::{
     disk::{
+        absolve,
         identity::{Identity, IdentityError},
         log_store::{LogError, LogStore},
         snapshots::{SnapshotError, Snapshots},
@@ -114,6 +115,8 @@ pub struct Loss {
     pub live_jobs: usize,
     /// Payloads that the state names and that are not in this folder.
     pub missing_payloads: usize,
+    /// Why no member of the cluster may run on this folder any more, if that was found.
+    pub doubt: Option<String>,
     /// The replicated wall clock at the end of the log, Unix ms: what this
     /// member does not have happened behind it.
     pub unix_ms: i64,
@@ -143,12 +146,12 @@ impl Survivor {
         if !folder.join("identity.json").exists() && !folder.join("raft").exists() {
             return Err(RecoverError::Blank(folder.to_owned()));
         }
-        let identity = Identity::open(folder)?;
+        let (identity, doubt) = Identity::open_doubtful(folder)?;
         let Some(cluster_id) = identity.cluster_id().map(str::to_owned) else {
             return Err(RecoverError::Blank(folder.to_owned()));
         };
         let snapshots = Snapshots::open(folder).map_err(io)?;
-        let (log, recovered) = LogStore::open(folder)?;
+        let (log, recovered) = LogStore::open(folder, true)?;
         if recovered.is_blank() {
             return Err(RecoverError::Blank(folder.to_owned()));
         }
@@ -179,6 +182,7 @@ impl Survivor {
             jobs: state.all_jobs().count(),
             live_jobs: state.all_jobs().filter(|job| !job.is_final()).count(),
             missing_payloads: state.live_blobs().keys().filter(|h| !blobs.has(h)).count(),
+            doubt,
             unix_ms: state.unix_ms(),
         };
         Ok(Self {
@@ -213,6 +217,7 @@ impl Survivor {
         }
         let cluster_id = self.state.cluster_id().to_owned();
         self.identity.rebind(&cluster_id)?;
+        absolve(&self.folder).map_err(|e| RecoverError::Io(self.folder.clone(), e))?;
         tracing::info!(folder = %self.folder.display(), cluster_id, "a new cluster begins");
         Ok(Recovered {
             cluster_id,

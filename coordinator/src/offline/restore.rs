@@ -181,7 +181,7 @@ fn write(path: &Path, folder: &Path, contents: Contents) -> Result<RestoredClust
     let snapshots = Snapshots::open(folder).map_err(io)?;
     let blobs = Blobs::open(folder).map_err(io)?;
     let again = read(path, &mut |_, data| blobs.put(&data).map(|_| ()))?;
-    let (log, _) = LogStore::open(folder)?;
+    let (log, _) = LogStore::open(folder, false)?;
     let mut state = again.contents.state;
     let new = Refounding {
         kind: LineageKind::Restored,

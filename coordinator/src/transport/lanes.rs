@@ -223,7 +223,7 @@ impl Lane {
     fn ended<T>(&mut self, address: &str, result: Result<T, tonic::Status>) {
         let Err(status) = result else { return };
         self.removed |= service::removed(&status);
-        let to = format!("{:x}", self.to);
+        let to = format!("{:016x}", self.to);
         let refused = matches!(
             status.code(),
             Code::FailedPrecondition | Code::Unauthenticated | Code::PermissionDenied

@@ -106,7 +106,7 @@ impl PeerService {
                 other => format!("of cluster {other}, not {}", batch.cluster_id),
             };
             return Err(Status::failed_precondition(format!(
-                "this is node {me:x} {whose}, where node {:x} is expected: its data folder is another",
+                "this is node {me:016x} {whose}, where node {:016x} is expected: its data folder is another",
                 batch.to
             )));
         }
@@ -164,8 +164,7 @@ impl PeerService {
             return Ok(());
         }
         let mut refusal = Status::failed_precondition(format!(
-            "node {:x} is no member of cluster {}: it was removed; stop it, or give it an empty \
-             data folder and add it as a new member",
+            "node {:016x} is no member of cluster {}: it was removed; stop it, or add it again",
             from,
             status.cluster_id.as_deref().unwrap_or_default()
         ));
@@ -178,7 +177,7 @@ impl PeerService {
     fn fetch_then_step(&self, message: RaftMessage) {
         let Ok(manifest) = SnapshotManifest::decode(message.get_snapshot().get_data()) else {
             tracing::warn!(
-                from = format!("{:x}", message.from),
+                from = format!("{:016x}", message.from),
                 "a snapshot without manifest was dropped"
             );
             return;

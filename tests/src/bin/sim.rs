@@ -128,7 +128,7 @@ fn main() -> ExitCode {
     };
     let began = Instant::now();
     let mut sum = Sum::default();
-    for seed in options.seed..options.seed.saturating_add(seeds) {
+    for seed in (0..seeds).map(|number| options.seed.wrapping_add(number)) {
         let options = Options { seed, ..options };
         sum.add(&options, &run(&options));
     }

@@ -48,7 +48,7 @@ pub enum NodeError {
         acknowledged: u64,
     },
     /// A peer says what no member says: another program, or damaged bytes.
-    #[error("a garbled message of node {from:x}: {what}")]
+    #[error("a garbled message of node {from:016x}: {what}")]
     Garbled {
         /// Its sender, as it says.
         from: u64,
