@@ -321,7 +321,7 @@ async fn no_version_is_asked_for_that_this_program_does_not_speak() {
         log_version: newest + 1,
     };
     let answer = cluster.admin(0).await.upgrade(upgrade).await;
-    refused(answer, &["this node", "speaks up to"]);
+    refused(answer, &["the leader", "speaks up to"]);
     assert_eq!(status(&cluster, 0).log_version, newest);
 }
 

@@ -451,6 +451,9 @@ mod tests {
         assert_eq!(node_id("42"), Ok(42));
         // 17 digits and more: decimal, as the JSON documents have it.
         assert_eq!(node_id(&u64::MAX.to_string()), Ok(u64::MAX));
-        assert!(node_id("c0ffee").is_err());
+        // As some tool printed it: without its zeros.
+        assert_eq!(node_id("c0ffee0000000017"), node_id("0xc0ffee0000000017"));
+        assert_eq!(node_id("c0ffee"), Ok(0x00c0_ffee));
+        assert!(node_id("coffee").is_err());
     }
 }
