@@ -174,6 +174,25 @@ async fn listens(address: &str) -> Option<String> {
     })
 }
 
+/// What the others have and this member does not.
+fn lost(loss: &Loss, answers: &[Answer]) -> String {
+    let committed = answers.iter().filter_map(|a| a.found.as_ref()?.committed);
+    match committed.max().filter(|most| *most > loss.last) {
+        Some(most) => format!(
+            "Lost: {} entries, {} to {most}, which another member that answers has committed: jobs \
+             accepted, results and reviews of which clients were told.",
+            most - loss.last,
+            loss.last + 1
+        ),
+        None => format!(
+            "Lost: whatever the others committed behind entry {}, if they did: jobs accepted, \
+             results and reviews of which clients may have been told. This member cannot know of \
+             them.",
+            loss.last
+        ),
+    }
+}
+
 /// What this member has, what may be lost, what follows.
 fn story(loss: &Loss, answers: &[Answer]) -> String {
     let mut lines = vec![format!(
@@ -206,21 +225,7 @@ fn story(loss: &Loss, answers: &[Answer]) -> String {
         loss.term,
         utc(loss.unix_ms)
     ));
-    let ahead = answers.iter().filter_map(|a| a.found.as_ref()?.committed);
-    lines.push(match ahead.max().filter(|most| *most > loss.last) {
-        Some(most) => format!(
-            "Lost: {} entries, {} to {most}, which another member that answers has committed: jobs \
-             accepted, results and reviews of which clients were told.",
-            most - loss.last,
-            loss.last + 1
-        ),
-        None => format!(
-            "Lost: whatever the others committed behind entry {}, if they did: jobs accepted, \
-             results and reviews of which clients may have been told. This member cannot know of \
-             them.",
-            loss.last
-        ),
-    });
+    lines.push(lost(loss, answers));
     if let Some(doubt) = &loss.doubt {
         lines.push(format!("In doubt: {doubt}"));
     }

@@ -5,7 +5,7 @@
 use std::{process::ExitCode, time::Instant};
 
 use clap::Parser;
-use conclave_tests::sim::{Coverage, Options, Outcome, run};
+use conclave_tests::sim::{Coverage, ENOUGH, Options, Outcome, run};
 
 /// Runs seeded worlds of coordinators, workers and clients, and says which law did not hold.
 #[derive(Parser)]
@@ -108,9 +108,6 @@ impl Sum {
         self.failed == 0 && missed.is_empty()
     }
 }
-
-/// Seeds that must meet every floor.
-const ENOUGH: u64 = 1_000;
 
 fn main() -> ExitCode {
     let Asked {

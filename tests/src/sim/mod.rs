@@ -51,7 +51,7 @@ mod words;
 mod worker;
 mod world;
 
-pub use coverage::Coverage;
+pub use coverage::{Coverage, ENOUGH};
 pub use invariants::Violation;
 
 /// What to run.
