@@ -71,7 +71,7 @@ pub async fn run(global: &Global, args: SubmitArgs) -> Result<(), CliError> {
     let accepted = submit(&client, key.clone(), spec).await?;
     if accepted.existing {
         out::note(format!(
-            "The key was known: job {} goes on.",
+            "The key was known: it stands for job {}.",
             accepted.job_id
         ));
     }
