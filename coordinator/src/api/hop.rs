@@ -130,8 +130,8 @@ pub fn look_again(refusal: &Status, twice: bool) -> bool {
 fn lost(refusal: &Status) -> bool {
     match refusal.code() {
         Code::Unavailable | Code::Unknown | Code::Cancelled => true,
-        // HTTP/2's own codes, that of a goodbye among them.
-        Code::Internal => refusal.source().is_some(),
+        // HTTP/2's own codes, that of a goodbye and "enhance your calm" among them.
+        Code::Internal | Code::ResourceExhausted => refusal.source().is_some(),
         _ => false,
     }
 }
@@ -194,6 +194,11 @@ mod tests {
         // A leader that goes says so on the connection, whatever stream is opened on it meanwhile.
         assert!(look_again(&goodbye(), true));
         assert!(!look_again(&Status::internal("its own word"), true));
+        let calm = Status::new(Code::ResourceExhausted, "h2 protocol error");
+        assert!(!look_again(&calm, true), "a quota is the leader's word");
+        let mut calm = calm;
+        calm.set_source(Arc::new(std::io::Error::other("ENHANCE_YOUR_CALM")));
+        assert!(look_again(&calm, true), "and this is the connection's");
         let mut unknown = Status::unavailable("may yet commit");
         unknown
             .metadata_mut()

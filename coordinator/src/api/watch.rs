@@ -189,6 +189,9 @@ impl Watch {
                 // After it was passed: this may be broken off while it waits.
                 self.cursor = behind;
                 if done {
+                    // To its end: HTTP/2 closes a connection, which all callers share, once very many
+                    // streams on it were let go before theirs.
+                    let _ = tokio::time::timeout(LOOK_UP, stream.message()).await;
                     return Ok(Leg::Over);
                 }
             }

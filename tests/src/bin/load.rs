@@ -73,7 +73,7 @@ async fn main() -> ExitCode {
     }
     let grown = bench.growth(&waves);
     println!(
-        "memory in the last waves is {grown:.2} of that from wave {} on, apart from keys",
+        "memory in the last waves is {grown:.2} of that from wave {} on, apart from keys and log",
         SETTLED + 1
     );
     let undisturbed = waves.pop().expect("two at least");

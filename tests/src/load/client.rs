@@ -251,7 +251,12 @@ impl Caller {
                     Ok(Some(response)) => {
                         cursor = response.cursor;
                         match response.update {
-                            Some(Update::Done(job)) => return Ok(job),
+                            Some(Update::Done(job)) => {
+                                // A stream that is let go before its end is reset, and HTTP/2
+                                // closes a connection that has reset very many.
+                                let _ = timeout(SILENCE, updates.message()).await;
+                                return Ok(job);
+                            }
                             Some(Update::Event(event)) if event.index != last + 1 => {
                                 return Err(Failure::Gap(last, event.index));
                             }

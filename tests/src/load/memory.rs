@@ -51,9 +51,10 @@ impl Memory {
         }
     }
 
-    /// `bytes`, apart from what its keys beyond `keys` may take.
-    fn without_keys_since(&self, keys: u64, bytes: u64) -> u64 {
-        bytes.saturating_sub(self.keys.saturating_sub(keys) * KEY)
+    /// `bytes`, apart from what has bounds of its own: keys beyond `keys`, and the log, which grows with the
+    /// state that a snapshot would write.
+    fn apart_from_keys_since(&self, keys: u64, bytes: u64) -> u64 {
+        bytes.saturating_sub(self.keys.saturating_sub(keys) * KEY + self.log)
     }
 
     /// `61 MiB (48 allocated, 120 jobs, 6000 keys, 4 log)`.
@@ -69,7 +70,7 @@ impl Memory {
     }
 }
 
-/// Memory at the end of a series as a share of that at its beginning, apart from keys. The median of
+/// Memory at the end of a series as a share of that at its beginning, apart from keys and log. The median of
 /// some samples stands for each: what the allocator has given back when one is taken is chance. `of` is
 /// what is judged: what is resident, or what is allocated, which shows less than the former hides.
 pub fn growth(series: &[Memory], of: fn(&Memory) -> u64) -> f64 {
@@ -78,7 +79,7 @@ pub fn growth(series: &[Memory], of: fn(&Memory) -> u64) -> f64 {
     let middle = |part: &[Memory]| {
         let mut bytes: Vec<u64> = part
             .iter()
-            .map(|m| m.without_keys_since(keys, of(m)))
+            .map(|m| m.apart_from_keys_since(keys, of(m)))
             .collect();
         bytes.sort_unstable();
         (bytes[(bytes.len() - 1) / 2] + bytes[bytes.len() / 2]) as f64
