@@ -172,7 +172,7 @@ impl Api {
                     // certificate, not the caller's.
                     self.auth.caller(metadata)?;
                     let id = now.leader_id;
-                    let channel = self.network.channel(&address);
+                    let channel = self.network.calls(&address);
                     return channel
                         .map(|channel| Route::Leader { id, channel })
                         .map_err(|e| Status::internal(e.to_string()));

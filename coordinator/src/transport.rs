@@ -15,7 +15,10 @@ use std::{
 use conclave_credentials::Dial;
 use conclave_proto::v1::{IdentifyRequest, IdentifyResponse, raft_client::RaftClient};
 use dashmap::DashMap;
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, Endpoint},
+};
 
 use crate::auth::Auth;
 
@@ -23,6 +26,12 @@ use crate::auth::Auth;
 const DIAL: Duration = Duration::from_secs(2);
 /// How long a peer may leave a keepalive unanswered.
 const KEEPALIVE: Duration = Duration::from_secs(3);
+
+/// What one stream of a call passed on may hold that is not read yet, bytes. A watcher that reads nothing
+/// fills its own.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// Above what all streams of a connection may hold: none waits for another's watcher. HTTP/2's largest.
+const CALLS_WINDOW: u32 = (1 << 31) - 1;
 
 /// An address that cannot be dialled.
 #[derive(Debug, thiserror::Error)]
@@ -32,11 +41,15 @@ pub struct BadAddress {
     pub address: String,
 }
 
-/// Connections to other coordinators, one an address, dialled when used and
+/// Connections to other coordinators, two an address, dialled when used and
 /// again when lost; and the book of members' addresses.
+///
+/// Raft has a connection of its own: what callers do, or do not read, never
+/// holds it up.
 #[derive(Clone)]
 pub struct Network {
-    channels: Arc<DashMap<String, Channel>>,
+    peers: Arc<DashMap<String, Channel>>,
+    calls: Arc<DashMap<String, Channel>>,
     book: Arc<RwLock<BTreeMap<u64, String>>>,
     auth: Auth,
     dial: Dial,
@@ -48,7 +61,8 @@ impl Network {
     /// what is read from them, bytes.
     pub fn new(auth: Auth, dial: Dial, max_message: usize) -> Self {
         Self {
-            channels: Arc::default(),
+            peers: Arc::default(),
+            calls: Arc::default(),
             book: Arc::default(),
             auth,
             dial,
@@ -92,12 +106,25 @@ impl Network {
             .remove(&node_id);
     }
 
-    /// A channel to `address` (`host:port`); connects when first used.
+    /// A channel to `address` (`host:port`) for callers' calls that are passed on; connects when first used.
     ///
     /// # Errors
     /// [`BadAddress`].
-    pub fn channel(&self, address: &str) -> Result<Channel, BadAddress> {
-        if let Some(channel) = self.channels.get(address) {
+    pub fn calls(&self, address: &str) -> Result<Channel, BadAddress> {
+        self.channel(&self.calls, address, |endpoint| {
+            endpoint
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CALLS_WINDOW)
+        })
+    }
+
+    fn channel(
+        &self,
+        known: &DashMap<String, Channel>,
+        address: &str,
+        windows: impl FnOnce(Endpoint) -> Endpoint,
+    ) -> Result<Channel, BadAddress> {
+        if let Some(channel) = known.get(address) {
             return Ok(channel.clone());
         }
         let endpoint = self.dial.endpoint(address);
@@ -110,8 +137,8 @@ impl Network {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        let channel = self.dial.lazily(&endpoint);
-        self.channels.insert(address.to_owned(), channel.clone());
+        let channel = self.dial.lazily(&windows(endpoint));
+        known.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }
 
@@ -120,9 +147,11 @@ impl Network {
     /// # Errors
     /// [`BadAddress`].
     pub fn peer(&self, address: &str) -> Result<RaftClient<Channel>, BadAddress> {
-        Ok(RaftClient::new(self.channel(address)?)
-            .max_decoding_message_size(self.max_message)
-            .max_encoding_message_size(self.max_message))
+        Ok(
+            RaftClient::new(self.channel(&self.peers, address, |endpoint| endpoint)?)
+                .max_decoding_message_size(self.max_message)
+                .max_encoding_message_size(self.max_message),
+        )
     }
 
     /// A request that shows this node's peer token.

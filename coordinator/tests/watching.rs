@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use conclave_coordinator_core::watch::Cursor;
 use conclave_proto::v1::{
-    GetJobRequest, WatchJobRequest, WatchJobResponse, watch_job_response::Update,
+    GetJobRequest, WatchJobRequest, WatchJobResponse, contemplation_client::ContemplationClient,
+    watch_job_response::Update,
 };
-use harness::{Cluster, PATIENCE, assert_done, done, submit, worker::Mock};
-use tonic::{Code, Streaming};
+use harness::{Cluster, PATIENCE, assert_done, done, status, submit, worker::Mock};
+use tonic::{Code, Streaming, transport::Endpoint};
+
+/// Watchers that read nothing: together they are sent more than one connection may hold by default.
+const DEAF: usize = 24;
 
 fn watch(job_id: &str, cursor: Vec<u8>) -> WatchJobRequest {
     WatchJobRequest {
@@ -166,4 +170,45 @@ async fn a_job_goes_on_when_all_who_watched_it_have_left() {
         panic!("{last:?}");
     };
     assert_done(&job);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_at_a_follower_that_read_nothing_hold_up_nobody_else() {
+    let cluster = Cluster::new(3).await;
+    let worker = Mock::new("w1", cluster.addresses()).with_thought(100 << 10);
+    let worker = worker.run();
+    let mut leader = cluster.client(cluster.leader().await).await;
+    let mut wide = harness::request("what colour?");
+    let policy = wide.spec.as_mut().unwrap().policy.as_mut();
+    policy.unwrap().width = Some(40);
+    let job_id = leader.submit_job(wide).await.unwrap().into_inner().job_id;
+    assert_done(&done(&mut leader, &job_id).await);
+    // What is submitted below stays where it is.
+    drop(worker);
+    let follower = cluster.follower().await;
+    let address = format!("http://{}", cluster.addresses()[follower]);
+    let deaf = Endpoint::from_shared(address).unwrap();
+    let deaf = deaf
+        .initial_stream_window_size(1 << 10)
+        .initial_connection_window_size(1 << 16)
+        .connect_lazy();
+    let mut deaf = ContemplationClient::new(deaf);
+    let mut held = Vec::new();
+    for _ in 0..DEAF {
+        held.push(deaf.watch_job(watch(&job_id, Vec::new())).await.unwrap());
+    }
+    // Each goes to the leader over the connection that the watches take, and through the log.
+    let mut others = cluster.client(follower).await;
+    // For longer than a follower that hears nothing keeps its leader.
+    let mut pace = tokio::time::interval(Duration::from_millis(150));
+    for _ in 0..20 {
+        pace.tick().await;
+        let call = others.submit_job(harness::request("and what else?"));
+        let call = tokio::time::timeout(PATIENCE, call).await;
+        call.expect("it is held up").unwrap();
+    }
+    assert!(status(&cluster, follower).leader_id != 0);
+    for mut updates in held.into_iter().map(tonic::Response::into_inner) {
+        updates.message().await.unwrap().expect("it is still there");
+    }
 }

@@ -10,16 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_coordinator_core::{MissingBlob, State, view, watch::Cursor};
+use conclave_coordinator_core::{MissingBlob, Payloads, State, job::Job, view, watch::Cursor};
 use conclave_proto::v1::{
     JobEvent, WatchJobRequest, WatchJobResponse, contemplation_client::ContemplationClient,
     watch_job_response::Update,
 };
 use futures::{Stream, StreamExt as _, future, stream};
-use tokio::sync::{
-    mpsc::{self, error::SendTimeoutError},
-    oneshot,
-};
+use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
 
@@ -31,15 +29,20 @@ use crate::{
     feed::{Feed, Seat},
 };
 
-/// Updates that wait for one watcher.
+/// Updates that wait for one watcher, and their bytes: drafts are long, and there may be many watchers.
 const QUEUE: usize = 16;
+const QUEUE_BYTES: usize = 64 << 10;
 /// How long a watcher may take nothing before its seat is given to another.
 const STALL: Duration = Duration::from_secs(60);
-/// Events sent between two looks at the feed.
+/// Events sent between two looks at the feed, and their bytes; one event may have more.
 const PAGE: usize = 64;
+const PAGE_BYTES: usize = 256 << 10;
 
 type Updates = Pin<Box<dyn Stream<Item = Result<WatchJobResponse, Status>> + Send>>;
-type Queue = mpsc::Sender<WatchJobResponse>;
+type Queue = mpsc::Sender<Waiting>;
+
+/// An update on its way to the watcher, and the room that it takes until then.
+type Waiting = (WatchJobResponse, OwnedSemaphorePermit);
 
 fn cursor(bytes: &[u8]) -> Result<Cursor, Status> {
     Cursor::decode(bytes)
@@ -65,6 +68,7 @@ struct Watch {
     tokens: bool,
     cursor: Cursor,
     queue: Queue,
+    room: Arc<Semaphore>,
     /// Why the watch ends, if not by `done`: it needs no room in the queue.
     end: oneshot::Sender<Status>,
     stall: Duration,
@@ -103,13 +107,15 @@ impl Api {
             tokens: request.tokens,
             cursor,
             queue,
+            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             end,
             stall: STALL,
             _seat: seat,
         };
         tokio::spawn(watch.relay());
         let end = stream::once(ended).filter_map(|end| future::ready(end.ok()));
-        let updates = ReceiverStream::new(updates).map(Ok).chain(end.map(Err));
+        let updates = ReceiverStream::new(updates).map(|(update, _room)| Ok(update));
+        let updates = updates.chain(end.map(Err));
         Ok(Box::pin(updates))
     }
 
@@ -278,13 +284,12 @@ impl Watch {
                     .unwrap_or(usize::MAX)
                     .min(job.events.len());
                 let behind = &job.events[first..];
-                let page = behind
-                    .iter()
-                    .take(PAGE)
-                    .map(|event| view::event(job, event, &local));
-                let events: Result<Vec<_>, MissingBlob> = page.collect();
+                let events = page(job, behind, &local);
                 let known = job.events.len() as u64;
-                Some((events, behind.len() > PAGE, job.is_final(), known))
+                Some(events.map(|page| {
+                    let more = behind.len() > page.len();
+                    (page, more, job.is_final(), known)
+                }))
             };
             // Local state suffices: it only ever grows, and the bell rings for it.
             let found = self
@@ -294,7 +299,13 @@ impl Watch {
                 .await
                 .map_err(convert::node_error)?;
             let found = found.ok_or_else(|| self.api.no_job(&self.job_id))?;
-            let (events, more, ended, known) = found;
+            let (events, more, ended, known) = match found {
+                Ok(found) => found,
+                Err(missing) => {
+                    fetches.fetch(&self.api, &missing).await?;
+                    continue;
+                }
+            };
             if from > known {
                 // Silence until then would leave a gap that nobody sees.
                 return Err(Status::out_of_range(format!(
@@ -302,10 +313,7 @@ impl Watch {
                      begun anew at an earlier moment; watch without a cursor"
                 )));
             }
-            match events {
-                Ok(events) => return Ok((events, more, ended)),
-                Err(missing) => fetches.fetch(&self.api, &missing).await?,
-            }
+            return Ok((events, more, ended));
         }
     }
 
@@ -332,14 +340,35 @@ impl Watch {
 
     /// Waits until the watcher has room, which is not for ever.
     async fn pass(&self, message: WatchJobResponse) -> Result<(), Leg> {
-        self.queue
-            .send_timeout(message, self.stall)
-            .await
-            .map_err(|error| match error {
-                SendTimeoutError::Closed(_) => Leg::Over,
-                SendTimeoutError::Timeout(_) => Leg::Stalled,
-            })
+        let bytes = message.encoded_len().min(QUEUE_BYTES);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let sent = async {
+            let room = self.room.clone().acquire_many_owned(bytes).await;
+            let room = room.map_err(|_| Leg::Over)?;
+            let sent = self.queue.send((message, room)).await;
+            sent.map_err(|_| Leg::Over)
+        };
+        let sent = tokio::time::timeout(self.stall, sent).await;
+        sent.unwrap_or(Err(Leg::Stalled))
     }
+}
+
+/// The first of the events `behind` a cursor.
+fn page(
+    job: &Job,
+    behind: &[JobEvent],
+    blobs: &dyn Payloads,
+) -> Result<Vec<JobEvent>, MissingBlob> {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    for event in behind.iter().take(PAGE) {
+        if bytes >= PAGE_BYTES {
+            break;
+        }
+        let event = view::event(job, event, blobs)?;
+        bytes += event.encoded_len();
+        page.push(event);
+    }
+    Ok(page)
 }
 
 #[cfg(test)]

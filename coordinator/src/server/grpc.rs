@@ -27,6 +27,10 @@ use crate::{
 /// Period of keepalive pings on every connection, and how long they may go unanswered.
 const KEEPALIVE: Duration = Duration::from_secs(3);
 
+/// Calls that may be on one connection at once, beside its watches: another member passes on those of all its
+/// callers.
+const CALLS: u32 = 4096;
+
 /// Serves every call on `listener` until `stop`, with TLS if there is something to show.
 pub(super) async fn serve(
     listener: TcpListener,
@@ -53,10 +57,11 @@ pub(super) async fn serve(
     let raft = RaftServer::new(peers)
         .max_decoding_message_size(most + ENVELOPE)
         .max_encoding_message_size(most + ENVELOPE);
+    let watchers = u32::try_from(api.config.max_watchers).unwrap_or(u32::MAX);
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .max_concurrent_streams(4096)
+        .max_concurrent_streams(CALLS.saturating_add(watchers))
         .layer(CallsLayer(refusals.clone()))
         .add_service(health_service)
         .add_optional_service(reflection)

@@ -57,7 +57,7 @@ fn ended() -> State {
 /// A watch on a node that leads, whose loop is played here.
 struct Played {
     watch: Watch,
-    updates: mpsc::Receiver<WatchJobResponse>,
+    updates: mpsc::Receiver<Waiting>,
     ended: oneshot::Receiver<Status>,
     feed: Arc<Feed>,
     node: watch::Sender<NodeStatus>,
@@ -92,6 +92,7 @@ fn played(stall: Duration) -> Played {
         tokens: true,
         cursor: Cursor::default(),
         queue,
+        room: Arc::new(Semaphore::new(QUEUE_BYTES)),
         end,
         stall,
         _seat: seat,
@@ -108,12 +109,16 @@ fn played(stall: Duration) -> Played {
 
 /// Pieces that are not sent as one.
 fn push(feed: &Feed, offsets: std::ops::Range<u32>) {
+    push_words(feed, offsets, "word ");
+}
+
+fn push_words(feed: &Feed, offsets: std::ops::Range<u32>, words: &str) {
     for offset in offsets {
         let delta = TokenDelta {
             attempt: 1,
             offset,
             tokens: 1,
-            text: "word ".to_owned(),
+            text: words.to_owned(),
             thought: offset % 2 == 0,
             ..TokenDelta::default()
         };
@@ -137,7 +142,7 @@ async fn text_that_came_while_a_slow_watcher_was_waited_for_goes_before_the_end(
     let relay = tokio::spawn(relay);
     let mut seen = 0;
     loop {
-        let message = played.updates.recv().await.expect("not before `done`");
+        let (message, _) = played.updates.recv().await.expect("not before `done`");
         match message.update.unwrap() {
             Update::Tokens(text) => seen += text.tokens,
             Update::Done(_) => break,
@@ -162,10 +167,23 @@ async fn a_watcher_that_takes_nothing_loses_its_seat_and_is_told_why() {
     assert_eq!(why.code(), Code::Unavailable, "{why}");
     // What it was sent is there to resume behind.
     let mut last = None;
-    while let Some(message) = played.updates.recv().await {
+    while let Some((message, _)) = played.updates.recv().await {
         last = Some(message.cursor);
     }
     let cursor = Cursor::decode(&last.unwrap()).unwrap();
     assert!(cursor.positions[&0].offset < MANY);
+    drop(played.node);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_watcher_is_bounded_in_bytes() {
+    let mut played = played(Duration::from_millis(20));
+    push_words(&played.feed, 0..8, &"x".repeat(QUEUE_BYTES / 4));
+    played.watch.relay().await;
+    let mut waiting = 0;
+    while let Some((message, _)) = played.updates.recv().await {
+        waiting += message.encoded_len();
+    }
+    assert!(waiting > 0 && waiting <= QUEUE_BYTES, "{waiting}");
     drop(played.node);
 }

@@ -66,12 +66,22 @@ fn run(input: &[u8]) {
         Ok(caller) => assert_eq!((token, caller.tenant.as_str()), (signed(), "alice")),
         Err(status) => {
             let longest = token.split('.').max_by_key(|part| part.len());
-            let repeated = longest.is_some_and(|p| p.len() > 16 && status.message().contains(p));
+            // Our own words are no secret, even if someone sends them: no word of theirs is so long.
+            let word = |p: &str| p.len() > 16 && p.bytes().all(base64url);
+            let repeated = longest.is_some_and(|p| word(p) && status.message().contains(p));
             assert!(!repeated, "a message shows a token: {status:?}");
         }
     }
 }
 
+fn base64url(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'
+}
+
 fn seeds() -> Vec<Vec<u8>> {
-    vec![signed().as_bytes().to_vec(), set()]
+    vec![
+        signed().as_bytes().to_vec(),
+        set(),
+        b"the JWT cannot be rea".to_vec(),
+    ]
 }
