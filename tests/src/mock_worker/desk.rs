@@ -192,6 +192,16 @@ impl Desk {
         (self.draining, self.announce_drain) = (true, true);
     }
 
+    /// Another cluster took the place of the one before: what runs and is kept for that one is let go.
+    pub(super) fn begin_anew(&mut self, incarnation: &str) {
+        let (draining, steps) = (self.draining, self.steps);
+        *self = Desk {
+            draining,
+            steps,
+            ..Desk::new(incarnation)
+        };
+    }
+
     /// One engine step: every attempt gains `tokens`. Returns how many ended.
     pub(super) fn step(&mut self, tokens: usize) -> u64 {
         self.steps += 1;

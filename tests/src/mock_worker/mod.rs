@@ -24,6 +24,7 @@
 //! [`crate::Process::mock_worker`] from a test.
 
 mod desk;
+mod link;
 mod script;
 mod session;
 
@@ -92,7 +93,7 @@ pub struct Seen {
     pub connected: bool,
     /// Sessions that a leader welcomed.
     pub welcomes: u64,
-    /// The highest Raft term heard.
+    /// The highest Raft term heard of the cluster that it belongs to.
     pub term: u64,
     /// Attempts that it took on.
     pub started: u64,

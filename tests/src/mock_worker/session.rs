@@ -7,36 +7,25 @@ use std::time::{Duration, Instant};
 
 use conclave_proto::v1::coordinator_message::Message as FromLeader;
 use conclave_proto::v1::worker_message::Message;
-use conclave_proto::v1::workers_client::WorkersClient;
-use conclave_proto::v1::{CoordinatorMessage, Heartbeat, Hello, ModelInfo, WorkerMessage};
+use conclave_proto::v1::{
+    CoordinatorMessage, Heartbeat, Hello, ModelInfo, NotLeader, Welcome, WorkerMessage,
+};
+use conclave_worker_core::fence::{Fence, Welcomed};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep_until, timeout};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
-use tonic::{Request, Status, Streaming};
+use tonic::Status;
 
 use super::desk::{Desk, Started, name};
+use super::link::{DIAL, Link, open};
 use super::{CLASS, CONTEXT, Levers, MODEL_DIGEST, MockOptions, Seen, script};
 
-/// A real worker's: bounds of a dial, of the welcome, of the waits between dials, of pings.
-const DIAL: Duration = Duration::from_secs(3);
+/// A real worker's: bounds of the waits between dials.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
-const KEEPALIVE: Duration = Duration::from_secs(1);
-const SILENCE: Duration = Duration::from_secs(3);
 /// Hints that are followed without a wait.
 const FREE_HINTS: u32 = 3;
-/// Longest message either way, bytes.
-const MESSAGE_BYTES: usize = 16 << 20;
-/// Messages that wait for the link.
-const OUTBOUND: usize = 16;
 /// Bounds of an engine step: a slow mock still steps, a fast one gives several tokens a step.
 const STEP: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(250));
-
-struct Link {
-    outbound: mpsc::Sender<WorkerMessage>,
-    inbound: Streaming<CoordinatorMessage>,
-}
 
 type Dial = Pin<Box<dyn Future<Output = Option<Link>> + Send>>;
 
@@ -72,7 +61,7 @@ pub(super) struct Session {
     hint: Option<String>,
     hints: u32,
     failures: u32,
-    term: u64,
+    fence: Fence,
     beat_every: Duration,
     beat_at: Instant,
     step_at: Instant,
@@ -104,7 +93,7 @@ impl Session {
             hint: None,
             hints: 0,
             failures: 0,
-            term: 0,
+            fence: Fence::default(),
             beat_every: Duration::from_secs(1),
             beat_at: now,
             step_at: now,
@@ -258,9 +247,9 @@ impl Session {
             version: "mock".to_owned(),
             running,
             finished,
-            term: self.term,
+            term: self.fence.term(),
             draining: self.desk.draining,
-            cluster_id: String::new(),
+            cluster_id: self.fence.cluster_id().to_owned(),
         }
     }
 
@@ -284,32 +273,17 @@ impl Session {
     }
 
     fn message(&mut self, message: CoordinatorMessage) {
-        if message.term < self.term {
+        let term = message.term;
+        let word = match message.message {
+            Some(FromLeader::Welcome(welcome)) => return self.welcome(welcome, term),
+            Some(FromLeader::NotLeader(other)) => return self.sent_on(other, term),
+            word => word,
+        };
+        if self.fence.hear(term).is_err() {
             return self.lose();
         }
-        self.term = message.term;
         let now = Instant::now();
-        match message.message {
-            Some(FromLeader::Welcome(welcome)) => {
-                (self.failures, self.hints) = (0, 0);
-                self.beat_every = Duration::from_millis(welcome.heartbeat_ms.max(20));
-                self.beat_at = now;
-                self.learn(welcome.members);
-                let state = std::mem::replace(&mut self.state, State::Waiting(now));
-                if let State::Greeting(link, _) | State::Up(link) = state {
-                    self.state = State::Up(link);
-                }
-                self.seen.send_modify(|seen| seen.welcomes += 1);
-            }
-            Some(FromLeader::NotLeader(other)) => {
-                self.learn(other.members);
-                if other.leader.is_empty() || self.hints >= FREE_HINTS {
-                    return self.lose();
-                }
-                self.hints += 1;
-                self.hint = Some(other.leader);
-                self.wait();
-            }
+        match word {
             Some(FromLeader::Prepare(prepare)) => {
                 let prepared = script::prepared(prepare, &self.options.model);
                 self.desk.reply(Message::Prepared(prepared));
@@ -318,8 +292,8 @@ impl Session {
                 let new = self.desk.start(start, now) == Started::New;
                 self.seen.send_if_modified(|seen| {
                     seen.started += u64::from(new);
-                    if new && seen.placed.is_none_or(|(term, _)| term < self.term) {
-                        seen.placed = Some((self.term, now));
+                    if new && seen.placed.is_none_or(|(placed, _)| placed < term) {
+                        seen.placed = Some((term, now));
                     }
                     new
                 });
@@ -336,8 +310,55 @@ impl Session {
                 self.desk
                     .resend(name(resend.key.unwrap_or_default()), offset);
             }
-            None => {}
+            // Handled above, or of a kind that this version does not know.
+            Some(FromLeader::Welcome(_) | FromLeader::NotLeader(_)) | None => {}
         }
+    }
+
+    /// A coordinator that does not lead names the one that does.
+    fn sent_on(&mut self, other: NotLeader, term: u64) {
+        if self.fence.is_past(&other.cluster_id) {
+            return self.lose();
+        }
+        self.fence.hear_of(&other.cluster_id, term);
+        self.learn(other.members);
+        if other.leader.is_empty() || self.hints >= FREE_HINTS {
+            return self.lose();
+        }
+        self.hints += 1;
+        self.hint = Some(other.leader);
+        self.wait();
+    }
+
+    /// A leader welcomes: of this cluster, or of one that took its place (law 5).
+    fn welcome(&mut self, welcome: Welcome, term: u64) {
+        let welcomed = self
+            .fence
+            .welcome(&welcome.cluster_id, &welcome.came_from, term);
+        match welcomed {
+            Welcomed::Again => {}
+            Welcomed::Elsewhere => return self.begin_anew(welcome.members),
+            Welcomed::OlderTerm(_) | Welcomed::Past => return self.lose(),
+        }
+        let now = Instant::now();
+        (self.failures, self.hints) = (0, 0);
+        self.beat_every = Duration::from_millis(welcome.heartbeat_ms.max(20));
+        self.beat_at = now;
+        self.learn(welcome.members);
+        let state = std::mem::replace(&mut self.state, State::Waiting(now));
+        if let State::Greeting(link, _) | State::Up(link) = state {
+            self.state = State::Up(link);
+        }
+        self.seen.send_modify(|seen| seen.welcomes += 1);
+    }
+
+    /// What runs and is kept for the cluster of before is let go, and the mock says hello as a new
+    /// incarnation, to whoever welcomed it.
+    fn begin_anew(&mut self, members: Vec<String>) {
+        self.incarnation = super::incarnation();
+        self.desk.begin_anew(&self.incarnation);
+        self.learn(members);
+        self.wait();
     }
 
     fn learn(&mut self, members: Vec<String>) {
@@ -378,9 +399,10 @@ impl Session {
     fn show(&self) {
         let connected = matches!(self.state, State::Up(_));
         let (running, kept) = (self.desk.running(), self.desk.unacknowledged());
+        let term = self.fence.term();
         self.seen.send_if_modified(|seen| {
             let before = (seen.connected, seen.term, seen.running, seen.kept);
-            let after = (connected, self.term, running as u64, kept as u64);
+            let after = (connected, term, running as u64, kept as u64);
             (seen.connected, seen.term, seen.running, seen.kept) = after;
             before != after
         });
@@ -397,33 +419,53 @@ impl Session {
     }
 }
 
-async fn open(address: String, token: Option<String>, hello: Hello) -> Option<Link> {
-    let channel = Endpoint::from_shared(format!("http://{address}"))
-        .ok()?
-        .connect_timeout(DIAL)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(SILENCE)
-        .keep_alive_while_idle(true)
-        .connect()
-        .await
-        .ok()?;
-    let (outbound, messages) = mpsc::channel(OUTBOUND);
-    let hello = WorkerMessage {
-        message: Some(Message::Hello(hello)),
-    };
-    outbound.send(hello).await.ok()?;
-    let mut request = Request::new(ReceiverStream::new(messages));
-    if let Some(token) = token {
-        let token = format!("Bearer {token}").parse().ok()?;
-        request.metadata_mut().insert("authorization", token);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn welcome(cluster_id: &str, came_from: &[&str]) -> Welcome {
+        Welcome {
+            cluster_id: cluster_id.to_owned(),
+            came_from: came_from.iter().map(|c| (*c).to_owned()).collect(),
+            ..Welcome::default()
+        }
     }
-    let inbound = WorkersClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES)
-        .max_encoding_message_size(MESSAGE_BYTES)
-        .session(request)
-        .await
-        .ok()?
-        .into_inner();
-    Some(Link { outbound, inbound })
+
+    #[test]
+    fn a_restored_cluster_of_a_lower_term_is_followed_and_the_one_before_no_more() {
+        let levers = Levers {
+            rate: 1.0,
+            hung: false,
+            frozen: false,
+        };
+        let (_levers, levers) = watch::channel(levers);
+        let (_drain, drain) = mpsc::channel(1);
+        let (seen, shown) = watch::channel(Seen::default());
+        let options = MockOptions::new("m", vec!["a:1".to_owned()]);
+        let mut session = Session::new(&options, "i".to_owned(), levers, drain, seen);
+        session.welcome(welcome("old", &[]), 9);
+        assert_eq!(
+            (
+                session.hello(Instant::now()).term,
+                session.incarnation.as_str()
+            ),
+            (9, "i")
+        );
+        session.welcome(welcome("new", &["old"]), 3);
+        let hello = session.hello(Instant::now());
+        assert_eq!((hello.term, hello.cluster_id.as_str()), (3, "new"));
+        assert_ne!(
+            hello.incarnation, "i",
+            "what it did for the old one is let go"
+        );
+        session.welcome(welcome("new", &["old"]), 3);
+        assert_eq!(shown.borrow().welcomes, 2);
+        session.welcome(welcome("old", &[]), 99);
+        assert_eq!(
+            shown.borrow().welcomes,
+            2,
+            "what is left of it wins nobody back"
+        );
+        assert_eq!(session.hello(Instant::now()).term, 3);
+    }
 }

@@ -8,7 +8,9 @@ use conclave_proto::v1::{
     AttemptResult, CoordinatorMessage, Heartbeat, Hello, ModelInfo, WorkerMessage,
     coordinator_message::Message as ToWorker, worker_message::Message as FromWorker,
 };
-use conclave_worker_core::{Engine, Event as EngineEvent, Limits, Report, SeqId, mock::MockRunner};
+use conclave_worker_core::{
+    Engine, Event as EngineEvent, Limits, Report, SeqId, fence::Fence, mock::MockRunner,
+};
 
 use super::{
     attempts::{Key, Live, attempt_key, key_of},
@@ -32,7 +34,7 @@ pub(super) struct Worker {
     report: Report,
     steps: u64,
     stepping: bool,
-    term: u64,
+    fence: Fence,
     pub(super) live: BTreeMap<Key, Live>,
     pub(super) by_seq: BTreeMap<SeqId, Key>,
     pub(super) results: BTreeMap<Key, AttemptResult>,
@@ -70,7 +72,7 @@ impl Worker {
             report: Report::default(),
             steps: 0,
             stepping: false,
-            term: 0,
+            fence: Fence::default(),
             live: BTreeMap::new(),
             by_seq: BTreeMap::new(),
             results: BTreeMap::new(),
@@ -158,7 +160,7 @@ impl Worker {
             version: "sim".into(),
             running: self.live.keys().map(attempt_key).collect(),
             finished: self.results.values().cloned().collect(),
-            term: self.term,
+            term: self.fence.term(),
             draining: self.draining,
             cluster_id: String::new(),
         };
@@ -205,14 +207,19 @@ impl Worker {
         if open != session {
             return;
         }
-        if message.term < self.term {
+        if self.fence.hear(message.term).is_err() {
             cx.coverage.hit("deeds", "a lower term refused by a worker");
             cx.cut(session, self.addr(), Addr::Node(node));
             return self.lost(session, cx);
         }
-        self.term = message.term;
         match message.message {
-            Some(ToWorker::Welcome(_)) => self.leader = node,
+            Some(ToWorker::Welcome(_)) => {
+                self.leader = node;
+                // There is room on the stream: text goes on where it was, whatever was lost meanwhile.
+                for key in self.live.keys().cloned().collect::<Vec<_>>() {
+                    self.say_text(&key, 1, cx);
+                }
+            }
             Some(ToWorker::NotLeader(hint)) => {
                 self.lost(session, cx);
                 self.leader = hint.leader.parse().unwrap_or(0);

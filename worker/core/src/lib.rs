@@ -36,6 +36,7 @@
 //! | [`engine`] | the four statements |
 //! | [`report`] | what a step did |
 //! | [`audit`] | the invariants, as a function |
+//! | [`fence`] | whose word a worker takes |
 //! | [`mock`] | a fake model for tests, benches and the simulator |
 //!
 //! Not here: sliding-window groups with pools of their own, spliced segments, KV tiers.
@@ -46,6 +47,7 @@ pub mod block_pool;
 pub mod chain;
 pub mod engine;
 pub mod error;
+pub mod fence;
 pub mod limits;
 pub mod mock;
 pub mod report;

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use conclave_proto::v1::{CoordinatorMessage, NotLeader, Prepared, Welcome, coordinator_message};
 use conclave_worker_core::SeqId;
+use conclave_worker_core::fence::Welcomed;
 use uuid::Uuid;
 
 use super::desk::{Action, Planned};
-use super::fence::Welcomed;
 use super::{LinkState, Session, Worked};
 use crate::backend::{Backend, transient};
 use crate::engine_thread::{Command, SeqEvent};

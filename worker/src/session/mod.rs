@@ -6,7 +6,6 @@
 
 pub mod blocking;
 pub mod desk;
-pub mod fence;
 mod inbound;
 pub mod link;
 pub mod members;
@@ -20,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use conclave_proto::v1::{AttemptError, CoordinatorMessage, Prepared};
+use conclave_worker_core::fence::Fence;
 use conclave_worker_core::{Request, SeqId};
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -29,7 +29,6 @@ use crate::engine_thread::{Command, EngineHandle, SeqEvent};
 use crate::metrics::SessionMetrics;
 use blocking::Blocking;
 use desk::{Desk, Ended};
-use fence::Fence;
 use link::{Dialer, Link, LinkError};
 use members::Members;
 
