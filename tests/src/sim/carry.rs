@@ -19,6 +19,7 @@ use super::{
     cx::{Addr, Cx, Event, Input, Told, Wire},
     invariants::Draining,
     waiters::Waiter,
+    words,
 };
 
 /// Pause after a snapshot that could not be saved, ms.
@@ -64,7 +65,7 @@ impl Hands for AtWork<'_> {
         me.state = state;
         cx.coverage.hit("deeds", "snapshot installed");
         let (id, at) = (me.id, me.snapshot_index);
-        cx.tell(|| format!("node {id}: installs a snapshot of {at}"));
+        cx.tell(|| format!("coordinator {id}: installs a snapshot of {at}"));
         cx.ledger.installed(me.id, &me.state);
         me.fetch(me.state.live_blobs().into_keys(), cx);
     }
@@ -97,8 +98,14 @@ impl Hands for AtWork<'_> {
 
     fn members_changed(&mut self, _: &[u8], result: Result<ConfState, NodeError>) {
         let AtWork(me, cx) = self;
-        let (id, conf, done) = (me.id, me.node.conf_state(), result.is_ok());
-        cx.tell(|| format!("node {id}: members {conf:?} ({done})"));
+        let (id, conf) = (me.id, me.node.conf_state());
+        cx.tell(|| {
+            let members = words::members(&conf);
+            match result {
+                Ok(_) => format!("coordinator {id}: the cluster has {members}"),
+                Err(why) => format!("coordinator {id}: no change of {members}: {why}"),
+            }
+        });
         cx.coverage.hit("deeds", "change of members applied");
     }
 
@@ -128,7 +135,7 @@ impl Hands for AtWork<'_> {
             cx.ledger.leads(me.id, new.term);
             cx.coverage.hit("deeds", "leader elected");
             let id = me.id;
-            cx.tell(|| format!("node {id}: leads term {}", new.term));
+            cx.tell(|| format!("coordinator {id}: leads term {}", new.term));
             me.lead(new.term, cx);
         }
     }

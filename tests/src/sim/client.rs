@@ -23,6 +23,8 @@ const PATIENCE_MS: u64 = 3_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// Cancels a job that there is not: its id was mistyped.
+    Stray,
     Submit,
     Cancel,
     Look,
@@ -130,7 +132,12 @@ impl Client {
             digest,
             spec,
             cancels: rng.below(6) == 0,
-            phase: Phase::Submit,
+            // Drawn from nothing, so that the rest stays as it is.
+            phase: if number % 8 == 5 {
+                Phase::Stray
+            } else {
+                Phase::Submit
+            },
             job_id: String::new(),
             leader: 0,
             call: None,
@@ -152,10 +159,15 @@ impl Client {
 
     /// How it stands, for people.
     pub(super) fn describe(&self) -> String {
-        format!(
-            "client {} of {}: {:?} {}",
-            self.number, self.key, self.phase, self.job_id
-        )
+        let does = match self.phase {
+            Phase::Stray => "cancels a job that is not there",
+            Phase::Submit => "submits",
+            Phase::Cancel => "cancels",
+            Phase::Look => "waits for the end of",
+            Phase::Review => "reviews",
+            Phase::Over => "is done with",
+        };
+        format!("client {} {does} {} {}", self.number, self.key, self.job_id)
     }
 
     fn ask(&self) -> Ask {
@@ -168,6 +180,10 @@ impl Client {
                 spec: Some(payload::inline(self.spec.encode_to_vec())),
                 unix_ms: 0,
                 deadline_unix_ms: self.spec.budget.map_or(0, |b| b.deadline_ms) as i64,
+            })),
+            Phase::Stray => Ask::Propose(Body::CancelJob(CancelJobCommand {
+                job_id: format!("mistyped-{}", self.number),
+                ..CancelJobCommand::default()
             })),
             Phase::Cancel => Ask::Propose(Body::CancelJob(CancelJobCommand {
                 job_id: self.job_id.clone(),
@@ -258,7 +274,7 @@ impl Client {
                     .hit("deeds", "a known key refused another request");
                 Phase::Over
             }
-            (Phase::Submit, _) => Phase::Submit,
+            (Phase::Submit | Phase::Stray, _) => Phase::Submit,
             _ => Phase::Look,
         };
     }

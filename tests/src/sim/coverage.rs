@@ -70,7 +70,7 @@ impl Coverage {
             .collect()
     }
 
-    /// A table of everything that was met, with what is wanted of so many seeds.
+    /// A table of everything that was met, with what is wanted of so many seeds; nothing is wanted of 0.
     pub fn table(&self, seeds: u64) -> String {
         let mut table = String::new();
         let mut group = "";
@@ -78,11 +78,8 @@ impl Coverage {
             if *of != group {
                 group = of;
                 let survived = if group == FAULTS { "survived" } else { "" };
-                let _ = writeln!(
-                    table,
-                    "{group:<44}{:>10}{survived:>10}{:>10}",
-                    "met", "floor"
-                );
+                let wanted = if seeds > 0 { "floor" } else { "" };
+                let _ = writeln!(table, "{group:<44}{:>10}{survived:>10}{wanted:>10}", "met");
             }
             let found = FLOORS.iter().find(|f| f.0 == group && f.1 == name);
             let floor = found.map_or(0, |f| scaled(f.2, seeds));
@@ -92,7 +89,15 @@ impl Coverage {
                 String::new()
             };
             let low = if *met < floor { "  LOW" } else { "" };
-            let _ = writeln!(table, "  {name:<42}{met:>10}{survived:>10}{floor:>10}{low}");
+            let wanted = if seeds > 0 {
+                floor.to_string()
+            } else {
+                String::new()
+            };
+            let _ = writeln!(
+                table,
+                "  {name:<42}{met:>10}{survived:>10}{wanted:>10}{low}"
+            );
         }
         table
     }
@@ -126,13 +131,13 @@ mod tests {
     #[test]
     fn faults_of_runs_that_failed_were_not_survived() {
         let mut one = Coverage::default();
-        one.hit(FAULTS, "node crashed");
+        one.hit(FAULTS, "worker crashed");
         let mut all = Coverage::default();
         all.merge(&one, true);
         all.merge(&one, false);
         let table = all.table(0);
         assert!(
-            table.contains("node crashed                                       2         1"),
+            table.contains("worker crashed                                     2         1"),
             "{table}"
         );
     }

@@ -1,7 +1,10 @@
 //! What every part of the world shares: virtual time, the queue of events, chance, the network, the
 //! ledger of invariants, coverage, the story.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use conclave_coordinator_core::Reply;
 use conclave_proto::INLINE_LIMIT;
@@ -24,6 +27,17 @@ pub(super) enum Addr {
     Worker(u32),
     Client(u32),
     Watcher(u32),
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Addr::Node(id) => write!(f, "coordinator {id}"),
+            Addr::Worker(number) => write!(f, "worker w{number}"),
+            Addr::Client(number) => write!(f, "client {number}"),
+            Addr::Watcher(number) => write!(f, "watcher {number}"),
+        }
+    }
 }
 
 /// What travels.
@@ -169,6 +183,8 @@ pub(super) enum Event {
     Quicken(Addr),
     /// There is room on this node's disk again.
     Room(u64),
+    /// The tick that ends this worker's lease is on its way through the log.
+    LeaseEnds(u32),
 }
 
 /// How the network behaves now.

@@ -1,10 +1,13 @@
 //! What goes wrong: each seed chooses which classes of faults it has, and how often.
 
+use std::fmt;
+
 use super::{
     coordinator::{Coordinator, Moment, NEXT_VERSION},
     cx::{Addr, Event},
     invariants::HONEST_MS,
     rng::Rng,
+    worker::Worker,
     world::World,
 };
 
@@ -68,6 +71,64 @@ pub(super) struct Plan {
     pub pause_ms: u64,
 }
 
+/// Whom a fault is about.
+enum Whom {
+    Coordinator,
+    Worker,
+    /// Several, or whoever is drawn then.
+    Open,
+}
+
+impl Class {
+    /// As people say it, and whom it is about.
+    fn words(self) -> (&'static str, Whom) {
+        match self {
+            Class::CrashNode => ("coordinator crash", Whom::Coordinator),
+            Class::CrashAll => ("crash of one coordinator or all", Whom::Coordinator),
+            Class::CrashAt => ("coordinator crash at a chosen moment", Whom::Coordinator),
+            Class::PauseNode => ("coordinator pause", Whom::Coordinator),
+            Class::CrashWorker => ("worker crash", Whom::Worker),
+            Class::PauseWorker => ("worker pause", Whom::Worker),
+            Class::HangWorker => ("engine hang", Whom::Worker),
+            Class::DrainWorker => ("worker drain", Whom::Worker),
+            Class::FailStep => ("engine step failure", Whom::Worker),
+            Class::Fsync => ("fsync failure", Whom::Coordinator),
+            Class::DiskFull => ("full disk", Whom::Coordinator),
+            Class::SlowDisk => ("slow disk", Whom::Coordinator),
+            Class::Isolate => ("coordinator isolated", Whom::Coordinator),
+            Class::Split => ("network split", Whom::Open),
+            Class::OneWay => ("one-way link loss", Whom::Coordinator),
+            Class::Weather => ("other loss, order and delay of messages", Whom::Open),
+            Class::Spike => ("latency spike", Whom::Open),
+            Class::Clock => ("clock step", Whom::Coordinator),
+            Class::Transfer => ("leadership transfer", Whom::Coordinator),
+            Class::Members => ("membership change", Whom::Open),
+            Class::Version => ("other program version", Whom::Coordinator),
+        }
+    }
+
+    /// What happens to whom.
+    fn line(self, node: u64, worker: u32) -> String {
+        match self.words() {
+            (fault, Whom::Coordinator) => format!("fault: {fault} ({})", Addr::Node(node)),
+            (fault, Whom::Worker) => format!("fault: {fault} ({})", Addr::Worker(worker)),
+            (fault, Whom::Open) => format!("fault: {fault}"),
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let faults: Vec<&str> = self.classes.iter().map(|c| c.words().0).collect();
+        let faults = if faults.is_empty() {
+            "none".to_owned()
+        } else {
+            faults.join(", ")
+        };
+        write!(f, "a fault every {} ms or so: {faults}", self.pause_ms)
+    }
+}
+
 impl Plan {
     pub(super) fn draw(rng: &mut Rng) -> Plan {
         let classes = ALL.into_iter().filter(|_| rng.below(2) == 0).collect();
@@ -94,17 +155,16 @@ impl World {
             return;
         };
         let worker = self.cx.rng.below(u64::from(self.crew)) as u32;
-        self.cx
-            .tell(|| format!("fault: {class:?} (node {node}, worker {worker})"));
+        self.cx.tell(|| class.line(node, worker));
         match class {
-            Class::CrashNode => self.crash(node, "node crashed"),
+            Class::CrashNode => self.crash(node, "coordinator crashed"),
             Class::CrashAll if self.cx.rng.below(4) == 0 => {
-                self.cx.fault("all nodes crashed");
+                self.cx.fault("all coordinators crashed");
                 for node in up {
-                    self.crash(node, "node crashed");
+                    self.crash(node, "coordinator crashed");
                 }
             }
-            Class::CrashAll => self.crash(node, "node crashed"),
+            Class::CrashAll => self.crash(node, "coordinator crashed"),
             Class::CrashAt => self.arm(node),
             Class::PauseNode => self.pause(node),
             Class::CrashWorker => self.crash_worker(worker),
@@ -134,7 +194,7 @@ impl World {
             return;
         };
         running.paused = true;
-        self.cx.fault("node stood still");
+        self.cx.fault("coordinator stood still");
         let long = self.cx.rng.between(200, 6_000);
         self.cx.after(long, Event::Resume(node));
     }
@@ -181,6 +241,17 @@ impl World {
         }
     }
 
+    /// A hung worker's lease is about to run out, and its operator, who knows nothing of that, drains it: what
+    /// it says then finds it gone, if it is not too late.
+    pub(super) fn drain_hung(&mut self, worker: u32) {
+        let drains = self.plan.classes.contains(&Class::DrainWorker) && !self.calm;
+        let hung = |w: &Worker| w.hung && !w.paused && !w.draining && w.session.is_some();
+        if drains && self.workers.get(&worker).is_some_and(hung) {
+            self.cx.tell(|| Class::DrainWorker.line(0, worker));
+            self.drain_worker(worker);
+        }
+    }
+
     fn fail_step(&mut self, worker: u32) {
         if let Some(running) = self.workers.get_mut(&worker).filter(|w| w.has_work()) {
             running.fail_step();
@@ -197,7 +268,7 @@ impl World {
         let blocked = &mut self.cx.net.blocked;
         match class {
             Class::Isolate => {
-                self.cx.coverage.hit("faults", "node isolated");
+                self.cx.coverage.hit("faults", "coordinator isolated");
                 for other in all.iter().filter(|a| **a != me) {
                     blocked.extend([(me, *other), (*other, me)]);
                 }
@@ -245,6 +316,8 @@ impl World {
             Addr::Node(node)
         };
         let late = self.cx.rng.between(200, 3_000);
+        self.cx
+            .tell(|| format!("{addr}: all it says and hears is {late} ms late"));
         self.cx.net.slow.insert(addr, late);
         self.cx.fault("latency spike");
         let long = self.cx.rng.between(500, 8_000);
@@ -320,10 +393,10 @@ impl World {
         let known = self.speaks.entry(node).or_insert(self.program);
         let class = if *known < NEXT_VERSION && (up || *known == 1) {
             *known += 1;
-            "node upgraded"
+            "coordinator upgraded"
         } else {
             *known -= 1;
-            "node downgraded"
+            "coordinator downgraded"
         };
         self.crash(node, class);
     }

@@ -14,7 +14,7 @@ use conclave_proto::v1::{
 use super::{
     blobs::Purpose,
     coordinator::{Coordinator, ELECTION_MS},
-    cx::Cx,
+    cx::{Cx, Event},
     waiters::{Waiter, Wanted},
 };
 
@@ -74,7 +74,7 @@ impl Coordinator {
         let begun = self.with_leader(cx, |leader, moment| leader.begin_serving(moment));
         if let Some(outstanding) = begun.flatten() {
             let id = self.id;
-            cx.tell(|| format!("node {id}: serves, {outstanding} effects outstanding"));
+            cx.tell(|| format!("coordinator {id}: serves, {outstanding} effects outstanding"));
         }
     }
 
@@ -118,6 +118,7 @@ impl Coordinator {
                 {
                     cx.coverage.hit("deeds", "leases get a full time to live");
                 }
+                self.look_at_leases(&body, cx);
                 let waiter = Waiter::Leader(term, purpose);
                 self.propose(body, waiter, PROPOSAL_MS, cx);
             }
@@ -129,7 +130,10 @@ impl Coordinator {
             Act::Confirm { pause } => self.reads.insist(Wanted::Leader(term, pause)),
             Act::Fetch { hash } => self.fetch([hash], cx),
             Act::Broken { hash } => {
-                let what = format!("node {}: payload {hash:02x?} does not decode", self.id);
+                let what = format!(
+                    "coordinator {}: payload {hash:02x?} does not decode",
+                    self.id
+                );
                 cx.ledger.hold("what was written can be read", Err(what));
             }
             Act::StoreContext {
@@ -142,6 +146,18 @@ impl Coordinator {
             Act::JobEnded { job_id } => self.job_ended(&job_id, cx),
             Act::NoteMembers => self.note_members(cx),
             Act::AskClocks => self.ask_clocks(cx),
+        }
+    }
+
+    /// Lets the world know of leases that a tick will end.
+    fn look_at_leases(&self, body: &Body, cx: &mut Cx) {
+        let Body::Tick(tick) = body else { return };
+        let clock = self.state.lease_clock_ms() + tick.elapsed_ms;
+        let workers = self.state.workers().filter(|_| !tick.new_term);
+        for worker in workers.filter(|w| w.expires_ms <= clock && !w.draining) {
+            if let Some(Ok(number)) = worker.worker_id.strip_prefix('w').map(str::parse) {
+                cx.after(0, Event::LeaseEnds(number));
+            }
         }
     }
 

@@ -110,7 +110,7 @@ impl World {
         for id in &running {
             if let Some(node) = self.nodes.remove(id) {
                 node.die(&mut self.cx);
-                self.cx.tell(|| format!("node {id}: switched off"));
+                self.cx.tell(|| format!("coordinator {id}: switched off"));
             }
         }
         let down: Vec<u64> = self.disks.keys().copied().filter(gone).collect();

@@ -14,7 +14,7 @@ impl World {
         match Coordinator::boot(id, disk, speaks, &mut self.cx) {
             Ok(node) => {
                 self.cx
-                    .tell(|| format!("node {id}: starts, and knows log version {speaks}"));
+                    .tell(|| format!("coordinator {id}: starts, and knows log version {speaks}"));
                 let mut node = node;
                 // What it was about to fetch when it ended, nobody else will fetch for it.
                 let named = node.state.live_blobs();
@@ -43,25 +43,25 @@ impl World {
     fn account(&mut self, id: u64, stop: &Stop) -> &'static str {
         match stop {
             Stop::Fsync => "fsync failed",
-            Stop::Full => "node stopped, disk full",
-            Stop::Killed(Moment::Written | Moment::Synced) => "node crashed in a write",
+            Stop::Full => "coordinator stopped, disk full",
+            Stop::Killed(Moment::Written | Moment::Synced) => "coordinator crashed in a write",
             Stop::Killed(Moment::Received | Moment::Installing) => {
-                "node crashed installing a snapshot"
+                "coordinator crashed installing a snapshot"
             }
-            Stop::Killed(Moment::Saved | Moment::Compacted) => "node crashed compacting",
+            Stop::Killed(Moment::Saved | Moment::Compacted) => "coordinator crashed compacting",
             Stop::TooNew(why) => {
                 self.cx.ledger.too_old(id, why);
-                self.cx.tell(|| format!("node {id}: {why}"));
+                self.cx.tell(|| format!("coordinator {id}: {why}"));
                 // Whoever reads that brings the new program, sooner or later.
                 if self.cx.rng.below(2) == 0 {
                     self.speaks.insert(id, NEXT_VERSION);
                 }
-                "node stopped, program too old"
+                "coordinator stopped, program too old"
             }
             Stop::Broken(why) => {
-                let broken = Err(format!("node {id}: {why}"));
+                let broken = Err(format!("coordinator {id}: {why}"));
                 self.cx.ledger.hold("what was written can be read", broken);
-                "node stopped, broken"
+                "coordinator stopped, broken"
             }
         }
     }
@@ -72,7 +72,7 @@ impl World {
             return;
         };
         self.cx.fault(class);
-        self.cx.tell(|| format!("node {id}: {class}"));
+        self.cx.tell(|| format!("coordinator {id}: {class}"));
         let disk = node.die(&mut self.cx);
         self.disks.insert(id, disk);
         self.restart_later(id);
@@ -91,7 +91,7 @@ impl World {
         if disk.room.is_some() {
             self.cx
                 .coverage
-                .hit("deeds", "a full disk kept a node down");
+                .hit("deeds", "a full disk kept a coordinator down");
             return self.restart_later(id);
         }
         if let Some(disk) = self.disks.remove(&id) {
@@ -112,7 +112,7 @@ impl World {
         let full = running.or_else(|| self.disks.get_mut(&id));
         if full.is_some_and(|disk| disk.room.take().is_some()) {
             self.cx
-                .tell(|| format!("node {id}: there is room on its disk again"));
+                .tell(|| format!("coordinator {id}: there is room on its disk again"));
         }
     }
 

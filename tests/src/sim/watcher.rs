@@ -49,7 +49,11 @@ impl Watcher {
             stream,
             ..
         } = self;
-        format!("watcher {number} of {job_id}: {stream:?}")
+        let reads = match stream {
+            Some((_, node)) => format!("is told by {}", Addr::Node(*node)),
+            None => "has no stream".to_owned(),
+        };
+        format!("watcher {number} of job {job_id} {reads}")
     }
 
     fn addr(&self) -> Addr {

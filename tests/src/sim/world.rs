@@ -52,7 +52,7 @@ impl World {
     pub(super) fn new(options: &Options) -> World {
         let mut cx = Cx::new(options.seed, options.twice, options.trace);
         let plan = Plan::draw(&mut cx.rng);
-        cx.tell(|| format!("seed {}: {plan:?}", options.seed));
+        cx.tell(|| format!("seed {}: {plan}", options.seed));
         // Some worlds have everything travel apart, some next to nothing.
         cx.inline_limit = [48, 256, 600, INLINE_LIMIT][cx.rng.below(4) as usize];
         // And some have a quota, drawn from nothing so that the others stay as they are.
@@ -196,6 +196,7 @@ impl World {
                 self.cx.net.slow.remove(&addr);
             }
             Event::Room(id) => self.make_room(id),
+            Event::LeaseEnds(number) => self.drain_hung(number),
         }
         if self.steps.is_multiple_of(LOOK_EVERY) {
             self.look_at_queues();
@@ -237,7 +238,7 @@ impl World {
     /// What every process holds, against its bounds.
     fn look_at_queues(&mut self) {
         for node in self.nodes.values() {
-            let who = format!("node {}", node.id);
+            let who = node.addr().to_string();
             self.cx.ledger.held(&who, &node.held());
         }
         for worker in self.workers.values() {
@@ -384,16 +385,21 @@ impl World {
         let lack = |n: &Coordinator| self.cx.ledger.lacks(n.id, &n.state);
         let lacking: Vec<String> = self.nodes.values().filter_map(lack).collect();
         let nodes: String = self.nodes.values().map(open_jobs).collect();
-        format!("not at rest after {REST_MS} ms: {clients:?} {watchers:?} {lacking:?}{nodes}")
+        let waiting = [clients, watchers, lacking].concat().join("; ");
+        format!("not at rest after {REST_MS} ms: {waiting}{nodes}")
     }
 }
 
 /// A node, and the jobs that are open as it sees them.
 fn open_jobs(node: &Coordinator) -> String {
-    let (id, led, state) = (node.id, node.leadership, &node.state);
+    let (id, state) = (node.id, &node.state);
+    let (term, leader) = (node.leadership.term, node.leadership.leader_id);
     let (applied, last) = (state.applied_index(), node.node.last_index());
     let leases: Vec<&str> = state.workers().map(|w| w.incarnation.as_str()).collect();
-    let mut lines = format!("\n  node {id} {led:?} applied {applied} of {last}, leases {leases:?}");
+    let leases = leases.join(", ");
+    let mut lines = format!(
+        "\n  coordinator {id} (term {term}, led by {leader}) applied {applied} of {last}, leases: {leases}"
+    );
     for job in state.active_jobs() {
         let agent = |a: &Agent| {
             let on = a.placement.as_ref().map_or("", |p| &p.incarnation);

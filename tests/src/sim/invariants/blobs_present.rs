@@ -54,7 +54,7 @@ impl BlobsPresent {
             return Ok(());
         }
         Err(format!(
-            "node {node} proposes {} which {have} of {voters:?} hold, {need} must",
+            "coordinator {node} proposes {} which {have} of {voters:?} hold, {need} must",
             short(hash)
         ))
     }
@@ -73,7 +73,10 @@ impl BlobsPresent {
         let held = |hash: &Hash| self.holders.get(hash).is_some_and(|h| h.contains(&node));
         let live = state.live_blobs();
         let missing = live.keys().find(|hash| !held(hash))?;
-        Some(format!("node {node} does not hold {}", short(missing)))
+        Some(format!(
+            "coordinator {node} does not hold {}",
+            short(missing)
+        ))
     }
 }
 

@@ -28,8 +28,8 @@ mod tests {
     #[test]
     fn a_queue_that_grows_is_found() {
         let held = |n| Held::default().with("waiters", n, 8).with("reads", 1, 1);
-        assert_eq!(check("node 1", &held(8)), Ok(()));
-        let why = check("node 1", &held(9)).unwrap_err();
-        assert_eq!(why, "node 1: 9 waiters, at most 8 may be");
+        assert_eq!(check("coordinator 1", &held(8)), Ok(()));
+        let why = check("coordinator 1", &held(9)).unwrap_err();
+        assert_eq!(why, "coordinator 1: 9 waiters, at most 8 may be");
     }
 }

@@ -31,7 +31,7 @@ impl EqualStates {
         if *digest == manifest.digest {
             Ok(())
         } else {
-            Err(format!("nodes {first} and {node} differ at {index}"))
+            Err(format!("coordinators {first} and {node} differ at {index}"))
         }
     }
 }

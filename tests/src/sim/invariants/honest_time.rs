@@ -16,7 +16,7 @@ pub(super) fn check(node: u64, unix_ms: i64, honest_ms: i64) -> Check {
         return Ok(());
     }
     Err(format!(
-        "node {node}: replicated time is {ahead_ms} ms ahead of an honest clock"
+        "coordinator {node}: replicated time is {ahead_ms} ms ahead of an honest clock"
     ))
 }
 

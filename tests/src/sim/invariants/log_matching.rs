@@ -25,12 +25,17 @@ impl LogMatching {
             let key = (entry.index, entry.term);
             let known = self.entries.entry(key).or_insert((digest, before));
             if known.0 != digest {
-                return Err(format!("node {node} holds another entry at {key:?}"));
+                let (index, term) = key;
+                return Err(format!(
+                    "coordinator {node} holds another entry {index} of term {term}"
+                ));
             }
             match (known.1, before) {
                 (Some(one), Some(other)) if one != other => {
+                    let (index, term) = key;
                     return Err(format!(
-                        "node {node}: {key:?} follows term {other} here and term {one} elsewhere"
+                        "coordinator {node}: entry {index} of term {term} follows term {other} here and \
+                         term {one} elsewhere"
                     ));
                 }
                 (None, Some(_)) => known.1 = before,
@@ -51,7 +56,7 @@ impl LogMatching {
         } else {
             let (index, term) = (entry.index, entry.term);
             Err(format!(
-                "node {node} applies {index} of term {term}, another node did of term {}",
+                "coordinator {node} applies entry {index} of term {term}, another did of term {}",
                 known.0
             ))
         }

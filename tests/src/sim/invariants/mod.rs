@@ -343,7 +343,8 @@ impl Cx {
         self.coverage.hit("deeds", version);
         let term = state.applied_term();
         self.tell(|| {
-            format!("node {node}: applies {index} of term {term}, {kind} {about}: {reply:?}")
+            let reply = words::reply(reply);
+            format!("coordinator {node}: applies {index} of term {term}, {kind} {about}: {reply}")
         });
         let check = self.ledger.one_result.applied(command, applied);
         self.ledger.hold("one current attempt, one result", check);

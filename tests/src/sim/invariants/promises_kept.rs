@@ -57,7 +57,7 @@ impl PromisesKept {
         let last = found.entries.last().map_or(behind, |e| e.index.max(behind));
         if hard_state.term < promise.term {
             return Err(format!(
-                "node {node} spoke in term {} and wakes in {}",
+                "coordinator {node} spoke in term {} and wakes in {}",
                 promise.term, hard_state.term
             ));
         }
@@ -67,13 +67,13 @@ impl PromisesKept {
         }
         if promise.vote != 0 && hard_state.vote != promise.vote {
             return Err(format!(
-                "node {node} voted for {} in term {} and remembers {}",
+                "coordinator {node} voted for {} in term {} and remembers {}",
                 promise.vote, promise.term, hard_state.vote
             ));
         }
         if last < promise.index {
             return Err(format!(
-                "node {node} acknowledged {} in term {} and its log ends at {last}",
+                "coordinator {node} acknowledged {} in term {} and its log ends at {last}",
                 promise.index, promise.term
             ));
         }

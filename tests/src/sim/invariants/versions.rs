@@ -12,13 +12,13 @@ pub(super) fn meets(node: u64, speaks: u32, agreed: u32, command: &Command) -> C
     let version = command.log_version;
     if version > agreed {
         return Err(format!(
-            "node {node}: a command of version {version} while {agreed} was agreed on"
+            "coordinator {node}: a command of version {version} while {agreed} was agreed on"
         ));
     }
     let needs = codec::needs(command);
     if needs > speaks {
         return Err(format!(
-            "node {node}: its program knows {speaks} and applies what needs {needs}"
+            "coordinator {node}: its program knows {speaks} and applies what needs {needs}"
         ));
     }
     Ok(())
@@ -30,7 +30,7 @@ pub(super) fn stops(node: u64, why: &str) -> Check {
         Ok(())
     } else {
         Err(format!(
-            "node {node} stops without saying what to do: {why}"
+            "coordinator {node} stops without saying what to do: {why}"
         ))
     }
 }
