@@ -4,7 +4,7 @@ CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
 
-.PHONY: help test model binary tests deploy-test chaos faults simulate laws fuzz deaths load fmt lint doc bench bench-peers bench-coordinator
+.PHONY: help test model binary tests deploy-test image image-test chaos faults simulate laws fuzz deaths load fmt lint doc bench bench-peers bench-coordinator
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -25,6 +25,14 @@ tests: binary
 deploy-test: binary model ## chart, rules and dashboards: schemas, policies, promtool, real processes
 	tools="$$(deploy/tests/fetch-tools)" && CONCLAVE_TOOLS="$$tools" CONCLAVE_BINARY="$(CONCLAVE)" \
 		"$$tools/python/bin/python" -B -m unittest discover -s deploy/tests -p 'test_*.py'
+
+# IMAGE_ARGS=--local-base where no registry of images is reached.
+image: ## the images and their SBOM, with buildah, podman or docker [IMAGE_ARGS=--local-base]
+	deploy/images/build $(IMAGE_ARGS)
+
+image-test: model ## what `make image` built: what is in it, what it says of itself, a release that runs in it
+	tools="$$(deploy/tests/fetch-tools)" && CONCLAVE_TOOLS="$$tools" \
+		"$$tools/python/bin/python" -B deploy/tests/built_image.py "$(CARGO_TARGET_DIR)/images"
 
 # SEED=N for other seeds; as root nothing may be skipped, without it, what needs root is, loudly.
 chaos: faults simulate deaths load laws fuzz ## all that must not lose anything: the six below [SEED=1]

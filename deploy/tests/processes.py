@@ -18,6 +18,8 @@ from chart import of_kind, one, render
 PATIENCE = 120
 # Of 127.0.0.0/8; two runs at once do not meet.
 NETWORK = f"127.77.{os.getpid() % 250 + 1}"
+# Of models, and of all else that is fetched.
+CACHE = pathlib.Path(os.environ.get("CONCLAVE_CACHE", pathlib.Path.home() / ".cache/conclave"))
 # Where the service's name leads: what the coordinators' certificate bears.
 SERVICE = f"{NETWORK}.10"
 
@@ -72,6 +74,10 @@ class Release:
             text = text.replace(mount, str(here))
         return text
 
+    def empty_dir(self, here):
+        """Where such a volume lies: models are fetched once a machine."""
+        return CACHE
+
     def mounted(self, pod, spec, container):
         """(path in the container, path here), longest first; files are written."""
         volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
@@ -80,8 +86,7 @@ class Release:
             volume = volumes.get(mount["name"], {})
             here = self.folder / pod / mount["name"]
             if "emptyDir" in volume:
-                # Models are fetched once a machine.
-                here = pathlib.Path(os.environ.get("CONCLAVE_CACHE", pathlib.Path.home() / ".cache/conclave"))
+                here = self.empty_dir(here)
             here.mkdir(parents=True, exist_ok=True)
             mounts.append((mount["mountPath"], here))
         mounts.sort(key=lambda pair: -len(pair[0]))
@@ -113,7 +118,10 @@ class Release:
             subprocess.run(words, env=own, check=True, capture_output=True, timeout=PATIENCE)
         words, own = self.command(pod, template["spec"], template["spec"]["containers"][0])
         with open(self.folder / f"{pod}.log", "ab") as log:
-            self.running[pod] = subprocess.Popen(words, env=own, stdout=log, stderr=log)
+            self.running[pod] = self.launched(pod, words, own, log)
+
+    def launched(self, pod, words, own, log):
+        return subprocess.Popen(words, env=own, stdout=log, stderr=log)
 
     def start_coordinators(self):
         """Those of the StatefulSet that do not run, all at once."""

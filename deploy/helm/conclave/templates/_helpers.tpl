@@ -42,6 +42,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{/* The one with pip, for models that are known by name. */}}
+{{- define "conclave.fetchImage" -}}
+{{- $repository := default (printf "%s-fetch" .Values.image.repository) .Values.image.fetch.repository -}}
+{{- if .Values.image.fetch.digest -}}
+{{- printf "%s@%s" $repository .Values.image.fetch.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (default (default .Chart.AppVersion .Values.image.tag) .Values.image.fetch.tag) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "conclave.account" -}}
 {{- /* dict "root" . "part" "coordinator" */ -}}
 {{- if .root.Values.serviceAccount.create -}}

@@ -1,0 +1,222 @@
+"""The image: what the root of its final stage holds, and that the chart's pods run in it.
+
+The root is staged here by the script that the Dockerfile runs, from the binary under test; with CONCLAVE_ROOTFS it is
+that of a built image (`make image-test`).
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+import unittest
+
+import yaml
+
+from boxes import USER, Boxed
+from chart import CHART, ROOT, TOOLS, containers, one, pod_specs, render, rendered
+
+IMAGES = ROOT / "deploy/images"
+DOCKERFILE = (IMAGES / "Dockerfile").read_text()
+# Room that the image may take, bytes; the release binary is most of it.
+LARGEST = 128 << 20
+
+
+def setUpModule():
+    """One root for all tests."""
+    global ROOTFS
+    if given := os.environ.get("CONCLAVE_ROOTFS"):
+        ROOTFS = pathlib.Path(given)
+        return
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="conclave-image-"))
+    unittest.addModuleCleanup(shutil.rmtree, folder)
+    # The tool writes SBOMs of what cargo resolves, into the cache that fetch-tools filled.
+    own = {**os.environ, "CONCLAVE_CACHE": str(TOOLS.parent)}
+    for words in (["sbom", folder / "sbom"], ["rootfs", os.environ["CONCLAVE_BINARY"], folder / "sbom", folder / "root"]):
+        subprocess.run([IMAGES / words[0], *words[1:]], env=own, check=True, timeout=300)
+    ROOTFS = folder / "root"
+
+
+def files():
+    """(path in the image, its status) of all that is there."""
+    for path in sorted(ROOTFS.rglob("*")):
+        yield f"/{path.relative_to(ROOTFS)}", path.lstat()
+
+
+class Root(unittest.TestCase):
+    def test_nothing_runs_but_the_binary_and_its_loader(self):
+        runs = {path for path, is_ in files() if stat.S_ISREG(is_.st_mode) and is_.st_mode & 0o111}
+        self.assertIn("/usr/bin/conclave", runs)
+        others = {path for path in runs if not re.fullmatch(r"/(lib|lib64)/[\w./-]*(\.so(\.\d+)*)", path)}
+        self.assertEqual({"/usr/bin/conclave"}, others, "no shell, no interpreter, no package manager")
+        self.assertEqual([], [path for path, _ in files() if re.search(r"/(sh|bash|dash|busybox|apt|dpkg|python3?)$", path)
+                              and path != "/var/lib/dpkg"])
+
+    def test_nobody_may_write_and_nothing_changes_who_runs_it(self):
+        for path, is_ in files():
+            with self.subTest(path=path):
+                self.assertTrue(stat.S_ISREG(is_.st_mode) or stat.S_ISDIR(is_.st_mode), "neither file nor folder")
+                self.assertEqual(0, is_.st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | 0o022))
+                # The user of the pods owns nothing here: what it needs is everybody's to read.
+                self.assertEqual(0o555 if is_.st_mode & 0o111 else 0o444, is_.st_mode & 0o555)
+                if os.getuid() == 0:
+                    self.assertEqual((0, 0), (is_.st_uid, is_.st_gid))
+
+    def test_it_is_small(self):
+        sizes = {path: is_.st_size for path, is_ in files() if stat.S_ISREG(is_.st_mode)}
+        print(f"\nimage: {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB; the binary {sizes['/usr/bin/conclave'] / 1e6:.1f} MB")
+        if "CONCLAVE_ROOTFS" in os.environ:
+            self.assertLess(sum(sizes.values()), LARGEST)
+        self.assertLess(len(sizes), 30)
+
+    def test_the_user_has_a_name(self):
+        users = dict(line.split(":")[::2][:2] for line in (ROOTFS / "etc/passwd").read_text().splitlines())
+        self.assertEqual({"root": "0", "conclave": str(USER)}, users)
+
+    def test_what_scanners_read(self):
+        self.assertIn("ID=debian", (ROOTFS / "etc/os-release").read_text())
+        packages = {path.name for path in (ROOTFS / "var/lib/dpkg/status.d").iterdir()}
+        self.assertEqual({"libc6", "libgcc-s1"}, packages, "those of the libraries")
+        for package in [*packages, "conclave"]:
+            there = {path.name for path in (ROOTFS / "usr/share/doc" / package).iterdir()}
+            self.assertIn(there, ({"copyright"}, {"LICENSE"}))
+
+
+class Materials(unittest.TestCase):
+    """The SBOM in the image."""
+
+    def setUp(self):
+        self.sbom = json.loads((ROOTFS / "usr/share/conclave/conclave.cdx.json").read_text())
+
+    def test_it_lists_what_is_built_in(self):
+        words = ["cargo", "tree", "--locked", "-p", "conclave", "--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}"]
+        said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+        built = {tuple(re.match(r"(\S+) v(\S+)", line).groups()) for line in said.splitlines() if line}
+        self.assertGreater(len(built), 200)
+        listed = {(c["name"], c["version"]) for c in self.sbom["components"]}
+        self.assertEqual(set(), built - listed - {("conclave", self.sbom["metadata"]["component"]["version"])})
+
+    def test_each_component_is_named_licensed_and_checked(self):
+        self.assertEqual(("CycloneDX", "1.5"), (self.sbom["bomFormat"], self.sbom["specVersion"]))
+        self.assertNotIn("serialNumber", self.sbom, "it would be another each time")
+        self.assertNotIn("/tmp/", json.dumps(self.sbom), "no path of the machine that built it")
+        for component in self.sbom["components"]:
+            with self.subTest(component=component["name"]):
+                self.assertTrue(component["purl"].startswith("pkg:cargo/"))
+                self.assertTrue(component["licenses"])
+                if not component["name"].startswith("conclave"):
+                    self.assertEqual("SHA-256", component["hashes"][0]["alg"])
+
+
+class Built(unittest.TestCase):
+    """The Dockerfile, the chart and the program tell one story."""
+
+    def stage(self, name):
+        return next(s for s in re.split(r"(?m)^(?=FROM )", DOCKERFILE) if re.match(rf"FROM \S+ AS {name}\n", s))
+
+    def test_the_final_stage_is_the_staged_root_and_nothing_else(self):
+        runtime = self.stage("runtime")
+        self.assertTrue(runtime.startswith("FROM scratch "))
+        self.assertEqual(["COPY --from=build /rootfs/ /"], re.findall(r"(?m)^(?:COPY|ADD|RUN).*", runtime))
+        self.assertIn('ENTRYPOINT ["/usr/bin/conclave"]', runtime)
+        self.assertIn("ENV PATH=/usr/bin", runtime, "the chart's command is a bare name")
+        self.assertTrue(DOCKERFILE.rstrip().endswith(runtime.rstrip()), "what is built when no target is named")
+
+    def test_users_are_the_charts(self):
+        for name in ("runtime", "fetch"):
+            self.assertIn(f"USER {USER}:{USER}\n", self.stage(name))
+        for _, _, spec in pod_specs(rendered("minimal.yaml")):
+            own = spec["securityContext"]
+            self.assertEqual((USER, USER, USER), (own["runAsUser"], own["runAsGroup"], own["fsGroup"]))
+
+    def test_the_charts_images_are_those_that_are_built(self):
+        version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+        built = dict(re.findall(r"(?m)^build (\w+) ([\w-]+)$", (IMAGES / "build").read_text()))
+        asked = {}
+        for o, _, spec in pod_specs(rendered("minimal.yaml")):
+            for container in containers(spec):
+                self.assertEqual(["conclave"], container["command"])
+                asked.setdefault(container["image"], set()).add(container["name"])
+        wanted = {f"{built['runtime']}:{version}", f"{built['fetch']}:{version}"}
+        self.assertEqual(wanted, set(asked))
+        self.assertEqual({"model"}, asked[f"{built['fetch']}:{version}"], "pip is in the one that needs it")
+
+    def test_another_registry_a_digest_and_another_source(self):
+        fetched = lambda *words: one(render(*words), "Deployment")["spec"]["template"]["spec"]["initContainers"][0]["image"]
+        digest = "sha256:" + "a" * 64
+        self.assertEqual("r/conclave-fetch:0.1.0-abc", fetched("--set", "image.repository=r/conclave,image.tag=0.1.0-abc"))
+        self.assertEqual(f"r/conclave-fetch@{digest}", fetched("--set", f"image.repository=r/conclave,image.fetch.digest={digest}"))
+        self.assertEqual("r/other:v1", fetched("--set", "image.repository=r/conclave,image.fetch.repository=r/other,image.fetch.tag=v1"))
+        hub = "workerPools.cpu.model.name=tiny,workerPools.cpu.model.fetch.from=hf:owner/repository/model.gguf"
+        self.assertEqual(f"conclave@{digest}", fetched("--set", f"image.digest={digest},{hub}"))
+
+    def test_the_toolchain_is_new_enough(self):
+        wanted = re.search(r'rust-version = "(.*)"', (ROOT / "Cargo.toml").read_text())[1]
+        self.assertIn(f"ARG BUILDER=rust:{wanted}-bookworm\n", DOCKERFILE)
+        self.assertIn("ARG BASE=debian:bookworm-slim\n", DOCKERFILE, "of the builder's release: the binary is linked with its libraries")
+
+    def test_sources_of_every_crate_reach_the_builder(self):
+        members = re.search(r"members = \[(.*?)\]", (ROOT / "Cargo.toml").read_text(), re.S)[1]
+        folders = {member.split("/")[0] for member in re.findall(r'"(.*?)"', members)}
+        taken = set(re.findall(r"(?m)^!(\S+)$", (ROOT / ".dockerignore").read_text()))
+        self.assertLessEqual(folders | {"Cargo.toml", "Cargo.lock", "LICENSE", "deploy/images"}, taken)
+
+
+class Runs(unittest.TestCase):
+    """A release in the image's root: one coordinator, one worker with its model, the chart's jobs."""
+
+    def setUp(self):
+        folder = tempfile.mkdtemp(prefix="conclave-boxed-")
+        words = ["-f", CHART / "ci/single.yaml", "--set", "workerDefaults.settings.threads=1,coordinator.settings.election_ms=2500"]
+        self.release = Boxed(folder, ROOTFS, *words)
+        self.addCleanup(self.release.end)
+
+    def test_a_release_runs_in_it(self):
+        release = self.release
+        self.assertRegex(release.prints("--version"), r"^conclave \d+\.\d+\.\d+")
+        self.assertIn("--endpoint", release.prints("doctor", "--help"))
+        self.libraries_are_found()
+        release.start_coordinators()
+        (pod,) = release.coordinators()
+        release.until("it listens", lambda: release.http(pod, "/healthz")[0] == 200)
+        release.join()
+        release.ready(pod)
+        release.start_workers()
+        (worker,) = [name for name in release.running if "-worker-" in name]
+        release.ready(worker)
+        self.assertRegex(release.run(one(release.objects, "Pod")), r"(?m)^(yes|no)$", "helm test")
+        self.is_confined(pod, {"/var/lib/conclave"})
+        self.is_confined(worker, set())
+        with self.assertRaisesRegex(AssertionError, "no other voter"):
+            release.pre_stop(pod)
+        for name in (worker, pod):
+            self.assertEqual(0, release.ended(name), release.logs())
+
+    def libraries_are_found(self):
+        loader = next(path for path, _ in files() if re.search(r"/ld-linux[\w-]*\.so\.\d$", path))
+        box = self.release.box()
+        done = subprocess.run([*box, loader, "--list", "/usr/bin/conclave"], capture_output=True, text=True, timeout=60)
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertNotIn("not found", done.stdout)
+        found = set(re.findall(r"=> (\S+) \(", done.stdout))
+        self.assertTrue(found)
+        for path in found:
+            self.assertTrue((ROOTFS / path.lstrip("/")).exists(), path)
+
+    def is_confined(self, pod, writable):
+        """What the kernel says of the process."""
+        status = self.release.status(pod)
+        if os.getuid() == 0:
+            self.assertEqual([str(USER)] * 4, status["Uid"])
+        self.assertEqual(["0" * 16], status["CapEff"])
+        self.assertEqual(["0" * 16], status["CapBnd"])
+        self.assertEqual(["1"], status["NoNewPrivs"])
+        mine = {path for path in self.release.writable(pod) if not re.match(r"/(proc|dev)(/|$)", path)}
+        self.assertEqual(writable, mine)
+
+
+if __name__ == "__main__":
+    unittest.main()
