@@ -1,6 +1,7 @@
 //! The gRPC port: who gets a connection. TLS handshakes run side by side, so many at a time and so long at
 //! most: a client that never ends one holds up nobody.
 
+pub mod body;
 pub mod calls;
 mod connection;
 

@@ -14,9 +14,10 @@ use conclave_coordinator::{Config, config::TlsConfig};
 use conclave_credentials::Dial;
 use conclave_proto::v1::{
     ExportJobRequest, GetJobRequest, IdentifyRequest, InitRequest, ListJobsRequest, MembersRequest,
-    ReviewJobRequest, StatusRequest, Verdict, WorkerMessage, audit_client::AuditClient,
-    cluster_client::ClusterClient, contemplation_client::ContemplationClient,
-    raft_client::RaftClient, workers_client::WorkersClient,
+    ReviewJobRequest, StatusRequest, SubmitJobRequest, SubmitJobResponse, Verdict, WorkerMessage,
+    audit_client::AuditClient, cluster_client::ClusterClient,
+    contemplation_client::ContemplationClient, raft_client::RaftClient,
+    workers_client::WorkersClient,
 };
 use harness::{
     Cluster, PATIENCE, assert_done, done, get,
@@ -29,7 +30,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, codegen::http::uri::PathAndQuery, transport::Channel};
 
 /// Longer than a handshake may take.
 const GREETING: Duration = Duration::from_secs(8);
@@ -273,6 +274,29 @@ async fn an_oversized_message_is_refused_and_the_next_call_is_served() {
     jobs.submit_job(with("alice-token", request("short")))
         .await
         .unwrap();
+}
+
+/// A call of one message, which never arrives.
+async fn begun(channel: Channel, token: &str) -> Result<(), Status> {
+    let codec = tonic_prost::ProstCodec::<SubmitJobRequest, SubmitJobResponse>::default();
+    let path = PathAndQuery::from_static("/conclave.v1.Contemplation/SubmitJob");
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.unwrap();
+    let never = with(token, tokio_stream::pending());
+    let answer = grpc.client_streaming(never, path, codec);
+    answer.await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_is_refused_before_the_message_is_here() {
+    let pki = Pki::new();
+    let cluster = guarded(&pki).await;
+    let address = &cluster.members[0].address;
+    let refused = begun(fresh(&cluster.dial, address), "nobodys-token");
+    let refused = tokio::time::timeout(PATIENCE, refused).await;
+    let refused = refused.expect("nobody waits for it");
+    assert_eq!(code(refused), Code::Unauthenticated);
+    assert!(counted("conclave_refusals_total{reason=\"unknown_token\"}") >= 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

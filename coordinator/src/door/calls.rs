@@ -1,4 +1,5 @@
-//! Round every call: the door's own word on the connection, and a look at who was refused.
+//! Round every call: the door's own word on the connection; no message is awaited of one who is not known, nor of
+//! anybody for ever; and a look at who was refused.
 
 use std::{
     future::Future,
@@ -6,32 +7,57 @@ use std::{
     task::{Context, Poll},
 };
 
-use tonic::codegen::{
-    Service,
-    http::{HeaderMap, HeaderValue, Request, Response},
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{
+        Service,
+        http::{HeaderMap, HeaderValue, Request, Response},
+    },
+    metadata::MetadataMap,
 };
 use tower::Layer;
 
-use super::Origin;
+use super::{
+    Origin,
+    body::{PATIENCE, Timely},
+};
 use crate::auth::{
-    CERTIFIED,
+    Auth, CERTIFIED,
     refusals::{HEADER, Reason, Refusals},
 };
 
 /// `grpc-status` of PERMISSION_DENIED and of UNAUTHENTICATED.
 const REFUSED: [&str; 2] = ["7", "16"];
 
+/// Our own services, whose every call needs a caller that is known.
+const OURS: &str = "/conclave.";
+/// Calls of many messages: they last.
+const STREAMED: [&str; 4] = [
+    "/conclave.v1.Raft/Messages",
+    "/conclave.v1.Workers/Session",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
 /// Puts [`Calls`] round a service.
 #[derive(Clone)]
-pub struct CallsLayer(pub Refusals);
+pub struct CallsLayer {
+    /// Who is known.
+    pub auth: Auth,
+    /// Where refusals are told.
+    pub refusals: Refusals,
+}
 
 impl<S> Layer<S> for CallsLayer {
     type Service = Calls<S>;
 
     fn layer(&self, inner: S) -> Calls<S> {
+        let (auth, refusals) = (self.auth.clone(), self.refusals.clone());
         Calls {
             inner,
-            refusals: self.0.clone(),
+            auth,
+            refusals,
         }
     }
 }
@@ -40,12 +66,25 @@ impl<S> Layer<S> for CallsLayer {
 #[derive(Clone)]
 pub struct Calls<S> {
     inner: S,
+    auth: Auth,
     refusals: Refusals,
 }
 
-impl<S, A, B> Service<Request<A>> for Calls<S>
+impl<S> Calls<S> {
+    /// Who is not known is told so before the message is awaited, which would take memory.
+    fn known(&self, request: &Request<Body>) -> Result<(), Status> {
+        if !request.uri().path().starts_with(OURS) {
+            return Ok(());
+        }
+        let metadata = MetadataMap::from_headers(request.headers().clone());
+        self.auth.caller(&metadata).map(drop)
+    }
+}
+
+impl<S> Service<Request<Body>> for Calls<S>
 where
-    S: Service<Request<A>, Response = Response<B>>,
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Error: Send + 'static,
     S::Future: Send + 'static,
 {
     type Response = S::Response;
@@ -56,7 +95,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<A>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let origin = request.extensions().get::<Origin>().copied();
         // What a caller says of itself counts for nothing.
         request.headers_mut().remove(CERTIFIED);
@@ -65,10 +104,20 @@ where
             request.headers_mut().insert(CERTIFIED, yes);
         }
         let uri = request.uri().clone();
-        let answer = self.inner.call(request);
+        let answer = self.known(&request).map(|()| {
+            let streamed = STREAMED.contains(&uri.path());
+            let timely = |body| Body::new(Timely::new(body, PATIENCE));
+            self.inner.call(match streamed {
+                true => request,
+                false => request.map(timely),
+            })
+        });
         let refusals = self.refusals.clone();
         Box::pin(async move {
-            let answer = answer.await?;
+            let answer = match answer {
+                Ok(answer) => answer.await?,
+                Err(refusal) => refusal.into_http(),
+            };
             if let Some(reason) = refused(answer.headers()) {
                 let from = origin.map(|origin| origin.address);
                 refusals.note(reason, from, method(uri.path()));
@@ -100,12 +149,12 @@ mod tests {
 
     #[test]
     fn only_refusals_of_the_caller_are_noted() {
-        let answer = |status: tonic::Status| status.into_http::<()>();
+        let answer = |status: Status| status.into_http::<()>();
         let role = answer(Reason::Role.status("no"));
         assert_eq!(refused(role.headers()), Some(Reason::Role));
-        let other = answer(tonic::Status::permission_denied("no"));
+        let other = answer(Status::permission_denied("no"));
         assert_eq!(refused(other.headers()), Some(Reason::Other));
-        for status in [tonic::Status::not_found("no"), tonic::Status::ok("")] {
+        for status in [Status::not_found("no"), Status::ok("")] {
             assert_eq!(refused(answer(status).headers()), None);
         }
     }

@@ -27,6 +27,8 @@ use crate::{
 /// Period of keepalive pings on every connection, and how long they may go unanswered.
 const KEEPALIVE: Duration = Duration::from_secs(3);
 
+/// The longest message to a service that anybody may ask, bytes.
+const QUESTION: usize = 16 << 10;
 /// Calls that may be on one connection at once, beside its watches: another member passes on those of all its
 /// callers.
 const CALLS: u32 = 4096;
@@ -43,7 +45,10 @@ pub(super) async fn serve(
     let asked = api.config.reflection;
     let built = (reflection().build_v1(), reflection().build_v1alpha());
     let (reflection, reflection_alpha) = match built {
-        (Ok(v1), Ok(alpha)) => (asked.then_some(v1), asked.then_some(alpha)),
+        (Ok(v1), Ok(alpha)) => (
+            asked.then(|| v1.max_decoding_message_size(QUESTION)),
+            asked.then(|| alpha.max_decoding_message_size(QUESTION)),
+        ),
         (Err(error), _) | (_, Err(error)) => {
             tracing::error!(%error, "the descriptors of this build are broken");
             return;
@@ -58,12 +63,16 @@ pub(super) async fn serve(
         .max_decoding_message_size(most + ENVELOPE)
         .max_encoding_message_size(most + ENVELOPE);
     let watchers = u32::try_from(api.config.max_watchers).unwrap_or(u32::MAX);
+    let layer = CallsLayer {
+        auth: api.auth.clone(),
+        refusals: refusals.clone(),
+    };
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(CALLS.saturating_add(watchers))
-        .layer(CallsLayer(refusals.clone()))
-        .add_service(health_service)
+        .layer(layer)
+        .add_service(health_service.max_decoding_message_size(QUESTION))
         .add_optional_service(reflection)
         .add_optional_service(reflection_alpha)
         .add_service(jobs)
