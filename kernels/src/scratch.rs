@@ -85,6 +85,10 @@ impl Clone for AlignedBuf {
 pub struct Scratch {
     /// Activations in 8 bit, see `cpu::matmul::quantize`.
     pub(crate) rows: AlignedBuf,
+    /// Activations that the op which computes them rounds for the one that takes them.
+    pub(crate) ahead: AlignedBuf,
+    /// Which activations those are; 0 for none.
+    pub(crate) stamp: u64,
     /// Rows of an attention call.
     pub(crate) query_rows: Vec<QueryRow>,
     /// Its queries and states.

@@ -3,15 +3,44 @@
 mod support;
 
 use conclave_kernels::{
-    Activation, BLOCK, Kernels, KvDtype, KvLayer, Norm, PackedMatrix, Product, RopeStyle,
-    RopeTable, Scratch, Tokens, WeightType,
+    Activation, AttnPlan, BLOCK, Inputs, Kernels, KvDtype, KvLayer, Norm, PackedMatrix, Product,
+    RopeStyle, RopeTable, Scratch, SeqSpan, Tokens, WeightType,
 };
 use proptest::prelude::*;
-use support::{Random, assert_same_bits, backends};
+use support::{Random, assert_same_bits, backends, paged};
 
 fn pack(ty: WeightType, n: usize, k: usize, random: &mut Random, to: &Kernels) -> PackedMatrix {
     let bytes = random.weights(ty, n, k);
     PackedMatrix::pack(ty, &bytes, n, k, Activation::Int8, to.isa()).expect("shapes fit")
+}
+
+/// The gated half for the product `down`.
+fn gated<'o>(
+    kernels: &Kernels,
+    [gate, up, down]: [&PackedMatrix; 3],
+    x: &[f32],
+    inner: &'o mut [f32],
+    scratch: &mut Scratch,
+) -> Inputs<'o> {
+    let (m, weight) = (x.len() / gate.k(), vec![0.5; gate.k()]);
+    let (mut a, mut b, mut out) = (inner.to_vec(), inner.to_vec(), x.to_vec());
+    let products = [
+        Product {
+            weights: gate,
+            out: &mut a,
+        },
+        Product {
+            weights: up,
+            out: &mut b,
+        },
+    ];
+    let norm = Norm {
+        x,
+        weight: &weight,
+        eps: 1e-5,
+        out: &mut out,
+    };
+    kernels.gated(products, norm, m, inner, Some(down), scratch)
 }
 
 proptest! {
@@ -47,15 +76,77 @@ proptest! {
                 Product { weights: &up, out: &mut d },
             ];
             let norm = Norm { x: &x, weight: &weight, eps: 1e-5, out: &mut out };
-            kernels.gated(products, norm, m, &mut fused, scratch);
+            kernels.gated(products, norm, m, &mut fused, None, scratch);
             assert_same_bits(&fused, &inner, "gated");
             assert_same_bits(&out, &normed, "norm");
             let norm = Norm { x: &x, weight: &weight, eps: 1e-5, out: &mut out };
             let product = Product { weights: &up, out: &mut c };
             kernels.qmatmuls_normed([product], norm, m, scratch);
             assert_same_bits(&c, &b, "product of normed rows");
-            kernels.qmatmul_add(&gate, &normed, m, &mut stream, scratch);
+            kernels.qmatmul_add(&gate, &normed[..], m, &mut stream, scratch);
             assert_same_bits(&stream, &expected_stream, "sum");
+        }
+    }
+
+    /// Also of inputs whose rounded form another op has overwritten since.
+    #[test]
+    fn a_product_of_rounded_results_equals_that_of_plain_ones(
+        ty in prop::sample::select(&WeightType::ALL[..]),
+        m in 1usize..20,
+        seed in any::<u64>(),
+    ) {
+        let (k, n, scratch) = (256, 512, &mut Scratch::new());
+        for kernels in backends(2) {
+            let mut random = Random::new(seed);
+            let [gate, up] = [0, 1].map(|_| pack(ty, n, k, &mut random, &kernels));
+            let down = pack(ty, 40, n, &mut random, &kernels);
+            let matrices = [&gate, &up, &down];
+            let [mut a, mut b] = [0, 1].map(|_| vec![0.0; m * n]);
+            let first = gated(&kernels, matrices, &random.floats(m * k), &mut a, scratch);
+            let second = gated(&kernels, matrices, &random.floats(m * k), &mut b, scratch);
+            for inner in [second, first] {
+                let (mut plain, mut rounded) = (vec![0.5; m * 40], vec![0.5; m * 40]);
+                kernels.qmatmul_add(&down, inner, m, &mut rounded, scratch);
+                kernels.qmatmul_add(&down, inner.numbers(), m, &mut plain, &mut Scratch::new());
+                assert_same_bits(&rounded, &plain, "product");
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_of_attention_equals_that_of_its_plain_results(
+        kv_heads in 1usize..4,
+        group in 1usize..4,
+        rows in 1usize..9,
+        seed in any::<u64>(),
+    ) {
+        let (dim, heads, scratch) = (32, kv_heads * group, &mut Scratch::new());
+        for kernels in backends(2) {
+            let mut random = Random::new(seed);
+            let lengths: Vec<usize> = (0..rows).map(|_| 1 + random.below(300)).collect();
+            let cache = paged(&kernels, &lengths, kv_heads, dim, KvDtype::F16, &mut random);
+            let seqs: Vec<SeqSpan<'_>> = lengths.iter().zip(&cache.tables).enumerate().map(
+                |(row, (kv_len, block_table))| SeqSpan {
+                    q_start: row,
+                    q_len: 1,
+                    kv_len: *kv_len,
+                    block_table,
+                    shared_blocks: 0,
+                },
+            ).collect();
+            let plan = AttnPlan {
+                heads, kv_heads, dim, scale: 0.2, window: None, softcap: None, seqs: &seqs,
+            };
+            let (width, q) = (heads * dim, random.floats(rows * heads * dim));
+            let o = pack(WeightType::Q4_1, 48, width, &mut random, &kernels);
+            let (mut a, mut b) = (vec![0.0; rows * width], vec![0.0; rows * width]);
+            let inputs = kernels.paged_attention_for(&q, &cache.layer, &plan, &mut a, Some(&o), scratch);
+            let (mut plain, mut rounded) = (vec![0.5; rows * 48], vec![0.5; rows * 48]);
+            kernels.qmatmul_add(&o, inputs, rows, &mut rounded, scratch);
+            kernels.paged_attention(&q, &cache.layer, &plan, &mut b, &mut Scratch::new());
+            kernels.qmatmul_add(&o, &b[..], rows, &mut plain, &mut Scratch::new());
+            assert_same_bits(&a, &b, "attention");
+            assert_same_bits(&rounded, &plain, "product");
         }
     }
 

@@ -4,10 +4,12 @@
 use super::blocks::{self, Meeting, Run};
 use super::forest::{self, QueryRow};
 use super::span::{self, Record};
-use super::{Kernels, SendPtr};
+use super::matmul::{Rounding, rounding};
+use super::{Inputs, Kernels, SendPtr};
 use crate::attention::{AttnPlan, BLOCK, KvLayer, SPAN};
 use crate::isa::Isa;
 use crate::scratch::Scratch;
+use crate::weights::PackedMatrix;
 use std::ops::Range;
 
 /// Query heads that a unit has at least where rows suffice: as many as meet a block at once.
@@ -30,6 +32,8 @@ struct Call<'a> {
     unit_rows: usize,
     /// Most blocks that a row sees.
     blocks: usize,
+    /// How results are rounded, if they are.
+    rounding: Option<Rounding>,
 }
 
 /// A few rows with one kv head: what a task works on.
@@ -69,9 +73,39 @@ impl Kernels {
         out: &mut [f32],
         scratch: &mut Scratch,
     ) {
+        self.paged_attention_for(q, kv, plan, out, None, scratch);
+    }
+
+    /// [`Kernels::paged_attention`], whose results are given as inputs of the product `then`.
+    pub fn paged_attention_for<'o>(
+        &self,
+        q: &[f32],
+        kv: &KvLayer,
+        plan: &AttnPlan<'_>,
+        out: &'o mut [f32],
+        then: Option<&PackedMatrix>,
+        scratch: &mut Scratch,
+    ) -> Inputs<'o> {
         check(q, kv, plan, out);
-        let (rows, memory) = (&mut scratch.query_rows, &mut scratch.attention);
-        forest::list_rows(plan, rows);
+        forest::list_rows(plan, &mut scratch.query_rows);
+        let (width, listed) = (plan.heads * plan.dim, scratch.query_rows.len());
+        // Rows that nobody names are not computed, and so not rounded.
+        let then = then.filter(|w| w.k() == width && listed * width == out.len());
+        let rounding = rounding(then, listed, group(plan) * plan.dim, scratch);
+        self.attend(q, kv, plan, out, rounding, scratch);
+        Inputs::computed(out, rounding, scratch)
+    }
+
+    fn attend(
+        &self,
+        q: &[f32],
+        kv: &KvLayer,
+        plan: &AttnPlan<'_>,
+        out: &mut [f32],
+        rounding: Option<Rounding>,
+        scratch: &mut Scratch,
+    ) {
+        let (rows, memory) = (&scratch.query_rows, &mut scratch.attention);
         let threads = self.pool.threads();
         let unit_rows = unit_rows(plan, rows.len(), threads);
         let blocks = plan.seqs.iter().map(|seq| seq.kv_len.div_ceil(BLOCK));
@@ -83,6 +117,7 @@ impl Kernels {
             rows,
             unit_rows,
             blocks: blocks.max().unwrap_or(0),
+            rounding,
         };
         let work = |s: &crate::SeqSpan<'_>| 2 * s.q_len * s.kv_len * plan.heads * plan.dim;
         let work: usize = plan.seqs.iter().map(work).sum();
@@ -399,7 +434,7 @@ impl Call<'_> {
         }
     }
 
-    /// Writes what a unit's rows give.
+    /// Writes what a unit's rows give, and rounds it for the next product.
     ///
     /// # Safety
     /// `totals` has a record for each of the unit's heads, and `out` the rows.
@@ -411,6 +446,11 @@ impl Call<'_> {
             unsafe {
                 let totals = totals.add(index * group * self.record());
                 span::finish(self.isa, totals, group, dim, out.add(at));
+                if let Some(rounding) = self.rounding {
+                    let width = self.plan.heads * dim;
+                    let blocks = at % width / 32..(at % width + group * dim) / 32;
+                    rounding.round(self.isa, out.add(row.at * width), row.at, blocks);
+                }
             }
         }
     }

@@ -12,7 +12,7 @@ mod store;
 mod stored;
 
 pub(crate) use forest::QueryRow;
-pub use matmul::{Norm, Product, Sweep};
+pub use matmul::{Inputs, Norm, Product, Sweep};
 pub use store::Tokens;
 
 use crate::isa::Isa;

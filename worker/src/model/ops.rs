@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use conclave_kernels::{
-    AttnPlan, Kernels, KvCache, Norm, PackedMatrix, Product, RopeTable, Scratch, SeqSpan, Tokens,
+    AttnPlan, Inputs, Kernels, KvCache, Norm, PackedMatrix, Product, RopeTable, Scratch, SeqSpan, Tokens,
 };
 
 use super::meter::{Meter, Part};
@@ -99,17 +99,26 @@ impl Ops {
     }
 
     /// `out += x w^T` where `x` is `m x w.k()` and `out` `m x w.n()`.
-    pub fn add_linear(&mut self, w: &PackedMatrix, x: &[f32], m: usize, out: &mut [f32]) {
+    pub fn add_linear(&mut self, w: &PackedMatrix, x: Inputs<'_>, m: usize, out: &mut [f32]) {
         self.metered(Part::Products, |ops| {
             ops.kernels.qmatmul_add(w, x, m, out, &mut ops.scratch);
         });
     }
 
-    /// `out = silu(gate) * up`, where gate and up are products of the same `m` inputs, normed before.
-    pub fn gated(&mut self, gate_up: [Product<'_>; 2], norm: Norm<'_>, m: usize, out: &mut [f32]) {
+    /// `out = silu(gate) * up`, where gate and up are products of the same `m` inputs, normed before: the inputs
+    /// of `then`.
+    pub fn gated<'o>(
+        &mut self,
+        gate_up: [Product<'_>; 2],
+        norm: Norm<'_>,
+        m: usize,
+        out: &'o mut [f32],
+        then: &PackedMatrix,
+    ) -> Inputs<'o> {
         self.metered(Part::Gated, |ops| {
-            ops.kernels.gated(gate_up, norm, m, out, &mut ops.scratch);
-        });
+            let (kernels, scratch) = (&ops.kernels, &mut ops.scratch);
+            kernels.gated(gate_up, norm, m, out, Some(then), scratch)
+        })
     }
 
     /// The product that gives the logits of `m` rows, normed before.
@@ -128,8 +137,15 @@ impl Ops {
         });
     }
 
-    /// Full causal attention of the queries of `seqs` over `layer`'s stored slots.
-    pub fn attend(&mut self, layer: usize, q: &[f32], seqs: &[SeqSpan<'_>], out: &mut [f32]) {
+    /// Full causal attention of the queries of `seqs` over `layer`'s stored slots: the inputs of `then`.
+    pub fn attend<'o>(
+        &mut self,
+        layer: usize,
+        q: &[f32],
+        seqs: &[SeqSpan<'_>],
+        out: &'o mut [f32],
+        then: &PackedMatrix,
+    ) -> Inputs<'o> {
         self.metered(Part::Attention, |ops| {
             let HeadShape {
                 heads,
@@ -147,7 +163,7 @@ impl Ops {
             };
             let layer = ops.cache.layer(layer);
             ops.kernels
-                .paged_attention(q, layer, &plan, out, &mut ops.scratch);
-        });
+                .paged_attention_for(q, layer, &plan, out, Some(then), &mut ops.scratch)
+        })
     }
 }

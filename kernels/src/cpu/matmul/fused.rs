@@ -1,6 +1,7 @@
 //! Products with what comes before or after them in a model step, so that threads meet less often and rows are
 //! still in a cache. The bits are those of one op after the other.
 
+use super::inputs::{Inputs, rounding};
 use super::{Job, Product, SendPtr, TILE, inputs, run_tiles};
 use crate::cpu::Kernels;
 use crate::cpu::elementwise::silu_mul_chunk;
@@ -35,18 +36,24 @@ impl Kernels {
     /// As [`Kernels::qmatmul`], but the product is added to `out`: `out += x w^T`.
     ///
     /// Panics if the slices have other lengths.
-    pub fn qmatmul_add(
+    pub fn qmatmul_add<'x>(
         &self,
         w: &PackedMatrix,
-        x: &[f32],
+        x: impl Into<Inputs<'x>>,
         m: usize,
         out: &mut [f32],
         scratch: &mut Scratch,
     ) {
+        let inputs = x.into();
+        let x = inputs.numbers();
         assert_eq!(x.len(), m * w.k(), "inputs are {m} x {}", w.k());
         let jobs = [Job::new(Product { weights: w, out }, m, true)];
-        self.round(&jobs, None, x, m, scratch);
-        self.multiply(&jobs, x, m, scratch);
+        if inputs.are_rounded_in(scratch) {
+            self.multiply(&jobs, x, m, &scratch.ahead);
+        } else {
+            self.round(&jobs, None, x, m, scratch);
+            self.multiply(&jobs, x, m, &scratch.rows);
+        }
     }
 
     /// [`Kernels::rms_norm`], then [`Kernels::qmatmuls`] of the `m` normed rows.
@@ -60,66 +67,71 @@ impl Kernels {
         scratch: &mut Scratch,
     ) {
         let jobs = products.map(|p| Job::new(p, m, false));
-        self.norm_and_round(&jobs, norm, m, scratch, |x, scratch| {
-            self.multiply(&jobs, x, m, scratch);
-        });
+        let x = self.norm_and_round(&jobs, norm, m, scratch);
+        self.multiply(&jobs, x, m, &scratch.rows);
     }
 
     /// The gated half of a feed-forward part: [`Kernels::rms_norm`], the products `gate` and `up` of the `m`
-    /// normed rows, then [`Kernels::silu_mul`] of both to `out`.
+    /// normed rows, then [`Kernels::silu_mul`] of both to `out`. Gives `out` as inputs of the product `then`.
     ///
     /// Panics as [`Kernels::qmatmuls_normed`], and if `gate` and `up` differ in shape.
-    pub fn gated(
+    pub fn gated<'o>(
         &self,
         [gate, up]: [Product<'_>; 2],
         norm: Norm<'_>,
         m: usize,
-        out: &mut [f32],
+        out: &'o mut [f32],
+        then: Option<&PackedMatrix>,
         scratch: &mut Scratch,
-    ) {
+    ) -> Inputs<'o> {
         let (n, k, tiles) = (gate.weights.n(), gate.weights.k(), gate.weights.tiles());
         assert_eq!((up.weights.n(), out.len()), (n, m * n));
         let jobs = [gate, up].map(|p| Job::new(p, m, false));
-        let tasks = self
-            .split_product(2 * tiles, 2 * tiles * TILE * k, m)
-            .min(tiles);
+        let x = self.norm_and_round(&jobs, norm, m, scratch);
+        let rounding = rounding(then.filter(|w| w.k() == n), m, 2 * TILE, scratch);
+        let (rows, floats) = inputs(&scratch.rows, x, k);
+        // A block that is rounded is that of two tiles; an odd one is last.
+        let pairs = tiles.div_ceil(2);
+        let tasks = self.split_product(pairs, 2 * tiles * TILE * k, m);
         let to = SendPtr(out.as_mut_ptr());
-        self.norm_and_round(&jobs, norm, m, scratch, |x, scratch| {
-            let (rows, floats) = inputs(scratch, x, k);
-            self.pool.run(tasks, &|task| {
-                let mine = tiles * task / tasks..tiles * (task + 1) / tasks;
-                let outputs = mine.start * TILE..n.min(mine.end * TILE);
-                // SAFETY: each tile of each job belongs to one task, and so do its outputs in all three slices,
-                // whose lengths were asserted; `Kernels::new` has checked the instruction set.
-                unsafe {
-                    for job in &jobs {
-                        run_tiles(self.isa, job, mine.clone(), rows, floats, m);
-                    }
-                    for row in 0..m {
-                        let at = row * n + outputs.start;
-                        let [gate, up] = [0, 1].map(|job: usize| {
-                            let from = jobs[job].out.first.add(at);
-                            std::slice::from_raw_parts(from.cast_const(), outputs.len())
-                        });
-                        silu_mul_chunk(self.isa, gate, up, to.get().add(at));
+        self.pool.run(tasks, &|task| {
+            let mine = pairs * task / tasks..pairs * (task + 1) / tasks;
+            let mine = 2 * mine.start..tiles.min(2 * mine.end);
+            let outputs = mine.start * TILE..n.min(mine.end * TILE);
+            // SAFETY: each tile of each job belongs to one task, and so do its outputs in all three slices and
+            // their blocks, whose lengths were asserted; `Kernels::new` has checked the instruction set.
+            unsafe {
+                for job in &jobs {
+                    run_tiles(self.isa, job, mine.clone(), rows, floats, m);
+                }
+                for row in 0..m {
+                    let at = row * n + outputs.start;
+                    let [gate, up] = [0, 1].map(|job: usize| {
+                        let from = jobs[job].out.first.add(at);
+                        std::slice::from_raw_parts(from.cast_const(), outputs.len())
+                    });
+                    silu_mul_chunk(self.isa, gate, up, to.get().add(at));
+                    if let Some(rounding) = rounding {
+                        let blocks = outputs.start / 32..outputs.end / 32;
+                        rounding.round(self.isa, to.get().add(row * n), row, blocks);
                     }
                 }
-            });
+            }
         });
+        Inputs::computed(out, rounding, scratch)
     }
 
-    /// Norms rows, rounds them, and gives them to the products.
-    fn norm_and_round(
+    /// Norms rows and rounds them into the scratch; gives the normed rows.
+    fn norm_and_round<'n>(
         &self,
         jobs: &[Job<'_>],
-        norm: Norm<'_>,
+        norm: Norm<'n>,
         m: usize,
         scratch: &mut Scratch,
-        products: impl FnOnce(&[f32], &Scratch),
-    ) {
+    ) -> &'n [f32] {
         norm.check(jobs, m);
         let out = SendPtr(norm.out.as_mut_ptr());
         self.round(jobs, Some((&norm, out)), &[], m, scratch);
-        products(norm.out, scratch);
+        norm.out
     }
 }

@@ -8,18 +8,23 @@ mod avx512;
 mod float;
 mod format;
 mod fused;
+mod inputs;
 mod portable;
 mod quantize;
 mod sweep;
 
 pub use fused::Norm;
+pub use inputs::Inputs;
 pub use sweep::Sweep;
+
+pub(super) use inputs::rounding;
+pub(super) use quantize::Rounding;
 
 use super::dispatch::per_isa;
 use super::elementwise::rms_norm_row;
 use super::{Kernels, SendPtr};
 use crate::isa::Isa;
-use crate::scratch::Scratch;
+use crate::scratch::{AlignedBuf, Scratch};
 use crate::weights::{Activation, PackedMatrix, TILE, WeightType};
 use float::FloatRows;
 use format::{Format, Out, Tile, with_format};
@@ -74,10 +79,10 @@ impl<'a> Job<'a> {
     }
 }
 
-/// The inputs of products, `k` each: as they are rounded in the scratch, and as they are.
-fn inputs(scratch: &Scratch, x: &[f32], k: usize) -> (Rows, FloatRows) {
+/// The inputs of products, `k` each: as they are rounded, and as they are.
+fn inputs(rounded: &AlignedBuf, x: &[f32], k: usize) -> (Rows, FloatRows) {
     let rows = Rows {
-        first: scratch.rows.as_ptr(),
+        first: rounded.as_ptr(),
         k,
     };
     let floats = FloatRows {
@@ -120,17 +125,17 @@ impl Kernels {
         assert_eq!(x.len(), m * k, "inputs are {m} x {k}");
         let jobs = products.map(|p| Job::new(p, m, false));
         self.round(&jobs, None, x, m, scratch);
-        self.multiply(&jobs, x, m, scratch);
+        self.multiply(&jobs, x, m, &scratch.rows);
     }
 
-    /// All tiles of all jobs times `m` rows, which lie rounded in the scratch if a job takes them so.
-    fn multiply(&self, jobs: &[Job<'_>], x: &[f32], m: usize, scratch: &Scratch) {
+    /// All tiles of all jobs times `m` rows, which lie rounded in `rounded` if a job takes them so.
+    fn multiply(&self, jobs: &[Job<'_>], x: &[f32], m: usize, rounded: &AlignedBuf) {
         let k = jobs.first().map_or(0, |job| job.w.k());
         assert!(
             jobs.iter().all(|job| job.w.k() == k),
             "inputs are {m} x {k}"
         );
-        let (rows, floats) = inputs(scratch, x, k);
+        let (rows, floats) = inputs(rounded, x, k);
         let tiles: usize = jobs.iter().map(|job| job.w.tiles()).sum();
         let tasks = self.split_product(tiles, tiles * TILE * k, m);
         self.pool.run(tasks, &|task| {
@@ -161,17 +166,11 @@ impl Kernels {
         if !int8 && norm.is_none() {
             return;
         }
-        let stride = quantize::row_stride(k);
-        if int8 {
-            scratch.rows.grow(m * stride);
-        }
-        let (from, to) = (
-            FloatRows {
-                first: x.as_ptr(),
-                k,
-            },
-            SendPtr(scratch.rows.as_mut_ptr()),
-        );
+        let rounding = int8.then(|| Rounding::new(&mut scratch.rows, m, k));
+        let from = FloatRows {
+            first: x.as_ptr(),
+            k,
+        };
         // Rounding an input costs about as much as 8 multiply-adds, a norm as much again.
         let tasks = self.split(m, m * k * if norm.is_some() { 16 } else { 8 });
         self.pool.run(tasks, &|task| {
@@ -186,8 +185,8 @@ impl Kernels {
                             to.cast_const()
                         }
                     };
-                    if int8 {
-                        quantize_row(self.isa, x, k, to.get().add(row * stride));
+                    if let Some(rounding) = rounding {
+                        rounding.round(self.isa, x, row, 0..k / 32);
                     }
                 }
             }
@@ -218,11 +217,6 @@ impl Kernels {
 
 fn takes_int8(w: &PackedMatrix) -> bool {
     w.activation() == Activation::Int8 && !w.weight_type().is_float()
-}
-
-per_isa! {
-    /// [`quantize::quantize_row`].
-    unsafe fn quantize_row = quantize::quantize_row(x: *const f32, k: usize, to: *mut u8);
 }
 
 /// All rows through a run of a matrix's tiles.

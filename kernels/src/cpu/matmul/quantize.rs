@@ -1,6 +1,11 @@
 //! Inputs rounded to 8 bit: per row the integers of all blocks, then a [`Meta`] a block.
 
+use crate::cpu::SendPtr;
+use crate::cpu::dispatch::per_isa;
 use crate::cpu::lanes::{Lanes, WIDTH};
+use crate::isa::Isa;
+use crate::scratch::AlignedBuf;
+use std::ops::Range;
 
 /// What a kernel needs of a block of 32 rounded inputs besides the integers.
 #[derive(Clone, Copy)]
@@ -56,14 +61,58 @@ impl Rows {
     }
 }
 
-/// Rounds one row of `k` inputs as [`crate::reference::quantize_block`] says.
-///
+/// Rows that are rounded as they are computed, a few blocks at a time.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Rounding {
+    first: SendPtr<u8>,
+    k: usize,
+}
+
+impl Rounding {
+    /// Of `m` rows of `k` inputs, a multiple of 32, to `buffer`.
+    pub(in crate::cpu) fn new(buffer: &mut AlignedBuf, m: usize, k: usize) -> Rounding {
+        debug_assert!(k.is_multiple_of(32));
+        buffer.grow(m * row_stride(k));
+        let first = SendPtr(buffer.as_mut_ptr());
+        Rounding { first, k }
+    }
+
+    /// Rounds `blocks` of row `row`, which begins at `x`.
+    ///
+    /// # Safety
+    /// The processor has `isa`; the buffer has the row and the row has the blocks, which nobody else uses.
+    #[inline]
+    pub(in crate::cpu) unsafe fn round(
+        self,
+        isa: Isa,
+        x: *const f32,
+        row: usize,
+        blocks: Range<usize>,
+    ) {
+        // SAFETY: by the caller's word.
+        unsafe {
+            let to = self.first.get().add(row * row_stride(self.k));
+            quantize_blocks(isa, x, self.k, blocks, to);
+        }
+    }
+}
+
+per_isa! {
+    /// Rounds some blocks of a row of `k` inputs as [`crate::reference::quantize_block`] says.
+    unsafe fn quantize_blocks = quantize_blocks_of(x: *const f32, k: usize, blocks: Range<usize>, to: *mut u8);
+}
+
 /// # Safety
-/// See [`Lanes`]; `x` has `k` elements, a multiple of 32, and `to` has [`row_stride`] bytes on a
-/// 64-byte boundary.
+/// See [`Lanes`]; `x` has the blocks, `k` is a multiple of 32, and `to` has [`row_stride`] bytes on a 64-byte
+/// boundary.
 #[inline(always)]
-pub(super) unsafe fn quantize_row<L: Lanes>(x: *const f32, k: usize, to: *mut u8) {
-    for block in 0..k / 32 {
+unsafe fn quantize_blocks_of<L: Lanes>(
+    x: *const f32,
+    k: usize,
+    blocks: Range<usize>,
+    to: *mut u8,
+) {
+    for block in blocks {
         // SAFETY: the block lies within the row; the meta data start after its `k` integers.
         unsafe {
             let from = x.add(block * 32);

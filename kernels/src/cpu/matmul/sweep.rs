@@ -2,8 +2,8 @@
 
 use super::float::FloatRows;
 use super::format::Out;
-use super::quantize::{Rows, row_stride};
-use super::{Job, quantize_row, run_tiles};
+use super::quantize::{Rounding, Rows};
+use super::{Job, run_tiles};
 use crate::cpu::{Kernels, SendPtr};
 use crate::scratch::AlignedBuf;
 use crate::weights::PackedMatrix;
@@ -86,14 +86,10 @@ fn rounded(kernels: &Kernels, k: usize, rows: usize) -> (Vec<f32>, AlignedBuf) {
     let floats: Vec<f32> = (0..rows * k).map(|i| (i % 17) as f32 - 8.0).collect();
     let mut buffer = AlignedBuf::default();
     if k.is_multiple_of(32) {
-        let stride = row_stride(k);
-        buffer.grow(rows * stride);
+        let rounding = Rounding::new(&mut buffer, rows, k);
         for row in 0..rows {
             // SAFETY: both have the row.
-            unsafe {
-                let to = buffer.as_mut_ptr().add(row * stride);
-                quantize_row(kernels.isa, floats[row * k..].as_ptr(), k, to);
-            }
+            unsafe { rounding.round(kernels.isa, floats[row * k..].as_ptr(), row, 0..k / 32) };
         }
     }
     (floats, buffer)

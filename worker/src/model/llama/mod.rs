@@ -131,8 +131,11 @@ impl Llama {
                 step.sampled_spans(spans);
             }
             let attended = sized(&mut acts.attended, rows * q_width);
-            ops.attend(index, &acts.q[..rows * q_width], spans, attended);
-            self.mix(ops, acts, layer, rows);
+            let q = &acts.q[..rows * q_width];
+            let attended = ops.attend(index, q, spans, attended, &layer.o);
+            let stream = &mut acts.hidden[..rows * hidden];
+            ops.add_linear(&layer.o, attended, rows, stream);
+            self.feed_forward(ops, acts, layer, rows);
         }
         rows
     }
@@ -173,12 +176,10 @@ impl Llama {
         ops.place(index, tokens);
     }
 
-    /// What follows attention: output projection and the feed-forward part, each added to the stream.
-    fn mix(&self, ops: &mut Ops, acts: &mut Activations, layer: &Layer, rows: usize) {
+    /// The feed-forward part, added to the stream.
+    fn feed_forward(&self, ops: &mut Ops, acts: &mut Activations, layer: &Layer, rows: usize) {
         let (hidden, ffn) = (rows * self.config.hidden, rows * self.config.ffn);
         let stream = &mut acts.hidden[..hidden];
-        let attended = &acts.attended[..rows * layer.o.k()];
-        ops.add_linear(&layer.o, attended, rows, stream);
         let norm = Norm {
             x: stream,
             weight: &layer.ffn_norm,
@@ -188,7 +189,7 @@ impl Llama {
         let (gate, up) = (sized(&mut acts.gate, ffn), sized(&mut acts.up, ffn));
         let products = [product(&layer.gate, gate), product(&layer.up, up)];
         let inner = sized(&mut acts.inner, ffn);
-        ops.gated(products, norm, rows, inner);
+        let inner = ops.gated(products, norm, rows, inner, &layer.down);
         ops.add_linear(&layer.down, inner, rows, stream);
     }
 }
