@@ -202,10 +202,10 @@ pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
-/// State of the softmax recurrence of one query head: what a span hands over.
+/// What one query head has of the slots of a span, or of all spans so far.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpanState {
-    /// Highest score so far.
+    /// Highest score.
     pub max: f32,
     /// Sum of `e^(score - max)`, slot `s` in lane `s % 16`.
     pub sum: [f32; LANES],
@@ -214,7 +214,7 @@ pub struct SpanState {
 }
 
 impl SpanState {
-    /// Before any slot.
+    /// Of no slot.
     pub fn empty(dim: usize) -> SpanState {
         SpanState {
             max: f32::NEG_INFINITY,
@@ -223,22 +223,19 @@ impl SpanState {
         }
     }
 
-    /// Adds the visible slots of one block. `scores` has one for each slot in `slots`, offsets in the block.
-    fn add_block(&mut self, scores: &[f32], values: &[Vec<f32>], first: usize) {
-        let max = scores
-            .iter()
-            .fold(self.max, |m, &s| if s > m { s } else { m });
-        let correction = exp(self.max - max);
-        self.max = max;
-        self.sum.iter_mut().for_each(|s| *s *= correction);
-        self.acc.iter_mut().for_each(|a| *a *= correction);
-        for (i, (score, value)) in scores.iter().zip(values).enumerate() {
-            let p = exp(score - max);
-            self.sum[first + i] += p;
-            for (a, v) in self.acc.iter_mut().zip(value) {
+    /// Of the visible slots of a span, in order: from `first` on, each with its score and its value.
+    fn of(first: usize, slots: &[(f32, Vec<f32>)], dim: usize) -> SpanState {
+        let mut state = SpanState::empty(dim);
+        let scores = slots.iter().map(|(score, _)| *score);
+        state.max = scores.fold(state.max, |m, s| if s > m { s } else { m });
+        for (slot, (score, value)) in (first..).zip(slots) {
+            let p = exp(score - state.max);
+            state.sum[slot % LANES] += p;
+            for (a, v) in state.acc.iter_mut().zip(value) {
                 *a = p.mul_add(*v, *a);
             }
         }
+        state
     }
 
     /// Appends the state of the next span.
@@ -261,7 +258,7 @@ impl SpanState {
     }
 }
 
-/// Attention over stored keys and values: spans of [`SPAN`] slots, blocks of [`BLOCK`] within them.
+/// Attention over stored keys and values, span by span of [`SPAN`] slots.
 ///
 /// A score is the `fma` sum over even dimensions plus that over odd ones, times the scale. `q` and
 /// `out` are `rows x heads x dim`.
@@ -292,24 +289,15 @@ fn attend(
     let seen = visible(slot, plan.window);
     let mut total = SpanState::empty(plan.dim);
     for span in seen.start / SPAN..seen.end.div_ceil(SPAN) {
-        let mut state = SpanState::empty(plan.dim);
-        for block in span * SPAN / BLOCK..(span + 1) * SPAN / BLOCK {
-            let first = seen.start.max(block * BLOCK);
-            let end = seen.end.min((block + 1) * BLOCK);
-            if first >= end {
-                continue;
-            }
-            let (mut scores, mut values) = (Vec::new(), Vec::new());
-            for slot in first..end {
-                let (mut k, mut v) = (vec![0.0; plan.dim], vec![0.0; plan.dim]);
-                let id = seq.block_table[block] * BLOCK as u32 + (slot % BLOCK) as u32;
-                kv.read_slot(id, head / (plan.heads / plan.kv_heads), &mut k, &mut v);
-                scores.push(score(q, &k, plan));
-                values.push(v);
-            }
-            state.add_block(&scores, &values, first % BLOCK);
-        }
-        total.merge(&state);
+        let (first, end) = (seen.start.max(span * SPAN), seen.end.min((span + 1) * SPAN));
+        let of_slot = |slot: usize| {
+            let (mut k, mut v) = (vec![0.0; plan.dim], vec![0.0; plan.dim]);
+            let id = seq.block_table[slot / BLOCK] * BLOCK as u32 + (slot % BLOCK) as u32;
+            kv.read_slot(id, head / (plan.heads / plan.kv_heads), &mut k, &mut v);
+            (score(q, &k, plan), v)
+        };
+        let slots: Vec<_> = (first..end).map(of_slot).collect();
+        total.merge(&SpanState::of(first, &slots, plan.dim));
     }
     total
 }

@@ -1,12 +1,13 @@
-//! Query heads through blocks of slots: scores, weights, weighted sums of values.
+//! Query heads through blocks of slots: scores, and weighted sums of values.
 //!
-//! A head's record goes through the same operations whichever heads are beside it.
+//! A head's scores and its record go through the same operations whichever heads are beside it.
 
 use super::dispatch::per_isa;
-use super::lanes::{Lanes, WIDTH, exp, softcap};
+use super::lanes::{Lanes, WIDTH, softcap};
 use super::span::Record;
 use super::stored::{Stored, StoredF16, StoredF32, ask};
 use crate::attention::{BLOCK, KvDtype, KvLayer, SPAN};
+use crate::scratch::AlignedBuf;
 use std::ops::Range;
 
 /// How many meetings ahead their keys and values are asked for: blocks lie scattered, so the processor cannot
@@ -16,6 +17,9 @@ const AHEAD: usize = 2;
 /// Heads from which on a block of f16 is made f32 once for all of them, where the registers
 /// do not hold two sums of so many.
 const WIDE_HEADS: usize = 6;
+
+/// Blocks of a span.
+pub(super) const SPAN_BLOCKS: usize = SPAN / BLOCK;
 
 /// A block of the cache that some rows of a unit meet together.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +39,7 @@ pub(super) struct Meeting {
 impl Meeting {
     /// The span that the block is in.
     pub(super) fn span(&self) -> usize {
-        self.at as usize * BLOCK / SPAN
+        self.at as usize / SPAN_BLOCKS
     }
 }
 
@@ -55,9 +59,9 @@ pub(super) struct Run<'a> {
     pub(super) states: *mut f32,
     /// Room for the keys and values of a block of one head, as f32.
     pub(super) wide: *mut f32,
-    /// Room for 16 scores of each head.
+    /// Room for the scores of a span: `[block][head][slot]`.
     pub(super) scores: *mut f32,
-    /// What is met, in this order.
+    /// What is met, in this order, all of one span.
     pub(super) meetings: &'a [Meeting],
     /// What is met after that by others: asked for only.
     pub(super) later: &'a [Meeting],
@@ -106,48 +110,96 @@ macro_rules! by_heads {
 }
 
 per_isa! {
-    /// Takes a unit's heads through its meetings, from the states that their records hold.
-    pub(super) unsafe fn run = run_of(run: &Run<'_>);
+    /// Scores of all slots that a unit's heads meet, those of a block that a head does not see minus infinity.
+    pub(super) unsafe fn scores = scores_of(run: &Run<'_>);
 }
 
 /// # Safety
-/// See [`Lanes`]; the meetings' blocks are in the layer and their rows in the unit; queries and states are those
-/// of the unit's heads, of as many elements as the layer's.
+/// See [`Lanes`]; the meetings are of one span, their blocks in the layer and their rows in the unit; queries are
+/// those of the unit's heads, of as many elements as the layer's, and there is room for their scores.
 #[inline(always)]
-unsafe fn run_of<L: Lanes>(run: &Run<'_>) {
+unsafe fn scores_of<L: Lanes>(run: &Run<'_>) {
     // SAFETY: by the caller's word.
     unsafe {
         match run.kv.dtype() {
-            KvDtype::F32 => meet_all::<L, StoredF32>(run),
-            KvDtype::F16 => meet_all::<L, StoredF16>(run),
+            KvDtype::F32 => score_all::<L, StoredF32>(run),
+            KvDtype::F16 => score_all::<L, StoredF16>(run),
         }
     }
 }
 
+per_isa! {
+    /// Adds the values of all slots that a unit's heads meet to their records, weighted with what their scores
+    /// have become.
+    pub(super) unsafe fn values = values_of(run: &Run<'_>);
+}
+
+/// # Safety
+/// As for [`scores_of`]; there is a record for each of the unit's heads.
 #[inline(always)]
-unsafe fn meet_all<L: Lanes, S: Stored>(run: &Run<'_>) {
-    let keys = run.kv.keys.as_ptr().cast::<S::Element>();
-    let values = run.kv.values.as_ptr().cast::<S::Element>();
-    let numbers = run.kv.dim() * BLOCK;
-    let place = |meeting: &Meeting| run.kv.head_start(meeting.block, run.head);
-    for (index, meeting) in run.meetings.iter().enumerate() {
+unsafe fn values_of<L: Lanes>(run: &Run<'_>) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        match run.kv.dtype() {
+            KvDtype::F32 => add_all::<L, StoredF32>(run),
+            KvDtype::F16 => add_all::<L, StoredF16>(run),
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Where a meeting's keys or values begin in `of`.
+    fn place<T>(&self, of: &AlignedBuf, meeting: &Meeting) -> *const T {
+        let at = self.kv.head_start(meeting.block, self.head);
+        of.as_ptr().cast::<T>().wrapping_add(at)
+    }
+
+    /// What comes so many meetings after one: of `first`, and then of `second` from its beginning.
+    fn ahead<T>(
+        &self,
+        index: usize,
+        first: &AlignedBuf,
+        (second, later): (&AlignedBuf, &[Meeting]),
+    ) -> *const u8 {
         let ahead = index + AHEAD;
-        let ahead = match run.meetings.get(ahead) {
-            None => run.later.get(ahead - run.meetings.len()),
-            next => next,
-        };
-        let (here, ahead) = (place(meeting), place(ahead.unwrap_or(meeting)));
+        match self.meetings.get(ahead) {
+            Some(next) => self.place::<T>(first, next).cast(),
+            None => later
+                .get(ahead - self.meetings.len())
+                .map_or(std::ptr::null(), |next| {
+                    self.place::<T>(second, next).cast()
+                }),
+        }
+    }
+
+    /// A meeting's scores: 16 of each of its heads.
+    fn scores_of(&self, meeting: &Meeting) -> *mut f32 {
+        let block = meeting.at as usize % SPAN_BLOCKS;
+        let first = usize::from(meeting.row) * self.group;
+        self.scores
+            .wrapping_add((block * self.stride + first) * BLOCK)
+    }
+
+    /// Whether a meeting's block is made f32 once for all of its heads.
+    fn is_wide<L: Lanes>(&self, meeting: &Meeting) -> bool {
+        !two_sums_fit::<L>(WIDE_HEADS) && usize::from(meeting.rows) * self.group >= WIDE_HEADS
+    }
+}
+
+#[inline(always)]
+unsafe fn score_all<L: Lanes, S: Stored>(run: &Run<'_>) {
+    let (keys, values) = (&run.kv.keys, &run.kv.values);
+    let numbers = run.kv.dim() * BLOCK;
+    for (index, meeting) in run.meetings.iter().enumerate() {
+        let next = run.ahead::<S::Element>(index, keys, (values, run.meetings));
+        let keys = run.place::<S::Element>(keys, meeting);
         // SAFETY: blocks are in the layer, and a head of a block has `dim * BLOCK` elements.
         unsafe {
-            let next = [keys.add(ahead).cast(), values.add(ahead).cast()];
-            let (keys, values) = (keys.add(here), values.add(here));
-            if !two_sums_fit::<L>(WIDE_HEADS) && usize::from(meeting.rows) * run.group >= WIDE_HEADS
-            {
-                let keys = S::widen::<L>(keys, numbers, run.wide, next[0]);
-                let values = S::widen::<L>(values, numbers, run.wide.add(numbers), next[1]);
-                meet::<L, StoredF32, false>(run, meeting, keys, values, next);
+            if run.is_wide::<L>(meeting) {
+                let keys = S::widen::<L>(keys, numbers, run.wide, next);
+                score::<L, StoredF32, false>(run, meeting, keys, next);
             } else {
-                meet::<L, S, true>(run, meeting, keys, values, next);
+                score::<L, S, true>(run, meeting, keys, next);
             }
         }
     }
@@ -155,36 +207,70 @@ unsafe fn meet_all<L: Lanes, S: Stored>(run: &Run<'_>) {
 
 /// All heads of one meeting, so that the block is still in the first-level cache for the next ones.
 #[inline(always)]
-unsafe fn meet<L: Lanes, S: Stored, const ASK: bool>(
+unsafe fn score<L: Lanes, S: Stored, const ASK: bool>(
     run: &Run<'_>,
     meeting: &Meeting,
     keys: *const S::Element,
-    values: *const S::Element,
-    next: [*const u8; 2],
+    next: *const u8,
 ) {
-    let (dim, record) = (run.kv.dim(), Record::new(run.kv.dim()).len());
-    let slots = usize::from(meeting.first)..usize::from(meeting.end);
-    let first = usize::from(meeting.row) * run.group;
+    let (first, end) = (usize::from(meeting.first), usize::from(meeting.end));
     let heads = usize::from(meeting.rows) * run.group;
+    let (of, to) = (usize::from(meeting.row) * run.group, run.scores_of(meeting));
     // SAFETY: by the caller's word.
     unsafe {
-        let states = run.states.add(first * record);
         by_heads!(L, heads, head, T => {
-            let to = run.scores.add(head * BLOCK);
             // Only the first heads wait for memory; for the others the address is one in the cache.
-            let next = if head == 0 { next[0] } else { keys.cast() };
-            scores::<L, S, T, ASK>(run, first + head, keys, to, next)
+            let next = if head == 0 { next } else { keys.cast() };
+            block_scores::<L, S, T, ASK>(run, of + head, keys, to.add(head * BLOCK), next)
         });
-        // One head after another is a chain of operations; those of many heads overlap.
-        for head in 0..heads {
-            let (scores, state) = (run.scores.add(head * BLOCK), states.add(head * record));
-            weigh::<L>(scores, slots.clone(), dim, state);
+        if end - first < BLOCK {
+            for head in 0..heads {
+                let to = to.add(head * BLOCK);
+                let unseen = L::splat(f32::NEG_INFINITY);
+                L::load(to).keep(first, end, unseen).store(to);
+            }
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn add_all<L: Lanes, S: Stored>(run: &Run<'_>) {
+    let (keys, values) = (&run.kv.keys, &run.kv.values);
+    let numbers = run.kv.dim() * BLOCK;
+    for (index, meeting) in run.meetings.iter().enumerate() {
+        let next = run.ahead::<S::Element>(index, values, (keys, run.later));
+        let values = run.place::<S::Element>(values, meeting);
+        // SAFETY: as in `score_all`.
+        unsafe {
+            if run.is_wide::<L>(meeting) {
+                let values = S::widen::<L>(values, numbers, run.wide, next);
+                add::<L, StoredF32, false>(run, meeting, values, next);
+            } else {
+                add::<L, S, true>(run, meeting, values, next);
+            }
+        }
+    }
+}
+
+/// As [`score`].
+#[inline(always)]
+unsafe fn add<L: Lanes, S: Stored, const ASK: bool>(
+    run: &Run<'_>,
+    meeting: &Meeting,
+    values: *const S::Element,
+    next: *const u8,
+) {
+    let (dim, record) = (run.kv.dim(), Record::new(run.kv.dim()).len());
+    let (first, end) = (usize::from(meeting.first), usize::from(meeting.end));
+    let heads = usize::from(meeting.rows) * run.group;
+    let (of, weights) = (usize::from(meeting.row) * run.group, run.scores_of(meeting));
+    // SAFETY: by the caller's word.
+    unsafe {
         by_heads!(L, heads, head, T => {
-            let (weights, states) = (run.scores.add(head * BLOCK), states.add(head * record));
-            let next = if head == 0 { next[1] } else { values.cast() };
+            let (weights, states) = (weights.add(head * BLOCK), run.states.add((of + head) * record));
+            let next = if head == 0 { next } else { values.cast() };
             // Almost all blocks are met whole: that loop the compiler may unroll.
-            let slots = if slots.len() == BLOCK { 0..BLOCK } else { slots.clone() };
+            let slots = if end - first == BLOCK { 0..BLOCK } else { first..end };
             add_values::<L, S, T, ASK>(weights, values, slots, dim, states, next);
         });
     }
@@ -197,7 +283,7 @@ const fn two_sums_fit<L: Lanes>(heads: usize) -> bool {
 
 /// Scores of 16 slots for each head, one head after another.
 #[inline(always)]
-unsafe fn scores<L: Lanes, S: Stored, const T: usize, const ASK: bool>(
+unsafe fn block_scores<L: Lanes, S: Stored, const T: usize, const ASK: bool>(
     run: &Run<'_>,
     head: usize,
     keys: *const S::Element,
@@ -275,35 +361,6 @@ unsafe fn add_products<L: Lanes, S: Stored, const T: usize>(
         for (t, sum) in sums.iter_mut().enumerate() {
             *sum = L::splat(*queries.add(t)).fma(keys, *sum);
         }
-    }
-}
-
-/// Updates maximum and sum of a head, corrects what was accumulated, and turns its scores into weights.
-#[inline(always)]
-unsafe fn weigh<L: Lanes>(scores: *mut f32, slots: Range<usize>, dim: usize, state: *mut f32) {
-    // SAFETY: see [`Lanes`]; a head has `BLOCK` scores, and a record's parts have these lengths.
-    unsafe {
-        let mut score = L::load(scores);
-        if slots.len() < BLOCK {
-            score = score.keep(slots.start, slots.end, L::splat(f32::NEG_INFINITY));
-        }
-        let (old, highest) = (*state, score.max_lane());
-        let max = if highest > old { highest } else { old };
-        let sum = state.add(Record::SUM);
-        let mut total = L::load(sum);
-        // Without a new maximum the correction is 1 and changes no bit.
-        if max != old {
-            *state = max;
-            let correction = exp(L::splat(old - max));
-            total = total.mul(correction);
-            for d in (0..dim).step_by(WIDTH) {
-                let acc = state.add(Record::ACC + d);
-                L::load(acc).mul(correction).store(acc);
-            }
-        }
-        let p = exp(score.sub(L::splat(max)));
-        total.add(p).store(sum);
-        p.store(scores);
     }
 }
 

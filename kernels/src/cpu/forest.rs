@@ -4,6 +4,7 @@
 //! blocks it has in common with the one before it. The least of these over a range of rows is what the whole
 //! range shares, so a tree need not be built: halving ranges walks it.
 
+use super::blocks::SPAN_BLOCKS;
 use crate::attention::{AttnPlan, BLOCK, visible};
 use std::ops::Range;
 
@@ -24,6 +25,13 @@ impl QueryRow {
     /// The blocks of which it sees any slot.
     fn blocks(&self) -> Range<usize> {
         self.seen.start / BLOCK..self.seen.end.div_ceil(BLOCK)
+    }
+
+    /// Of the blocks of a span, those of which it sees any slot.
+    pub(super) fn blocks_of(&self, span: usize) -> Range<usize> {
+        let (first, end) = (span * SPAN_BLOCKS, (span + 1) * SPAN_BLOCKS);
+        let blocks = clip(self.blocks(), &(first..end));
+        blocks.start.saturating_sub(first)..blocks.end.saturating_sub(first)
     }
 
     /// The blocks of which it sees all slots.

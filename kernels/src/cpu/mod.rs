@@ -10,6 +10,7 @@ mod matmul;
 mod span;
 mod store;
 mod stored;
+mod unit;
 
 pub(crate) use forest::QueryRow;
 pub use matmul::{Inputs, Norm, Product, Sweep};

@@ -1,10 +1,11 @@
-//! What query heads have met: the states of the softmax recurrence, and how those of spans are merged.
+//! What query heads have met: their scores as weights, the states of spans, and how those are merged.
 //!
 //! What a head has met so far is its [`Record`]; records of heads that are computed together lie one after
 //! another. A head's record goes through the same operations whichever heads are beside it.
 
 use super::dispatch::per_isa;
 use super::lanes::{Lanes, WIDTH, exp, sum};
+use std::ops::Range;
 
 /// Where the parts of a [`crate::reference::SpanState`] lie in memory, counted in floats: the highest score
 /// (and room up to a whole vector), the sums, the accumulators.
@@ -46,6 +47,48 @@ unsafe fn reset_of<L: Lanes>(states: *mut f32, heads: usize, dim: usize) {
             for at in (Record::SUM..record).step_by(WIDTH) {
                 L::splat(0.0).store(state.add(at));
             }
+        }
+    }
+}
+
+per_isa! {
+    /// Turns the scores of `heads` heads in `blocks` of a span into weights, and notes their maxima and sums in as
+    /// many records. Scores of a block are `stride` from those of the one before.
+    pub(super) unsafe fn weigh = weigh_of(
+        scores: *mut f32, stride: usize, blocks: Range<usize>, heads: usize, dim: usize, states: *mut f32,
+    );
+}
+
+/// # Safety
+/// See [`Lanes`]; there are 16 scores of each head in each of the blocks, and that many records.
+#[inline(always)]
+unsafe fn weigh_of<L: Lanes>(
+    scores: *mut f32,
+    stride: usize,
+    blocks: Range<usize>,
+    heads: usize,
+    dim: usize,
+    states: *mut f32,
+) {
+    let record = Record::new(dim).len();
+    for head in 0..heads {
+        // SAFETY: by the caller's word.
+        unsafe {
+            let (scores, state) = (scores.add(head * WIDTH), states.add(head * record));
+            let mut highest = L::splat(f32::NEG_INFINITY);
+            for block in blocks.clone() {
+                highest = L::load(scores.add(block * stride)).max(highest);
+            }
+            let max = highest.max_lane();
+            *state = max;
+            let (max, mut sum) = (L::splat(max), L::splat(0.0));
+            for block in blocks.clone() {
+                let at = scores.add(block * stride);
+                let weight = exp(L::load(at).sub(max));
+                sum = sum.add(weight);
+                weight.store(at);
+            }
+            sum.store(state.add(Record::SUM));
         }
     }
 }

@@ -57,12 +57,9 @@ impl Lane {
                 true => (next, left + 1),
                 false => (end - 1, left - (1 << 16)),
             };
-            let taken = self.left.compare_exchange_weak(
-                left,
-                after,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
+            let taken =
+                self.left
+                    .compare_exchange_weak(left, after, Ordering::AcqRel, Ordering::Acquire);
             match taken {
                 // SAFETY: with a claim the op is not over, and `task` was written before the claim.
                 Ok(_) => return Some((task as usize, unsafe { *self.task.get() })),

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use conclave_kernels::{
-    AttnPlan, Inputs, Kernels, KvCache, Norm, PackedMatrix, Product, RopeTable, Scratch, SeqSpan, Tokens,
+    AttnPlan, Inputs, Kernels, KvCache, Norm, PackedMatrix, Product, RopeTable, Scratch, SeqSpan,
+    Tokens,
 };
 
 use super::meter::{Meter, Part};

@@ -106,12 +106,7 @@ per_isa! {
 /// See [`Lanes`]; `x` has the blocks, `k` is a multiple of 32, and `to` has [`row_stride`] bytes on a 64-byte
 /// boundary.
 #[inline(always)]
-unsafe fn quantize_blocks_of<L: Lanes>(
-    x: *const f32,
-    k: usize,
-    blocks: Range<usize>,
-    to: *mut u8,
-) {
+unsafe fn quantize_blocks_of<L: Lanes>(x: *const f32, k: usize, blocks: Range<usize>, to: *mut u8) {
     for block in blocks {
         // SAFETY: the block lies within the row; the meta data start after its `k` integers.
         unsafe {
