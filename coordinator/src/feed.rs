@@ -76,9 +76,9 @@ impl Feed {
         None
     }
 
-    /// What lies behind `positions`, which move past it: see [`Texts::read`].
-    pub fn read(&self, positions: &mut Positions) -> Vec<Update> {
-        self.texts().read(positions)
+    /// What lies behind `positions`, which move past it, up to `most` bytes: see [`Texts::read`].
+    pub fn read(&self, positions: &mut Positions, most: usize) -> Vec<Update> {
+        self.texts().read(positions, most)
     }
 }
 

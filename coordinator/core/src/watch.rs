@@ -96,11 +96,18 @@ impl Text {
         self.deltas.last().map_or(0, |d| d.offset + d.tokens)
     }
 
+    /// The pieces from `offset` on: they lie in order.
+    fn behind(&self, offset: u32) -> &[TokenDelta] {
+        let from = self.deltas.partition_point(|d| d.offset < offset);
+        &self.deltas[from..]
+    }
+
     /// No piece of the text begins where this position is, though one lies around or behind it.
     fn is_broken_at(&self, offset: u32) -> bool {
         let first = self.deltas.first().map_or(0, |d| d.offset);
-        let around = |d: &TokenDelta| d.offset < offset && offset < d.offset + d.tokens;
-        offset < first || self.deltas.iter().any(around)
+        let before = &self.deltas[..self.deltas.len() - self.behind(offset).len()];
+        let around = |d: &TokenDelta| offset < d.offset + d.tokens;
+        offset < first || before.last().is_some_and(around)
     }
 }
 
@@ -130,11 +137,10 @@ impl Texts {
         new
     }
 
-    /// Takes a piece of text from a worker. A piece of nothing, or beyond the last token that can be
-    /// counted, is dropped.
+    /// Takes a piece of text from a worker. A piece of no token, which no position could lie behind, or
+    /// beyond the last token that can be counted, is dropped.
     pub fn push(&mut self, delta: TokenDelta) -> Pushed {
-        let empty = delta.tokens == 0 && delta.text.is_empty();
-        if empty || delta.offset.checked_add(delta.tokens).is_none() {
+        if delta.tokens == 0 || delta.offset.checked_add(delta.tokens).is_none() {
             return Pushed::Dropped;
         }
         let text = self.0.entry(delta.agent).or_default();
@@ -145,7 +151,7 @@ impl Texts {
             *text = Text::of(delta.attempt);
         }
         let end = text.end();
-        if delta.tokens > 0 && delta.offset + delta.tokens <= end {
+        if delta.offset + delta.tokens <= end {
             return Pushed::Dropped;
         }
         if delta.offset != end {
@@ -165,11 +171,12 @@ impl Texts {
         Pushed::Taken
     }
 
-    /// What lies behind `positions`, which move past it. Neighbouring pieces of one phase come as
-    /// one. Where a position does not fit the text, a reset comes first, and all of it again; a
-    /// watcher that has seen a later attempt elsewhere is sent nothing of an earlier one.
-    pub fn read(&self, positions: &mut Positions) -> Vec<Update> {
-        let mut updates = Vec::new();
+    /// What lies behind `positions`, up to `most` bytes of text and a piece; they move past it. Nothing, if
+    /// nothing does. Neighbouring pieces of one phase come as one. Where a position does not fit the text, a
+    /// reset comes first, and all of it again; a watcher that has seen a later attempt elsewhere is sent
+    /// nothing of an earlier one.
+    pub fn read(&self, positions: &mut Positions, most: usize) -> Vec<Update> {
+        let (mut updates, mut bytes) = (Vec::new(), 0);
         for (&agent, text) in &self.0 {
             let attempt = text.attempt;
             let fresh = Position { attempt, offset: 0 };
@@ -182,13 +189,17 @@ impl Texts {
                 at = fresh;
                 updates.push(Update::Reset(AgentReset { agent, attempt }));
             }
-            for delta in text.deltas.iter().filter(|d| d.offset >= at.offset) {
+            for delta in text.behind(at.offset) {
+                if bytes >= most {
+                    break;
+                }
+                bytes += delta.text.len();
+                at.offset = delta.offset + delta.tokens;
                 match updates.last_mut() {
                     Some(Update::Tokens(last)) if joins(last, delta) => join(last, delta),
                     _ => updates.push(Update::Tokens(delta.clone())),
                 }
             }
-            at.offset = at.offset.max(text.end());
             positions.insert(agent, at);
         }
         updates

@@ -36,7 +36,7 @@ const QUEUE_BYTES: usize = 64 << 10;
 const STALL: Duration = Duration::from_secs(60);
 /// Events sent between two looks at the feed, and their bytes; one event may have more.
 const PAGE: usize = 64;
-const PAGE_BYTES: usize = 256 << 10;
+const PAGE_BYTES: usize = 64 << 10;
 
 type Updates = Pin<Box<dyn Stream<Item = Result<WatchJobResponse, Status>> + Send>>;
 type Queue = mpsc::Sender<Waiting>;
@@ -226,34 +226,36 @@ impl Watch {
         let feed = self.api.feeds.of(&self.job_id);
         let mut bell = feed.subscribe();
         let mut status = self.api.node.status();
-        // The version up to which the events were read.
-        let mut read = None;
+        // The version up to which the events were read, and whether the job had ended by then.
+        let (mut read, mut ended) = (None, false);
         loop {
             let version = *bell.borrow_and_update();
             if version.closed {
                 return Ok(Leg::Next);
             }
-            if let Err(leg) = self.text(&feed).await {
-                return Ok(leg);
-            }
-            // Text alone asks nothing of the node's loop, which all watchers share.
-            let news = read != Some(version.events);
-            let (events, more, ended) = match news {
-                true => self.events().await?,
-                false => (Vec::new(), false, false),
+            let spoke = match self.text(&feed).await {
+                Ok(spoke) => spoke,
+                Err(leg) => return Ok(leg),
             };
-            for event in events {
-                if let Err(leg) = self.send(Update::Event(event)).await {
-                    return Ok(leg);
+            // Text alone asks nothing of the node's loop, which all watchers share.
+            if read != Some(version.events) {
+                let (events, more, over) = self.events().await?;
+                for event in events {
+                    if let Err(leg) = self.send(Update::Event(event)).await {
+                        return Ok(leg);
+                    }
                 }
-            }
-            if more {
+                if !more {
+                    (read, ended) = (Some(version.events), over);
+                }
+                // Text came while a slow watcher was waited for: it goes before the end.
                 continue;
             }
-            read = Some(version.events);
+            if spoke {
+                continue;
+            }
             if ended {
-                // What came while a slow watcher was waited for; no more will.
-                if let Err(leg) = self.text(&feed).await {
+                if let Err(leg) = self.emptied().await {
                     return Ok(leg);
                 }
                 // The feed of an ended job may have been made by this very watch.
@@ -317,16 +319,19 @@ impl Watch {
         }
     }
 
-    /// What the feed holds behind the cursor.
-    async fn text(&mut self, feed: &Feed) -> Result<(), Leg> {
+    /// Sends what the feed holds behind the cursor, so much as may wait for one watcher. True if it sent any:
+    /// there may be more.
+    async fn text(&mut self, feed: &Feed) -> Result<bool, Leg> {
         if !self.tokens {
-            return Ok(());
+            return Ok(false);
         }
         let mut positions = self.cursor.positions.clone();
-        for update in feed.read(&mut positions) {
+        let updates = feed.read(&mut positions, QUEUE_BYTES);
+        let sent = !updates.is_empty();
+        for update in updates {
             self.send(update).await?;
         }
-        Ok(())
+        Ok(sent)
     }
 
     async fn send(&mut self, update: Update) -> Result<(), Leg> {
@@ -336,6 +341,13 @@ impl Watch {
             cursor: self.cursor.encode(),
         };
         self.pass(message).await
+    }
+
+    /// Waits until nothing waits for the watcher: the end holds the whole job, and is made for who takes it.
+    async fn emptied(&self) -> Result<(), Leg> {
+        let all = self.room.acquire_many(QUEUE_BYTES as u32);
+        let emptied = tokio::time::timeout(self.stall, all).await;
+        emptied.map(drop).map_err(|_| Leg::Stalled)
     }
 
     /// Waits until the watcher has room, which is not for ever.

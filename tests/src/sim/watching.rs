@@ -252,7 +252,7 @@ impl Coordinator {
         loop {
             let mut updates = Vec::new();
             if let Some(feed) = self.watches.feeds.get(&watching.job_id) {
-                updates = feed.read(&mut watching.cursor.positions.clone());
+                updates = feed.read(&mut watching.cursor.positions.clone(), usize::MAX);
             }
             let ended = match self.events(watching, &mut updates, cx) {
                 Some(ended) => ended,

@@ -1,5 +1,7 @@
 use super::*;
 
+const ALL: usize = usize::MAX;
+
 fn delta(attempt: u32, offset: u32, text: &str) -> TokenDelta {
     TokenDelta {
         agent: 1,
@@ -31,10 +33,33 @@ fn a_slow_watcher_gets_all_text_in_fewer_pieces() {
     for (offset, text) in [(0, "a"), (1, "b"), (2, "c")] {
         assert_eq!(texts.push(delta(1, offset, text)), Pushed::Taken);
     }
-    assert_eq!(said(&texts.read(&mut slow)), ["abc"]);
-    assert!(texts.read(&mut slow).is_empty());
+    assert_eq!(said(&texts.read(&mut slow, ALL)), ["abc"]);
+    assert!(texts.read(&mut slow, ALL).is_empty());
     texts.push(delta(1, 3, "d"));
-    assert_eq!(said(&texts.read(&mut slow)), ["d"]);
+    assert_eq!(said(&texts.read(&mut slow, ALL)), ["d"]);
+}
+
+#[test]
+fn a_watcher_that_is_far_behind_gets_so_much_at_once() {
+    let mut texts = Texts::default();
+    for offset in 0..20 {
+        texts.push(delta(1, offset, "a"));
+    }
+    let other = TokenDelta {
+        agent: 2,
+        ..delta(1, 0, "b")
+    };
+    texts.push(other);
+    let mut slow = Positions::new();
+    let mut pieces = Vec::new();
+    loop {
+        let updates = texts.read(&mut slow, 8);
+        if updates.is_empty() {
+            break;
+        }
+        pieces.push(said(&updates).concat());
+    }
+    assert_eq!(pieces, ["aaaaaaaa", "aaaaaaaa", "aaaab"]);
 }
 
 #[test]
@@ -42,13 +67,13 @@ fn a_new_attempt_resets_and_an_older_one_is_ignored() {
     let mut texts = Texts::default();
     let mut watcher = Positions::new();
     texts.push(delta(1, 0, "old"));
-    texts.read(&mut watcher);
+    texts.read(&mut watcher, ALL);
     assert!(texts.begin(1, 2));
     assert!(!texts.begin(1, 2), "it has begun");
-    assert_eq!(said(&texts.read(&mut watcher)), ["reset 2"]);
+    assert_eq!(said(&texts.read(&mut watcher, ALL)), ["reset 2"]);
     assert_eq!(texts.push(delta(1, 3, "late")), Pushed::Dropped);
     texts.push(delta(2, 0, "new"));
-    assert_eq!(said(&texts.read(&mut watcher)), ["new"]);
+    assert_eq!(said(&texts.read(&mut watcher, ALL)), ["new"]);
 }
 
 #[test]
@@ -57,11 +82,11 @@ fn a_watcher_is_never_sent_back_to_an_older_attempt() {
     let mut texts = Texts::default();
     texts.push(delta(1, 0, "old"));
     let mut watcher = at(2, 4);
-    assert!(texts.read(&mut watcher).is_empty());
+    assert!(texts.read(&mut watcher, ALL).is_empty());
     assert_eq!(watcher, at(2, 4));
     texts.push(delta(2, 0, "news"));
     texts.push(delta(2, 4, "!"));
-    assert_eq!(said(&texts.read(&mut watcher)), ["!"]);
+    assert_eq!(said(&texts.read(&mut watcher, ALL)), ["!"]);
 }
 
 #[test]
@@ -71,7 +96,7 @@ fn missing_text_is_asked_for_and_doubled_text_is_dropped() {
     assert_eq!(texts.push(delta(1, 5, "f")), Pushed::Missing(2));
     assert_eq!(texts.push(delta(1, 0, "ab")), Pushed::Dropped);
     assert_eq!(texts.push(delta(1, 2, "cd")), Pushed::Taken);
-    assert_eq!(said(&texts.read(&mut Positions::new())), ["abcd"]);
+    assert_eq!(said(&texts.read(&mut Positions::new(), ALL)), ["abcd"]);
 }
 
 #[test]
@@ -84,7 +109,7 @@ fn text_that_is_cut_and_sent_again_counts_once() {
         // Overlaps the end: everything behind the first token is cut.
         texts.push(delta(1, u32::try_from(half).unwrap(), "cd"));
     }
-    let said = said(&texts.read(&mut Positions::new()));
+    let said = said(&texts.read(&mut Positions::new(), ALL));
     assert!(said[0].starts_with('a'), "nothing was dropped as too long");
 }
 
@@ -92,7 +117,7 @@ fn text_that_is_cut_and_sent_again_counts_once() {
 fn a_cursor_inside_a_piece_starts_the_agent_anew() {
     let mut texts = Texts::default();
     texts.push(delta(1, 0, "abcd"));
-    assert_eq!(said(&texts.read(&mut at(1, 2))), ["reset 1", "abcd"]);
+    assert_eq!(said(&texts.read(&mut at(1, 2), ALL)), ["reset 1", "abcd"]);
 }
 
 #[test]
@@ -100,12 +125,12 @@ fn a_watcher_behind_what_is_kept_is_told_so() {
     let mut texts = Texts::default();
     texts.push(delta(1, 0, "a"));
     let mut slow = Positions::new();
-    texts.read(&mut slow);
+    texts.read(&mut slow, ALL);
     for offset in [1, 3 + MAX_TEXT as u32 / 2] {
         texts.push(delta(1, offset, &"b".repeat(2 + MAX_TEXT / 2)));
     }
     assert!(texts.bytes() <= MAX_TEXT);
-    let said = said(&texts.read(&mut slow));
+    let said = said(&texts.read(&mut slow, ALL));
     assert_eq!(said[0], "reset 1", "its text has a hole: it begins anew");
 }
 

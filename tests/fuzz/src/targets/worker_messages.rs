@@ -55,7 +55,7 @@ fn run(mut input: &[u8]) {
                 ..delta.clone()
             };
             texts.push(delta);
-            texts.read(&mut positions);
+            texts.read(&mut positions, usize::MAX);
         }
         if let Some(body) = command(message) {
             history::apply(&mut state, body);
