@@ -79,7 +79,7 @@ Before a coordinator is stopped, from beside it:
         /// Even to one that lags far behind: nothing is accepted until it has caught up
         #[arg(long)]
         force: bool,
-        /// Only if the first --endpoint leads; else nothing is done
+        /// Only if the first --endpoint leads and is not the only voter; else nothing is done
         #[arg(long)]
         if_leader: bool,
         /// How to print.
@@ -175,6 +175,10 @@ pub async fn run(global: &Global, command: ClusterCommand) -> Result<(), CliErro
         } => {
             if if_leader && !membership::leads(&client.links()[0]).await? {
                 out::note(format!("{} does not lead.", client.links()[0].address()));
+                return Ok(());
+            }
+            if if_leader && membership::voters(&client).await? == 1 {
+                out::note("it is the only voter: there is nobody to hand over to.");
                 return Ok(());
             }
             let members = transfer(&client, node_id, force).await?;

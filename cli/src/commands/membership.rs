@@ -209,6 +209,12 @@ async fn members(client: &Client) -> Result<MembersResponse, CliError> {
     client.unary("Members", MembersRequest {}, call).await
 }
 
+/// How many members vote.
+pub async fn voters(client: &Client) -> Result<usize, CliError> {
+    let members = members(client).await?.members;
+    Ok(members.iter().filter(|member| !member.learner).count())
+}
+
 fn left(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now())
 }
