@@ -37,7 +37,8 @@ class Boxed(Release):
         """What a runtime brings: the files of names, here with the pods' addresses."""
         coordinator = one(self.objects, "StatefulSet")["metadata"]["name"]
         names = {f"{pod}.{coordinator}.default.svc.cluster.local": self.address(pod) for pod in self.coordinators()}
-        names[f"{coordinator.removesuffix('-coordinator')}.default.svc.cluster.local"] = self.address(f"{coordinator}-0")
+        service = coordinator.removesuffix("-coordinator")
+        names[f"{service}.default.svc.cluster.local"] = self.address(f"{coordinator}-0")
         hosts = self.folder / "hosts"
         hosts.write_text("".join(f"{address} {name}\n" for name, address in names.items()))
         hosts.chmod(0o644)
@@ -66,8 +67,9 @@ class Boxed(Release):
 
     def box(self, *mounts):
         """The words that run a command in the root, with (path in it, path here, read-only) mounted."""
-        words = [self.bwrap, "--unshare-all", "--unshare-user", "--share-net", "--uid", USER, "--gid", USER, "--as-pid-1", "--die-with-parent"]
-        words += ["--clearenv", "--setenv", "PATH", "/usr/bin", "--chdir", "/", "--ro-bind", self.root, "/"]
+        words = [self.bwrap, "--unshare-all", "--unshare-user", "--share-net", "--uid", USER, "--gid", USER]
+        words += ["--as-pid-1", "--die-with-parent", "--clearenv", "--setenv", "PATH", "/usr/bin"]
+        words += ["--chdir", "/", "--ro-bind", self.root, "/"]
         words += ["--ro-bind", self.folder / "hosts", "/etc/hosts"]
         for path, here, read_only in [("/proc", None, True), ("/dev", None, True), *mounts]:
             # Where something is mounted there is a folder: the runtime makes it.

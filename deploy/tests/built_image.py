@@ -71,7 +71,8 @@ class Image(unittest.TestCase):
         self.assertNotIn("Volumes", config)
 
     def test_labels(self):
-        labels = {name.removeprefix("org.opencontainers.image."): value for name, value in self.image.config["config"]["Labels"].items()}
+        labels = self.image.config["config"]["Labels"].items()
+        labels = {name.removeprefix("org.opencontainers.image."): value for name, value in labels}
         self.assertEqual("Apache-2.0", labels["licenses"])
         self.assertEqual(yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"], labels["version"])
         # The commit; what was not committed is told.
@@ -134,8 +135,8 @@ def main():
         os.environ["CONCLAVE_ROOTFS"] = str(image.unpack(pathlib.Path(folder)))
         print(image.manifest_digest, image.config["config"]["Labels"])
         load = unittest.defaultTestLoader
-        both = unittest.TestSuite([load.loadTestsFromModule(sys.modules[__name__]), load.loadTestsFromName("test_image")])
-        done = unittest.TextTestRunner().run(both)
+        both = [load.loadTestsFromModule(sys.modules[__name__]), load.loadTestsFromName("test_image")]
+        done = unittest.TextTestRunner().run(unittest.TestSuite(both))
     sys.exit(not done.wasSuccessful())
 
 
