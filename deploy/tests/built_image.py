@@ -44,10 +44,11 @@ class Archive:
         return tarfile.open(fileobj=self.tar.extractfile(self.place(digest)))
 
     def unpack(self, folder):
-        """Layer by layer, owners too where they can be given. What a layer takes out is left: none here does."""
+        """Layer by layer, owners too where they can be given; devices are a runtime's. Nothing is taken out again here."""
         for digest in self.layers:
             with self.layer(digest) as layer:
-                layer.extractall(folder, filter="fully_trusted")
+                wanted = [member for member in layer if not member.isdev()]
+                layer.extractall(folder, wanted, filter="fully_trusted")
         return folder
 
 
@@ -106,13 +107,14 @@ class Fetch(unittest.TestCase):
         self.assertEqual(f"{USER}:{USER}", image.config["config"]["User"])
         folder = pathlib.Path(tempfile.mkdtemp(prefix="conclave-fetch-"))
         self.addCleanup(shutil.rmtree, folder)
+        folder.chmod(0o711)
         root = image.unpack(folder / "root")
         # The names of the registry, as a runtime brings them.
         shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
         release = Empty(folder / "pods", root, "-f", CHART / "ci/single.yaml")
         template = one(release.objects, "Deployment")["spec"]["template"]["spec"]
         words, own = release.command("t-conclave-worker-cpu-0", template, template["initContainers"][0])
-        done = subprocess.run(words, env=own, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(words, env=own, capture_output=True, text=True, timeout=300)
         self.assertEqual(0, done.returncode, done.stdout + done.stderr)
         (model,) = (folder / "pods").rglob("*.gguf")
         self.assertGreater(model.stat().st_size, 1 << 20)
