@@ -134,7 +134,7 @@ class Empty(Boxed):
 def main():
     with tempfile.TemporaryDirectory(prefix="conclave-root-") as folder:
         image = Archive(FOLDER / "conclave.oci.tar")
-        os.environ["CONCLAVE_ROOTFS"] = str(image.unpack(pathlib.Path(folder)))
+        os.environ["CONCLAVE_ROOTFS"] = str(image.unpack(pathlib.Path(folder, "root")))
         print(image.manifest_digest, image.config["config"]["Labels"])
         load = unittest.defaultTestLoader
         both = [load.loadTestsFromModule(sys.modules[__name__]), load.loadTestsFromName("test_image")]
