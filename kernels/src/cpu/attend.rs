@@ -1,11 +1,11 @@
 //! Paged attention: query rows are shared out over the pool by kv head and a few rows at a time, or, where
 //! those are few and contexts long, by span, too. Rows that share blocks meet them together.
 
-use super::forest;
 use super::matmul::{Rounding, rounding};
 use super::span;
 use super::unit::{Call, group};
 use super::{Inputs, Kernels, SendPtr};
+use super::{blocks, forest};
 use crate::attention::{AttnPlan, BLOCK, KvLayer};
 use crate::scratch::Scratch;
 use crate::weights::PackedMatrix;
@@ -138,8 +138,9 @@ impl Kernels {
                     let to = states
                         .get()
                         .add((span * heads + call.first_head(&unit)) * record);
-                    call.gather(&unit, lane.queries);
                     let meetings = call.meetings(&unit, span..span + 1, lane.meetings);
+                    blocks::expect(call.kv, unit.head, meetings);
+                    call.gather(&unit, lane.queries);
                     call.meet(&unit, lane, (meetings, &[]), to);
                 }
             }

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// How many meetings ahead their keys and values are asked for: blocks lie scattered, so the processor cannot
 /// foresee them, and one block of few heads takes less time than memory does.
-const AHEAD: usize = 2;
+const AHEAD: usize = 4;
 
 /// Heads from which on a block of f16 is made f32 once for all of them, where the registers
 /// do not hold two sums of so many.
@@ -107,6 +107,16 @@ macro_rules! by_heads {
             };
         }
     }};
+}
+
+/// Asks for the keys of the first of what one kv head's queries are about to meet.
+pub(super) fn expect(kv: &KvLayer, head: usize, meetings: &[Meeting]) {
+    let bytes = kv.dim() * BLOCK * kv.dtype().bytes();
+    for meeting in &meetings[..meetings.len().min(AHEAD)] {
+        let at = kv.head_start(meeting.block, head) * kv.dtype().bytes();
+        let keys = kv.keys.as_ptr().wrapping_add(at);
+        ask::<StoredF32>(keys, 0, bytes / size_of::<f32>());
+    }
 }
 
 per_isa! {

@@ -25,7 +25,7 @@ pub(super) struct Call<'a> {
 
 /// A few rows with one kv head: what a task works on.
 pub(super) struct Unit {
-    head: usize,
+    pub(super) head: usize,
     rows: Range<usize>,
 }
 
@@ -152,10 +152,11 @@ impl Call<'_> {
     pub(super) unsafe fn attend(&self, unit: &Unit, lane: Lane, out: *mut f32) {
         // SAFETY: by the caller's word; the lane has a record for each of the unit's heads.
         unsafe {
-            self.gather(unit, lane.queries);
-            span::reset(self.isa, lane.total, self.unit_heads(unit), self.plan.dim);
             let spans = self.spans(unit.rows.clone());
             let mut rest = self.meetings(unit, spans, lane.meetings);
+            blocks::expect(self.kv, unit.head, rest);
+            self.gather(unit, lane.queries);
+            span::reset(self.isa, lane.total, self.unit_heads(unit), self.plan.dim);
             while let Some(next) = rest.first() {
                 let span = next.span();
                 let met = rest.partition_point(|meeting| meeting.span() == span);

@@ -38,7 +38,7 @@ const ROW_BLOCK: usize = 128;
 const INLINE_WORK: usize = 1 << 17;
 
 /// Multiply-adds a task should have, so that cores that others use too are evened out.
-const TASK_WORK: usize = 1 << 17;
+const TASK_WORK: usize = 1 << 16;
 
 /// Rows for which a weight's multiply-adds take about as long as its way from memory.
 const STREAM_ROWS: usize = 16;
