@@ -96,7 +96,13 @@ pub struct Global {
     #[arg(long, global = true, value_name = "FILTER", env = "CONCLAVE_LOG")]
     pub log: Option<String>,
     /// Shape of a log line
-    #[arg(long, global = true, value_enum, default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "text",
+        env = "CONCLAVE_LOG_FORMAT"
+    )]
     pub log_format: LogFormat,
 }
 

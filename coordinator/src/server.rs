@@ -13,7 +13,9 @@ use std::{
 
 use conclave_coordinator_core::node::{Node, NodeConfig};
 use conclave_credentials::{TlsError, dial::BadName, watched::FirstError};
+use conclave_traces::{Exporter, Traces};
 use metrics_exporter_prometheus::PrometheusHandle;
+use raft::eraftpb::Message as RaftMessage;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc, watch},
@@ -43,6 +45,7 @@ use crate::{
         watchdog::{self, Pulse},
     },
     quotas::{self, QuotasError},
+    traces::JobTraces,
     transport::{Network, blobs::BlobNet, service::PeerService, turns::Turns},
 };
 
@@ -50,6 +53,8 @@ use crate::{
 const INPUTS: usize = 4096;
 /// Raft messages that wait for the loop; more are dropped, and sent anew.
 const MESSAGES: usize = 4096;
+/// How long the last spans may take to leave, if the drain took all of its time.
+const LAST_SPANS: Duration = Duration::from_secs(1);
 /// Room in one message for what goes round a payload, bytes.
 const ENVELOPE: usize = 1 << 20;
 
@@ -86,6 +91,9 @@ pub enum StartError {
     /// The file system or the system's limits.
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
+    /// Where traces go.
+    #[error(transparent)]
+    Traces(#[from] conclave_traces::StartError),
     /// No randomness.
     #[error("no randomness: {0}")]
     Random(#[from] getrandom::Error),
@@ -103,6 +111,7 @@ pub struct Coordinator {
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
     thread: Option<thread::JoinHandle<()>>,
+    exporter: Option<Exporter>,
 }
 
 impl Drop for Coordinator {
@@ -165,6 +174,7 @@ impl Coordinator {
             reserve: reserve.clone(),
             saves: Arc::new(Semaphore::new(1)),
             changing: Arc::default(),
+            traces: opened.traces,
         });
         let peers = PeerService {
             auth,
@@ -193,6 +203,7 @@ impl Coordinator {
             stop,
             tasks,
             thread: Some(thread),
+            exporter: opened.exporter,
         })
     }
 
@@ -240,6 +251,10 @@ impl Coordinator {
             // Ends with the disk write that it is in.
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
+        if let Some(exporter) = self.exporter.take() {
+            let left = until.saturating_duration_since(Instant::now());
+            exporter.close(left.max(LAST_SPANS)).await;
+        }
     }
 
     async fn hand_over(&self, until: Instant) {
@@ -281,6 +296,8 @@ struct Opened {
     feeds: Arc<Feeds>,
     blobs: BlobNet,
     snapshots: Snapshots,
+    traces: Option<Traces>,
+    exporter: Option<Exporter>,
     thread: thread::JoinHandle<()>,
 }
 
@@ -317,6 +334,7 @@ impl Opened {
             config.election(),
         );
         let contact = stop.clone().run_until_cancelled_owned(contact);
+        let (traces, exporter) = traces(config, identity.node_id())?;
         let quotas = quotas::begin(config.quotas_file.as_deref(), &handle, stop)?;
         let task = Task::new(Parts {
             config: config.clone(),
@@ -330,18 +348,15 @@ impl Opened {
             blobs: blobs.clone(),
             network: network.clone(),
             handle: handle.clone(),
+            traces: traces
+                .clone()
+                .map(|traces| JobTraces::new(traces, blobs.local.clone())),
             status,
             pulse,
             runtime: tokio::runtime::Handle::current(),
             stop: stop.clone(),
         });
-        // A thread and a small runtime of its own: an fsync blocks nothing else.
-        let own = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()?;
-        let thread = thread::Builder::new()
-            .name("conclave-node".to_owned())
-            .spawn(move || own.block_on(task.run(input_queue, message_queue)))?;
+        let thread = start(task, input_queue, message_queue)?;
         tokio::spawn(watchdog);
         tokio::spawn(contact);
         Ok(Self {
@@ -349,9 +364,42 @@ impl Opened {
             feeds,
             blobs,
             snapshots,
+            traces,
+            exporter,
             thread,
         })
     }
+}
+
+/// A thread and a small runtime of its own: an fsync blocks nothing else.
+fn start(
+    task: Task,
+    inputs: mpsc::Receiver<Input>,
+    messages: mpsc::Receiver<RaftMessage>,
+) -> io::Result<thread::JoinHandle<()>> {
+    let own = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
+    thread::Builder::new()
+        .name("conclave-node".to_owned())
+        .spawn(move || own.block_on(task.run(inputs, messages)))
+}
+
+/// Where this node's spans go, if anywhere.
+fn traces(
+    config: &Config,
+    node_id: u64,
+) -> Result<(Option<Traces>, Option<Exporter>), conclave_traces::StartError> {
+    let Some(settings) = &config.traces else {
+        return Ok((None, None));
+    };
+    let identity = conclave_traces::Identity {
+        service: "conclave-coordinator",
+        instance: format!("{node_id:016x}"),
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let (traces, exporter) = conclave_traces::begin(settings, identity)?;
+    Ok((Some(traces), Some(exporter)))
 }
 
 /// What a node says of itself before its loop runs.

@@ -23,7 +23,7 @@ CUSTOM = {
     "ScaledObject": ScaledObject,
 }
 # Secrets that a user brings, or cert-manager makes.
-GIVEN = {"conclave-tokens", "conclave-tls", "conclave-worker-tls", "t-conclave-coordinator-tls", "t-conclave-worker-tls"}
+GIVEN = {"conclave-tokens", "conclave-tls", "conclave-worker-tls", "t-conclave-coordinator-tls", "t-conclave-worker-tls", "conclave-traces"}
 
 
 def strange(sent, known, path=""):
@@ -102,7 +102,7 @@ class Everywhere(unittest.TestCase):
                 for volume in volumes.values():
                     if "configMap" in volume:
                         name = volume["configMap"]["name"]
-                        self.assertTrue(("ConfigMap", name) in there or name == "conclave-jwks")
+                        self.assertTrue(("ConfigMap", name) in there or name in ("conclave-jwks", "conclave-traces-ca"))
                     secret = volume.get("secret", {}).get("secretName")
                     self.assertTrue(secret is None or ("Secret", secret) in there or secret in GIVEN)
                 account = spec["serviceAccountName"]
@@ -313,6 +313,45 @@ class Quotas(unittest.TestCase):
                 render("--set", word)
 
 
+class Traces(unittest.TestCase):
+    def parts(self, objects):
+        """(settings, pod, egress rules) of the coordinators and of a pool's workers."""
+        for ending, file, kind, policy in [("-coordinator", "coordinator.toml", "StatefulSet", "-coordinator"),
+                                           ("-worker-cpu", "worker.toml", "Deployment", "-worker")]:
+            settings = tomllib.loads(one(objects, "ConfigMap", ending)["data"][file])
+            pod = one(objects, kind, ending)["spec"]["template"]["spec"]
+            yield settings, pod, one(objects, "NetworkPolicy", policy)["spec"]["egress"]
+
+    def test_off_unless_an_endpoint_is_named(self):
+        for settings, pod, egress in self.parts(rendered("minimal.yaml")):
+            self.assertNotIn("traces", settings)
+            self.assertNotIn("traces", json.dumps(pod))
+            self.assertNotIn(4317, [port["port"] for rule in egress for port in rule["ports"]])
+
+    def test_every_program_is_told_the_same(self):
+        for settings, pod, egress in self.parts(rendered("production.yaml")):
+            table = settings["traces"]
+            self.assertEqual(("https://collector.monitoring:4317", 0.1), (table["endpoint"], table["sampling_ratio"]))
+            mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+            self.assertEqual(table["headers_file"], f"{mounts['traces-headers']}/headers")
+            self.assertEqual(table["ca_file"], f"{mounts['traces-ca']}/ca.crt")
+            self.assertIn(4317, [port["port"] for rule in egress for port in rule["ports"]])
+        plain = render("--set", "traces.endpoint=http://collector:4317")
+        for settings, _, _ in self.parts(plain):
+            self.assertEqual({"endpoint": "http://collector:4317", "sampling_ratio": 1}, settings["traces"])
+
+    def test_what_cannot_work_is_refused(self):
+        for words, why in [
+            ("traces.endpoint=collector:4317", "endpoint"),
+            ("traces.endpoint=http://token@collector:4317", "endpoint"),
+            ("traces.endpoint=https://collector:4317", "caConfigMap"),
+            ("traces.endpoint=http://collector:4317,traces.caConfigMap=a", "caConfigMap"),
+            ("traces.samplingRatio=2", "samplingRatio"),
+        ]:
+            with self.assertRaisesRegex(Refused, why):
+                render("--set", words)
+
+
 class Doors(unittest.TestCase):
     def test_tokens(self):
         secret = one(rendered("minimal.yaml"), "Secret")
@@ -450,9 +489,9 @@ class Values(unittest.TestCase):
         for part, schema, own in [
             ("coordinator", self.schema["properties"]["coordinator"]["properties"]["settings"],
              {"data_dir", "listen", "advertise", "http_listen", "seeds", "tokens_file", "quotas_file", "open",
-              "open_beyond_loopback", "jwt", "tls"}),
+              "open_beyond_loopback", "jwt", "tls", "traces"}),
             ("worker", self.schema["definitions"]["pool"]["properties"]["settings"],
-             {"worker_id", "data_dir", "coordinators", "http_listen", "models", "token", "token_file", "tls"}),
+             {"worker_id", "data_dir", "coordinators", "http_listen", "models", "token", "token_file", "tls", "traces"}),
         ]:
             source = (ROOT / part / "src/config.rs").read_text()
             keys = set(re.findall(r'"(\w+)"', re.search(r"const KEYS:[^;]*;[^;]*;", source)[0]))

@@ -10,6 +10,7 @@ pub mod bearer;
 pub mod chaos;
 mod client;
 mod cluster;
+pub mod collector;
 pub mod etcd;
 pub mod laws;
 pub mod linear;
@@ -22,7 +23,7 @@ mod tally;
 
 pub use client::{Client, exact_job};
 pub use cluster::{Cluster, MODEL, Place, Places};
-pub use measure::{Times, resident_memory};
+pub use measure::{Times, resident_memory, scrape};
 pub use mock_worker::{MockOptions, MockWorker, Seen, run_mock_worker};
 pub use process::{
     Launch, Process, conclave_binary, free_port, model_path, peak_memory_of_children,

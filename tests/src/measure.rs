@@ -1,6 +1,11 @@
-//! What programs that measure share: percentiles, and the memory of a process.
+//! What programs that measure share: percentiles, the memory of a process, its metrics.
 
-use std::time::Duration;
+use std::{io, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 /// Durations, to be summed up.
 #[derive(Debug, Default, Clone)]
@@ -51,6 +56,18 @@ pub fn resident_memory(pid: u32) -> u64 {
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
     let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or_default() * 1024
+}
+
+/// What a program shows of its metrics.
+///
+/// # Errors
+/// It is gone, or serves none.
+pub async fn scrape(address: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
 }
 
 #[cfg(test)]

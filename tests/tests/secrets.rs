@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_tests::{Launch, MODEL, Process, conclave_binary, free_port, model_path};
+use conclave_tests::{
+    Launch, MODEL, Process, collector::Collector, conclave_binary, free_port, model_path,
+};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, process::Command};
@@ -16,13 +18,14 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, process::Command};
 /// No command takes longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What nobody may read in a log.
-const SECRETS: [&str; 6] = [
+const SECRETS: [&str; 7] = [
     "operator-secret-6f1d",
     "submitter-secret-0b2c",
     "worker-secret-93ae",
     "peer-secret-41fd",
     "guessed-secret-77aa",
     "other-secret-2201",
+    "collector-secret-c01d",
 ];
 const OPERATOR: &str = SECRETS[0];
 const SUBMITTER: &str = SECRETS[1];
@@ -30,11 +33,15 @@ const WORKER: &str = SECRETS[2];
 const PEER: &str = SECRETS[3];
 const GUESSED: &str = SECRETS[4];
 const NEW: &str = SECRETS[5];
+const COLLECTOR: &str = SECRETS[6];
+/// What was asked: that is nobody's to read in a log, either.
+const QUESTIONS: [&str; 2] = ["Is 221 a prime number?", "Is 223 a prime number?"];
 
 /// A cluster's files and processes.
 struct Site {
     folder: TempDir,
     ports: [u16; 3],
+    collector: Collector,
     coordinators: Vec<Option<Process>>,
     worker: Option<Process>,
 }
@@ -57,10 +64,11 @@ impl Site {
     }
 
     /// Certificates, tokens and settings.
-    fn new() -> Self {
+    async fn new() -> Self {
         let site = Self {
             folder: tempfile::tempdir().unwrap(),
             ports: [free_port(), free_port(), free_port()],
+            collector: Collector::start().await,
             coordinators: Vec::new(),
             worker: None,
         };
@@ -77,6 +85,8 @@ impl Site {
         }
         site.tokens(OPERATOR);
         fs::write(site.path("worker-token"), WORKER).unwrap();
+        let headers = format!("authorization: Bearer {COLLECTOR}\n");
+        fs::write(site.path("headers"), headers).unwrap();
         site
     }
 
@@ -96,10 +106,13 @@ impl Site {
 
     fn tls(&self, name: &str) -> String {
         format!(
-            "[tls]\ncert_file = {:?}\nkey_file = {:?}\nca_file = {:?}\n",
+            "[tls]\ncert_file = {:?}\nkey_file = {:?}\nca_file = {:?}\n\
+             [traces]\nendpoint = {:?}\nheaders_file = {:?}\n",
             self.path(&format!("{name}.crt")),
             self.path(&format!("{name}.key")),
             self.path("ca.crt"),
+            self.collector.endpoint,
+            self.path("headers"),
         )
     }
 
@@ -240,11 +253,32 @@ fn refused(output: &Output, words: &str) {
     );
 }
 
+fn assert_tells_no_secret(site: &Site) {
+    let keys = ["node.key", "worker.key"].map(|name| fs::read_to_string(site.path(name)).unwrap());
+    let lines = keys.iter().flat_map(|key| key.lines());
+    let lines: Vec<&str> = lines.filter(|line| !line.starts_with("-----")).collect();
+    let logs = site.logs();
+    assert!(logs.len() >= 5);
+    for (name, log) in &logs {
+        assert!(log.len() > 1_000, "{name} is all but empty");
+        // The commands were given the questions, and show them.
+        let asked: &[&str] = if name == "commands.log" {
+            &[]
+        } else {
+            &QUESTIONS
+        };
+        for secret in SECRETS.iter().chain(&lines).chain(asked) {
+            let found = log.lines().find(|line| line.contains(secret));
+            assert!(found.is_none(), "{name} tells a secret: {found:?}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_answered_over_mutual_tls_past_a_leaders_death_and_no_log_tells_a_secret() {
-    let mut site = Site::new();
+    let mut site = Site::new().await;
     site.start().await;
-    site.answered("Is 221 a prime number?").await;
+    site.answered(QUESTIONS[0]).await;
 
     let first = site.endpoint(0);
     let wrong = site
@@ -273,7 +307,7 @@ async fn a_job_is_answered_over_mutual_tls_past_a_leaders_death_and_no_log_tells
     }
     let leader = site.leader().await;
     site.coordinators[leader].take().unwrap().kill().await;
-    site.answered("Is 223 a prime number?").await;
+    site.answered(QUESTIONS[1]).await;
 
     for process in site
         .coordinators
@@ -283,18 +317,14 @@ async fn a_job_is_answered_over_mutual_tls_past_a_leaders_death_and_no_log_tells
     {
         process.terminate(PATIENCE).await;
     }
-    let keys = ["node.key", "worker.key"].map(|name| fs::read_to_string(site.path(name)).unwrap());
-    let lines = keys.iter().flat_map(|key| key.lines());
-    let lines: Vec<&str> = lines.filter(|line| !line.starts_with("-----")).collect();
+    assert_tells_no_secret(&site);
     let logs = site.logs();
-    assert!(logs.len() >= 5);
-    for (name, log) in &logs {
-        assert!(log.len() > 1_000, "{name} is all but empty");
-        for secret in SECRETS.iter().chain(&lines) {
-            let found = log.lines().find(|line| line.contains(secret));
-            assert!(found.is_none(), "{name} tells a secret: {found:?}");
-        }
-    }
+    let shown = format!("Bearer {COLLECTOR}");
+    assert_eq!(
+        site.collector.tokens(),
+        [shown],
+        "spans came, with the token"
+    );
     let told = |reason: &str| {
         let reason = format!("reason=\"{reason}\"");
         logs.iter().any(|(_, log)| log.contains(&reason))

@@ -148,9 +148,10 @@ fn files_and_functions_stay_small() {
 }
 
 /// Crate folder -> what of ours it may depend on (tests and benches aside).
-const MAY_IMPORT: [(&str, &[&str]); 8] = [
+const MAY_IMPORT: [(&str, &[&str]); 9] = [
     ("proto", &[]),
     ("credentials", &[]),
+    ("traces", &["conclave-credentials", "conclave-proto"]),
     ("kernels", &[]),
     ("worker/core", &[]),
     (
@@ -159,6 +160,7 @@ const MAY_IMPORT: [(&str, &[&str]); 8] = [
             "conclave-credentials",
             "conclave-kernels",
             "conclave-proto",
+            "conclave-traces",
             "conclave-worker-core",
         ],
     ),
@@ -169,6 +171,7 @@ const MAY_IMPORT: [(&str, &[&str]); 8] = [
             "conclave-coordinator-core",
             "conclave-credentials",
             "conclave-proto",
+            "conclave-traces",
         ],
     ),
     (
@@ -177,6 +180,7 @@ const MAY_IMPORT: [(&str, &[&str]); 8] = [
             "conclave-coordinator",
             "conclave-credentials",
             "conclave-proto",
+            "conclave-traces",
             "conclave-worker",
         ],
     ),

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use conclave_traces::SettingsError;
 use serde::Deserialize;
 
 /// Every key of the file, in the order of the documentation.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
     "worker_id",
     "data_dir",
     "coordinators",
@@ -28,6 +29,7 @@ const KEYS: [&str; 20] = [
     "silence_ms",
     "healthy_step_ms",
     "tls",
+    "traces",
 ];
 
 /// Keys of a `[[models]]` table.
@@ -128,7 +130,7 @@ pub enum IsaKind {
 }
 
 /// The settings of a worker. Fill the fields, or read a file with [`Config::from_toml`].
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Config {
     /// Stable name of the worker. Empty: minted once and kept in `data_dir`.
@@ -173,6 +175,8 @@ pub struct Config {
     pub healthy_step_ms: u64,
     /// TLS towards the coordinators; without it everything is sent as it is.
     pub tls: Option<TlsConfig>,
+    /// Where traces of attempts go; without it nothing is exported.
+    pub traces: Option<conclave_traces::Settings>,
 }
 
 impl Default for Config {
@@ -198,6 +202,7 @@ impl Default for Config {
             silence_ms: 3_000,
             healthy_step_ms: 60_000,
             tls: None,
+            traces: None,
         }
     }
 }
@@ -220,10 +225,17 @@ impl Config {
                 .keys()
                 .try_for_each(|key| known(key, "models.", &MODEL_KEYS))?;
         }
-        let tls = table.get("tls").and_then(toml::Value::as_table);
-        tls.into_iter()
-            .flat_map(toml::Table::keys)
-            .try_for_each(|key| known(key, "tls.", &TLS_KEYS))?;
+        let tables: [(&str, &str, &'static [&'static str]); 2] = [
+            ("tls", "tls.", &TLS_KEYS),
+            ("traces", "traces.", &conclave_traces::KEYS),
+        ];
+        for (name, prefix, keys) in tables {
+            let given = table.get(name).and_then(toml::Value::as_table);
+            given
+                .into_iter()
+                .flat_map(toml::Table::keys)
+                .try_for_each(|key| known(key, prefix, keys))?;
+        }
         // From the text again, not from the table, so that errors name the line.
         let config: Self = toml::from_str(text)?;
         config.check()?;
@@ -291,6 +303,11 @@ impl Config {
         }
         if !self.token.is_empty() && self.token_file.is_some() {
             return invalid("token_file", "set either `token` or `token_file`");
+        }
+        if let Some(traces) = &self.traces {
+            let refused =
+                |SettingsError { key, why: problem }| ConfigError::Invalid { key, problem };
+            traces.check().map_err(refused)?;
         }
         self.check_tls()
     }
@@ -410,7 +427,11 @@ mod tests {
     fn every_field_is_a_known_key() {
         // Serde names a missing field only when asked for it: an unknown type in each must be refused.
         for key in KEYS {
-            let wrong = if key == "tls" { "3" } else { "{}" };
+            let wrong = if ["tls", "traces"].contains(&key) {
+                "3"
+            } else {
+                "{}"
+            };
             let text = format!("{key} = {wrong}\n");
             assert!(
                 matches!(Config::from_toml(&text), Err(ConfigError::Parse(_))),
@@ -426,6 +447,7 @@ mod tests {
             ("kv_memory_mib = 0", "kv_memory_mib"),
             ("token = \"a\"\ntoken_file = \"b\"", "token_file"),
             ("tls = {}", "tls.ca_file"),
+            ("traces = {}", "traces.endpoint"),
             ("tls = {ca_file = \"a\", key_file = \"b\"}", "tls.cert_file"),
         ] {
             let error = Config::from_toml(&format!("{line}\n{MINIMAL}")).unwrap_err();

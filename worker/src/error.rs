@@ -42,6 +42,9 @@ pub enum StartError {
     /// A name in `[tls]`.
     #[error("tls.server_name: {0}")]
     Name(#[from] BadName),
+    /// Where traces go.
+    #[error(transparent)]
+    Traces(#[from] conclave_traces::StartError),
     /// Another process listens there.
     #[error(
         "http_listen {address} is in use: end the other process or choose another port (0 takes a free one)"

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use conclave_traces::{Exporter, Traces};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -44,6 +45,7 @@ pub struct Worker {
     tasks: JoinSet<()>,
     /// Closes the HTTP server.
     stop: DropGuard,
+    exporter: Option<Exporter>,
 }
 
 impl Worker {
@@ -97,13 +99,16 @@ impl Worker {
         let _asked = self.control.try_send(Control::Drain { within: deadline });
         let left = tokio::time::timeout(deadline + CLOSE_WITHIN, self.ended.cancelled()).await;
         if left.is_err() {
-            tracing::warn!(self.worker_id, "the session did not end in time");
+            tracing::warn!(worker = self.worker_id, "the session did not end in time");
         }
         drop(self.stop);
         drop(self.control);
         let close = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(CLOSE_WITHIN, close).await.is_err() {
-            tracing::warn!(self.worker_id, "the worker did not close in time");
+            tracing::warn!(worker = self.worker_id, "the worker did not close in time");
+        }
+        if let Some(exporter) = self.exporter {
+            exporter.close(CLOSE_WITHIN).await;
         }
     }
 
@@ -164,6 +169,7 @@ impl Opened {
         no_name_twice(&backends)?;
         let token = secrets::token(&config)?;
         let worker_id = worker_id(&config)?;
+        let (traces, exporter) = traces(&config, &worker_id)?;
         let capacity = capacity(&config);
         let engine = engine_thread::spawn(backends.clone(), capacity, &worker_id)
             .map_err(StartError::Thread)?;
@@ -188,6 +194,7 @@ impl Opened {
             coordinators: config.coordinators,
             max_sequences: config.max_sequences,
             capacity,
+            traces,
             status,
             control: controls,
         });
@@ -198,7 +205,7 @@ impl Opened {
             let _end = end;
             session.run().await;
         });
-        tracing::info!(worker_id, %http_addr, "worker started");
+        tracing::info!(worker = worker_id, %http_addr, "worker started");
         Ok(Worker {
             worker_id,
             http_addr,
@@ -206,8 +213,26 @@ impl Opened {
             ended,
             tasks,
             stop,
+            exporter,
         })
     }
+}
+
+/// Where this worker's spans go, if anywhere.
+fn traces(
+    config: &Config,
+    worker_id: &str,
+) -> Result<(Option<Traces>, Option<Exporter>), conclave_traces::StartError> {
+    let Some(settings) = &config.traces else {
+        return Ok((None, None));
+    };
+    let identity = conclave_traces::Identity {
+        service: "conclave-worker",
+        instance: worker_id.to_owned(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let (traces, exporter) = conclave_traces::begin(settings, identity)?;
+    Ok((Some(traces), Some(exporter)))
 }
 
 /// Attempts and kept results together.

@@ -323,7 +323,8 @@ fn begin_at_zero(worker: &str) {
     }
 }
 
-fn role_label(role: Role) -> &'static str {
+/// A role as labels and spans have it.
+pub(crate) fn role_label(role: Role) -> &'static str {
     match role {
         Role::Unspecified => "unspecified",
         Role::Proposer => "proposer",

@@ -134,7 +134,8 @@ fn start_error(error: StartError) -> CliError {
         | StartError::Tokens(_)
         | StartError::Jwks(_)
         | StartError::Tls(_)
-        | StartError::Name(_) => CliError::usage(error.to_string()),
+        | StartError::Name(_)
+        | StartError::Traces(_) => CliError::usage(error.to_string()),
         other => CliError::Start(other.to_string()),
     }
 }

@@ -32,6 +32,9 @@ pub struct UpArgs {
     /// First port: gRPC from here, coordinators' HTTP from +10, workers' HTTP from +20
     #[arg(long, value_name = "PORT", default_value_t = 7400, value_parser = clap::value_parser!(u16).range(1024..=65500))]
     pub port_base: u16,
+    /// Send traces of jobs to a collector (OTLP over gRPC), e.g. http://127.0.0.1:4317
+    #[arg(long, value_name = "URL")]
+    pub traces: Option<String>,
     /// How long a drain may take after Ctrl-C or SIGTERM
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
     pub drain: Duration,
@@ -47,6 +50,7 @@ machine. Ctrl-C or SIGTERM drains it; a second signal ends it at once.
 Examples:
   conclave up
   conclave up --data-dir ./cluster --workers 1
+  conclave up --traces http://127.0.0.1:4317 --log info --log-format json
   conclave up --port-base 7500         then: conclave jobs --endpoint 127.0.0.1:7500";
 
 /// Serves until a signal.
@@ -61,6 +65,7 @@ pub async fn run(global: &Global, args: UpArgs) -> Result<(), CliError> {
         model: model.path,
         model_name: model.name,
         activation: args.model.activation(),
+        traces: args.traces.clone(),
     };
     let (cluster, _) = unless_interrupted(LocalCluster::start(&plan, global, &metrics)).await?;
     if args.json {

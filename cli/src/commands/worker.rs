@@ -154,6 +154,7 @@ pub fn is_request_wrong(error: &StartError) -> bool {
             | StartError::TokenFile(_)
             | StartError::Tls(_)
             | StartError::Name(_)
+            | StartError::Traces(_)
             | StartError::ModelMissing { .. }
             | StartError::Model { .. }
             | StartError::ModelTwice { .. }

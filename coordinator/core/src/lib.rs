@@ -32,6 +32,7 @@ pub mod state;
 pub mod tenants;
 #[cfg(test)]
 mod testkit;
+pub mod timeline;
 pub mod view;
 pub mod waiters;
 pub mod waiting;

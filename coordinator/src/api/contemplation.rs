@@ -13,10 +13,11 @@ use futures::Stream;
 use prost::Message as _;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use super::{Api, REPLY, audit, convert, timed};
+use super::{Api, REPLY, audit, convert, passed_on, timed};
 use crate::{
     auth::{Principal, Role},
     node::task::unix_ms,
+    traces::submission::Submission,
 };
 
 /// Roles that may use jobs.
@@ -292,9 +293,16 @@ impl Contemplation for ContemplationService {
                 .await
         };
         let here = |metadata, message| api.submit(metadata, message);
+        let traces = api.traces.as_ref();
+        let traces = traces.filter(|_| !passed_on(request.metadata()));
+        let span = traces.and_then(|traces| Submission::begin(traces, request.metadata()));
         // Some kilobytes, which would be moved with every future around it.
         let call = Box::pin(api.on_leader(request, true, here, there));
-        timed("SubmitJob", call).await
+        let answer = timed("SubmitJob", call).await;
+        if let Some(span) = span {
+            span.answered(&answer);
+        }
+        answer
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {

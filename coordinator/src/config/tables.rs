@@ -26,7 +26,11 @@ const JWT_KEYS: [&str; 5] = [
 ];
 
 /// Every table with its keys.
-pub(super) const TABLES: [(&str, &[&str]); 2] = [("jwt", &JWT_KEYS), ("tls", &TLS_KEYS)];
+pub(super) const TABLES: [(&str, &[&str]); 3] = [
+    ("jwt", &JWT_KEYS),
+    ("tls", &TLS_KEYS),
+    ("traces", &conclave_traces::KEYS),
+];
 
 /// TLS on the gRPC port and between coordinators. The files are PEM, and read again when they change.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -197,6 +201,22 @@ mod tests {
             Config::parse(&whole).unwrap().jwt.unwrap().role_claim,
             "role"
         );
+    }
+
+    #[test]
+    fn traces_need_an_endpoint_and_their_keys_are_known() {
+        let wrong = |text: &str| {
+            let text = format!("open = true\n[traces]\n{text}");
+            Config::parse(&text).unwrap_err().to_string()
+        };
+        let error = wrong("sampling_ratio = 0.5");
+        assert!(error.contains("`traces.endpoint`"), "{error}");
+        let error = wrong("endpont = 'http://c:4317'");
+        assert!(error.contains("did you mean `endpoint`"), "{error}");
+        let text = "open = true\n[traces]\nendpoint = 'http://c:4317'";
+        let traces = Config::parse(text).unwrap().traces.unwrap();
+        assert!((traces.sampling_ratio - 1.0).abs() < f64::EPSILON);
+        assert_eq!(Config::parse("open = true").unwrap().traces, None, "off");
     }
 
     #[test]

@@ -64,7 +64,15 @@ impl Task {
 
     fn count_lost(&self, held: &[String]) {
         let lost = held.iter().filter(|id| self.state.worker(id).is_none());
-        metrics::leases_lost(lost.count());
+        let lost: Vec<&String> = lost.collect();
+        metrics::leases_lost(lost.len());
+        for worker in lost {
+            tracing::warn!(
+                worker,
+                "a worker's lease ran out: what it ran starts again elsewhere; look whether it runs and \
+                 reaches this node"
+            );
+        }
     }
 
     fn note_member(&self, body: Option<&Body>) {
@@ -176,6 +184,9 @@ impl Hands for Task {
         let applied = self.state.apply(index, term, &command);
         self.count_lost(&held);
         self.note_member(command.command.as_ref());
+        if self.leader.is_some() {
+            self.log_applied(command.command.as_ref(), &applied.reply);
+        }
         self.tell(context, applied);
         Ok(())
     }
@@ -233,6 +244,9 @@ impl Hands for Task {
             // Whoever leads now counts them.
             metrics::nothing_led(&self.label);
             self.no_tenants();
+            if let Some(traces) = &mut self.traces {
+                traces.end();
+            }
         }
         if leads {
             self.lead(new.term);

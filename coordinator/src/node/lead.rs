@@ -4,10 +4,8 @@
 use std::time::{Duration, Instant};
 
 use conclave_coordinator_core::{
-    contemplate,
     lead::{Act, Leader, Moment, PROPOSAL_MS, Settings},
     quota::Quotas,
-    view,
 };
 use conclave_proto::v1::{
     CreateCluster, Decide, SetLogVersion, SetMemberAddress, command::Command as Body,
@@ -89,6 +87,9 @@ impl Task {
         };
         if let Some(outstanding) = leader.begin_serving(&moment) {
             tracing::info!(term = leader.term(), outstanding, "leading");
+            if let Some(traces) = &mut self.traces {
+                traces.begin(&self.state);
+            }
             if !self.state.cluster_id().is_empty() {
                 // A cluster that was begun anew knows no addresses yet.
                 self.note_members();
@@ -162,10 +163,8 @@ impl Task {
                 decide,
                 bytes,
             } => self.store_context(job_id, *decide, bytes),
-            Act::AttemptBegins { key } => {
-                self.feeds.of(&key.job_id).begin(key.agent, key.attempt);
-            }
-            Act::JobChanged { job_id } => self.feeds.changed(&job_id),
+            Act::AttemptBegins { key } => self.attempt_begins(&key),
+            Act::JobChanged { job_id } => self.job_changed(&job_id),
             Act::JobEnded { job_id } => self.job_ended(&job_id),
             Act::NoteMembers => self.note_members(),
             Act::AskClocks => self.ask_clocks(),
@@ -191,20 +190,6 @@ impl Task {
         }
     }
 
-    fn job_ended(&mut self, job_id: &str) {
-        self.feeds.ended(job_id);
-        let Some(job) = self.state.job(job_id) else {
-            return;
-        };
-        if contemplate::expand::would_expand(job) {
-            metrics::would_expand();
-        }
-        if let Ok(job) = view::job(job, &self.blobs.local, false) {
-            crate::api::convert::count_ended(&job);
-            self.count_tokens(&job);
-        }
-    }
-
     /// A round's shared context above the inline limit becomes a blob first.
     fn store_context(&self, job_id: String, mut decide: Decide, bytes: Vec<u8>) {
         let (blobs, handle) = (self.blobs.clone(), self.handle.clone());
@@ -218,7 +203,7 @@ impl Task {
                     Some(decide)
                 }
                 Err(status) => {
-                    tracing::warn!(job_id, %status, "a round's context was not stored");
+                    tracing::warn!(job = job_id, %status, "a round's context was not stored");
                     None
                 }
             };

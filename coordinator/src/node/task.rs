@@ -28,6 +28,7 @@ use crate::{
     dispatch::Sessions,
     feed::Feeds,
     metrics,
+    traces::JobTraces,
     transport::{Network, blobs::BlobNet, lanes::Lanes},
 };
 
@@ -75,6 +76,8 @@ pub struct Task {
     pub(super) leaving: bool,
     /// The node's id, as metrics name it.
     pub(super) label: metrics::Label,
+    /// `None`: nothing is traced.
+    pub(super) traces: Option<JobTraces>,
     /// Derived from the state's seed, which never changes once it is there.
     pub(super) public_key: Vec<u8>,
     /// Last, so that the folder's lock goes when all else is closed.
@@ -105,6 +108,8 @@ pub struct Parts {
     pub network: Network,
     /// The way to the loop itself.
     pub handle: Handle,
+    /// What it says of jobs, if anybody wants it.
+    pub traces: Option<JobTraces>,
     /// Where it says what it is.
     pub status: watch::Sender<NodeStatus>,
     /// Where it says that it moves.
@@ -169,6 +174,7 @@ impl Task {
             removed: None,
             leaving: false,
             label,
+            traces: parts.traces,
             public_key: Vec::new(),
         };
         task.begin_tenants();

@@ -1,14 +1,10 @@
 //! Where a coordinator's memory is: what its process holds, and what its own metrics account for.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::time::timeout;
 
-use crate::{Process, resident_memory};
+use crate::{Process, resident_memory, scrape};
 
 /// Longest that `/metrics` may take.
 const SCRAPE: Duration = Duration::from_secs(10);
@@ -85,14 +81,6 @@ pub fn growth(series: &[Memory], of: fn(&Memory) -> u64) -> f64 {
         (bytes[(bytes.len() - 1) / 2] + bytes[bytes.len() / 2]) as f64
     };
     middle(&series[series.len() - some..]) / middle(&series[..some])
-}
-
-async fn scrape(address: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    Ok(text)
 }
 
 /// The first sample of a family, whatever its labels.

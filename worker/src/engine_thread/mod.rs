@@ -9,7 +9,7 @@ mod slot;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use conclave_proto::v1::{AttemptError, Draft, TokenDelta};
 use conclave_worker_core::{Request, SeqId, Stats};
@@ -66,6 +66,17 @@ pub enum SeqEvent {
         /// What it hands in.
         outcome: Result<Box<Draft>, AttemptError>,
     },
+}
+
+/// What happened in one step, or between two.
+#[derive(Debug)]
+pub struct Step {
+    /// When the step began.
+    pub began: SystemTime,
+    /// When it had ended.
+    pub ended: SystemTime,
+    /// What happened, in its order.
+    pub events: Vec<SeqEvent>,
 }
 
 /// How the engine thread stands; written by it, read by anybody.
@@ -140,7 +151,7 @@ pub struct EngineHandle<P> {
     /// Bounded; sized so that a full queue means a fault, not load.
     pub commands: mpsc::Sender<Command<P>>,
     /// What each step did.
-    pub events: mpsc::Receiver<Vec<SeqEvent>>,
+    pub events: mpsc::Receiver<Step>,
     /// How the thread stands.
     pub status: Arc<EngineStatus>,
     /// Ends after [`Command::Stop`], or when both channels are dropped.
@@ -174,6 +185,7 @@ pub fn spawn<B: Backend>(
                 status: shared,
                 metrics,
                 batch: Vec::new(),
+                began: SystemTime::now(),
             };
             thread.run();
         })?;
@@ -198,10 +210,12 @@ impl Drop for Life {
 struct EngineThread<B: Backend> {
     slots: Vec<Slot<B>>,
     commands: mpsc::Receiver<Command<B::Plan>>,
-    events: mpsc::Sender<Vec<SeqEvent>>,
+    events: mpsc::Sender<Step>,
     status: Arc<EngineStatus>,
     metrics: EngineMetrics,
     batch: Vec<SeqEvent>,
+    /// When the step that `batch` tells of began.
+    began: SystemTime,
 }
 
 impl<B: Backend> EngineThread<B> {
@@ -216,6 +230,7 @@ impl<B: Backend> EngineThread<B> {
         self.publish();
         while self.take_commands() && self.flush() {
             self.publish();
+            self.began = SystemTime::now();
             for slot in &mut self.slots {
                 if slot.has_work() {
                     slot.step(&mut self.batch, &self.metrics);
@@ -289,11 +304,15 @@ impl<B: Backend> EngineThread<B> {
 
     /// Hands over what happened. False: nobody is interested any more.
     fn flush(&mut self) -> bool {
-        self.batch.is_empty()
-            || self
-                .events
-                .blocking_send(std::mem::take(&mut self.batch))
-                .is_ok()
+        if self.batch.is_empty() {
+            return true;
+        }
+        let step = Step {
+            began: self.began,
+            ended: SystemTime::now(),
+            events: std::mem::take(&mut self.batch),
+        };
+        self.events.blocking_send(step).is_ok()
     }
 
     fn publish(&self) {

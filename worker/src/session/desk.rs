@@ -69,6 +69,7 @@ struct Live {
     seq: SeqId,
     stage: Stage,
     role: Role,
+    tenant: String,
     log: DeltaLog,
     /// Then it is cancelled.
     until: Option<Instant>,
@@ -91,6 +92,12 @@ impl Live {
 /// An attempt that ended, for those who count.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
+    /// Its sequence.
+    pub seq: SeqId,
+    /// Its name.
+    pub attempt: Attempt,
+    /// Whose job it is of.
+    pub tenant: String,
     /// The agent's role.
     pub role: Role,
     /// What it came to.
@@ -211,7 +218,10 @@ impl Desk {
         };
         if start.incarnation != self.incarnation {
             tracing::info!(
-                ?key,
+                job = key.job_id,
+                agent = key.agent,
+                attempt = key.attempt,
+                tenant = start.tenant,
                 placed_on = start.incarnation,
                 "a start for another incarnation"
             );
@@ -260,6 +270,7 @@ impl Desk {
                 .spec
                 .as_ref()
                 .map_or(Role::Unspecified, |spec| spec.role()),
+            tenant: start.tenant.clone(),
             log: DeltaLog::default(),
             // A deadline beyond what the clock can say is none.
             until: until.and_then(|within| now.checked_add(within)),
@@ -390,6 +401,9 @@ impl Desk {
         let attempt = self.by_seq.remove(&seq)?;
         let live = self.live.remove(&attempt)?;
         let ended = Ended {
+            seq,
+            attempt: attempt.clone(),
+            tenant: live.tenant,
             role: live.role,
             outcome: outcome.clone(),
         };

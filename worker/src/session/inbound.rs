@@ -148,6 +148,7 @@ impl<B: Backend> Session<B> {
              forgotten; the new one starts them again"
         );
         self.parts.incarnation = Uuid::now_v7().to_string();
+        self.journal.begin_anew();
         for action in self.desk.begin_anew(&self.parts.incarnation) {
             self.act(action);
         }
@@ -160,6 +161,7 @@ impl<B: Backend> Session<B> {
         match action {
             Action::Plan { seq, model, start } => {
                 let backend = Arc::clone(&self.parts.backends[model]);
+                self.journal.begins(seq, &start, &backend.model().name);
                 let fault = move || {
                     Worked::Planned(seq, model, Err(transient("planning the agent panicked")))
                 };
@@ -168,7 +170,7 @@ impl<B: Backend> Session<B> {
                     let (_, ended) = self
                         .desk
                         .planned(seq, Some(transient("the worker is busy")));
-                    self.count(ended);
+                    self.tell(ended);
                 }
             }
             Action::Prepare { model, prepare } => {
@@ -193,10 +195,11 @@ impl<B: Backend> Session<B> {
             Worked::Prepared(prepared) => self.desk.prepared(prepared),
             Worked::Planned(seq, _, Err(error)) => {
                 let (_, ended) = self.desk.planned(seq, Some(error));
-                self.count(ended);
+                self.tell(ended);
             }
             Worked::Planned(seq, model, Ok((request, plan))) => {
                 let (verdict, _) = self.desk.planned(seq, None);
+                self.journal.planned(seq);
                 if verdict == Planned::Drop {
                     return;
                 }
@@ -223,7 +226,7 @@ impl<B: Backend> Session<B> {
             if !cancel {
                 let outcome = Err(transient("the engine takes no commands"));
                 let ended = self.desk.engine(SeqEvent::Ended { seq, outcome });
-                self.count(ended);
+                self.tell(ended);
             }
         }
     }

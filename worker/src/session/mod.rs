@@ -7,6 +7,7 @@
 pub mod blocking;
 pub mod desk;
 mod inbound;
+mod journal;
 pub mod link;
 pub mod members;
 mod outbound;
@@ -19,16 +20,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use conclave_proto::v1::{AttemptError, CoordinatorMessage, Prepared};
+use conclave_traces::Traces;
 use conclave_worker_core::fence::Fence;
 use conclave_worker_core::{Request, SeqId};
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::backend::{Backend, drained, transient};
-use crate::engine_thread::{Command, EngineHandle, SeqEvent};
+use crate::engine_thread::{Command, EngineHandle, Step};
 use crate::metrics::SessionMetrics;
 use blocking::Blocking;
 use desk::{Desk, Ended};
+use journal::Journal;
 use link::{Dialer, Link, LinkError};
 use members::Members;
 
@@ -93,6 +96,8 @@ pub struct SessionParts<B: Backend> {
     pub max_sequences: u32,
     /// Attempts and kept results together.
     pub capacity: usize,
+    /// Where spans go; `None`: nothing is traced.
+    pub traces: Option<Traces>,
     /// What others see.
     pub status: Arc<SessionStatus>,
     /// What the host asks.
@@ -121,7 +126,7 @@ enum Input<P> {
     Room,
     Dialed(Result<Link, LinkError>),
     Inbound(Result<Option<CoordinatorMessage>, Status>),
-    Engine(Option<Vec<SeqEvent>>),
+    Engine(Option<Step>),
     Worked(Worked<P>, Duration),
     Control(Control),
 }
@@ -137,6 +142,7 @@ struct Draining {
 pub struct Session<B: Backend> {
     parts: SessionParts<B>,
     metrics: SessionMetrics,
+    journal: Journal,
     desk: Desk,
     members: Members,
     blocking: Blocking<Worked<B::Plan>>,
@@ -151,7 +157,7 @@ pub struct Session<B: Backend> {
 
 impl<B: Backend> Session<B> {
     /// A session that has not dialed yet.
-    pub fn new(parts: SessionParts<B>) -> Self {
+    pub fn new(mut parts: SessionParts<B>) -> Self {
         let models: Vec<_> = parts
             .backends
             .iter()
@@ -174,6 +180,7 @@ impl<B: Backend> Session<B> {
             progress_at: now,
             draining: None,
             engine_gone: false,
+            journal: Journal::new(&parts.worker_id, parts.traces.take()),
             metrics,
             parts,
         }
@@ -283,10 +290,11 @@ impl<B: Backend> Session<B> {
                 tracing::info!(code = ?status.code(), message = status.message(), "the session broke");
                 self.lose("broken");
             }
-            Input::Engine(Some(events)) => {
-                for event in events {
+            Input::Engine(Some(step)) => {
+                self.journal.stepped(&step);
+                for event in step.events {
                     let ended = self.desk.engine(event);
-                    self.count(ended);
+                    self.tell(ended);
                 }
             }
             Input::Engine(None) => self.lose_engine(),
@@ -320,7 +328,7 @@ impl<B: Backend> Session<B> {
             .is_some_and(|draining| now >= draining.cut)
         {
             for ended in self.desk.end_all(&drained()) {
-                self.count(Some(ended));
+                self.tell(Some(ended));
             }
         }
     }
@@ -352,7 +360,7 @@ impl<B: Backend> Session<B> {
     fn lose_engine(&mut self) {
         self.engine_gone = true;
         for ended in self.desk.end_all(&transient("the worker's engine is gone")) {
-            self.count(Some(ended));
+            self.tell(Some(ended));
         }
         self.drain(LEAVE_WITHOUT_ENGINE);
     }
@@ -377,28 +385,9 @@ impl<B: Backend> Session<B> {
         told || now >= draining.leave
     }
 
-    fn count(&self, ended: Option<Ended>) {
-        use conclave_proto::v1::{ErrorKind, StopReason};
-        let Some(Ended { role, outcome }) = ended else {
-            return;
-        };
-        match outcome {
-            Ok(draft) => {
-                let cut = matches!(
-                    draft.stop(),
-                    StopReason::Cancelled | StopReason::LowConfidence
-                );
-                let outcome = if cut { "cut" } else { "done" };
-                self.metrics.ended(role, outcome, draft.usage.as_ref());
-            }
-            Err(error) => {
-                let outcome = match error.kind() {
-                    ErrorKind::Permanent => "permanent",
-                    ErrorKind::Drained => "drained",
-                    ErrorKind::Transient | ErrorKind::Unspecified => "transient",
-                };
-                self.metrics.ended(role, outcome, None);
-            }
+    fn tell(&mut self, ended: Option<Ended>) {
+        if let Some(ended) = ended {
+            self.journal.ended(&self.metrics, &ended);
         }
     }
 }

@@ -6,6 +6,14 @@
 {{- if and .Values.auth.jwt.configMap (not .Values.auth.jwt.issuer) -}}
 {{- fail "auth.jwt.issuer is needed" -}}
 {{- end -}}
+{{- with .Values.traces -}}
+{{- if and (hasPrefix "https://" .endpoint) (not .caConfigMap) -}}
+{{- fail "traces.caConfigMap is needed: the endpoint is https://" -}}
+{{- end -}}
+{{- if and .caConfigMap (not (hasPrefix "https://" .endpoint)) -}}
+{{- fail "traces.caConfigMap goes with an endpoint of https://" -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.tls -}}
 {{- if and .enabled .certManager.enabled .existingSecret -}}
 {{- fail "tls: existingSecret or certManager.enabled, not both" -}}

@@ -93,6 +93,48 @@ ca_file = "/run/conclave/tls/ca.crt"
 server_name = {{ include "conclave.serverName" . | quote }}
 {{- end -}}
 
+{{/* The table that says where traces go. */}}
+{{- define "conclave.tracesTable" -}}
+[traces]
+endpoint = {{ .Values.traces.endpoint | toJson }}
+sampling_ratio = {{ .Values.traces.samplingRatio }}
+{{- if .Values.traces.headersSecret }}
+headers_file = "/run/conclave/traces/headers"
+{{- end }}
+{{- if .Values.traces.caConfigMap }}
+ca_file = "/run/conclave/traces-ca/ca.crt"
+server_name = {{ .Values.traces.serverName | toJson }}
+{{- end }}
+{{- end -}}
+
+{{/* What sending traces needs of files. */}}
+{{- define "conclave.tracesMounts" -}}
+{{- if .Values.traces.headersSecret }}
+- { name: traces-headers, mountPath: /run/conclave/traces, readOnly: true }
+{{- end }}
+{{- if .Values.traces.caConfigMap }}
+- { name: traces-ca, mountPath: /run/conclave/traces-ca, readOnly: true }
+{{- end }}
+{{- end -}}
+
+{{- define "conclave.tracesVolumes" -}}
+{{- with .Values.traces.headersSecret }}
+- name: traces-headers
+  secret:
+    secretName: {{ . }}
+    items:
+      - { key: headers, path: headers }
+    defaultMode: 0440
+{{- end }}
+{{- with .Values.traces.caConfigMap }}
+- name: traces-ca
+  configMap:
+    name: {{ . }}
+    items:
+      - { key: ca.crt, path: ca.crt }
+{{- end }}
+{{- end -}}
+
 {{/* What the command line needs to know. */}}
 {{- define "conclave.tlsEnv" -}}
 - { name: CONCLAVE_CA, value: /run/conclave/tls/ca.crt }
