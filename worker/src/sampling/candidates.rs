@@ -44,6 +44,16 @@ impl Maxima {
         self.coarse.iter().fold(f32::NEG_INFINITY, larger)
     }
 
+    /// The first place of the row's largest logit, as [`Maxima::read`] has given it.
+    pub fn place_of(&self, max: f32, row: &[f32]) -> Option<usize> {
+        let blocks = self.parts.as_chunks::<LANES>().0.iter();
+        let holds =
+            |parts: &[f32; LANES]| parts.iter().fold(false, |any, &part| any | (part == max));
+        let block = BLOCK * blocks.into_iter().position(holds)?;
+        let rest = row.get(block..)?;
+        Some(block + rest.iter().position(|&logit| logit == max)?)
+    }
+
     /// A logit that at least `k` of the row reach: the `k`th of the parts' maxima; minus infinity if there are
     /// fewer parts.
     fn bar(&mut self, k: usize) -> f32 {

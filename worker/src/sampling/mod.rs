@@ -168,7 +168,7 @@ pub fn sample(
         return Err(SampleError::NotFinite);
     }
     if sampling.temperature <= 0.0 {
-        let id = row.iter().position(|&logit| logit == max);
+        let id = draw.maxima.place_of(max, row);
         return id.map(|id| id as u32).ok_or(SampleError::NoCandidate);
     }
     let heat = Heat {
