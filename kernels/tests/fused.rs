@@ -151,6 +151,58 @@ proptest! {
     }
 
     #[test]
+    fn queries_keys_and_values_are_those_of_the_ops_one_by_one(
+        rows in 1usize..40,
+        kv_heads in 1usize..4,
+        group in 1usize..4,
+        dim in prop::sample::select(&[16usize, 24, 64][..]),
+        threads in 1usize..6,
+        seed in any::<u64>(),
+    ) {
+        let (k, scratch, width) = (64, &mut Scratch::new(), kv_heads * dim);
+        let table = RopeTable::new(dim, 10_000.0, 100, RopeStyle::Interleaved);
+        for kernels in backends(threads) {
+            let mut random = Random::new(seed);
+            let weights = [width * group, width, width]
+                .map(|n| pack(WeightType::Q4_1, n, k, &mut random, &kernels));
+            let (x, weight) = (random.floats(rows * k), random.floats(k));
+            let positions: Vec<u32> = (0..rows).map(|_| random.below(100) as u32).collect();
+            let slots: Vec<u32> = (0..rows).map(|row| (row * 37 % (8 * BLOCK)) as u32).collect();
+            let run = |at_once: bool, layer: &mut KvLayer, scratch: &mut Scratch| {
+                let mut out = [width * group, width, width].map(|n| vec![0.0; rows * n]);
+                let mut normed = vec![0.0; rows * k];
+                let norm = Norm { x: &x, weight: &weight, eps: 1e-5, out: &mut normed };
+                let [q, k, v] = &mut out;
+                if !at_once {
+                    let products = [(&weights[0], &mut *q), (&weights[1], &mut *k), (&weights[2], &mut *v)]
+                        .map(|(weights, out)| Product { weights, out });
+                    kernels.qmatmuls_normed(products, norm, rows, scratch);
+                    let tokens = Tokens { q, k, v, positions: &positions, slots: &slots };
+                    kernels.rope_and_write(layer, tokens, &table);
+                } else {
+                    let tokens = Tokens { q, k, v, positions: &positions, slots: &slots };
+                    kernels.project(weights.each_ref(), norm, tokens, layer, &table, scratch);
+                }
+                out
+            };
+            let mut layers = [0, 1].map(|_| KvLayer::new(8, kv_heads, dim, KvDtype::F16));
+            let [first, second] = &mut layers;
+            let (expected, actual) = (run(false, first, scratch), run(true, second, scratch));
+            assert_same_bits(&actual.concat(), &expected.concat(), "q, k, v");
+            for slot in slots {
+                for head in 0..kv_heads {
+                    let [one, other] = layers.each_ref().map(|layer| {
+                        let (mut key, mut value) = (vec![0.0; dim], vec![0.0; dim]);
+                        layer.read_slot(slot, head, &mut key, &mut value);
+                        [key, value].concat()
+                    });
+                    assert_same_bits(&one, &other, "cache");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn tokens_are_turned_and_stored_as_by_two_ops(
         rows in 1usize..50,
         kv_heads in 1usize..5,
@@ -167,7 +219,7 @@ proptest! {
             let mut random = Random::new(seed);
             let width = kv_heads * dim;
             let (mut q, mut k) = (random.floats(rows * width * group), random.floats(rows * width));
-            let v = random.floats(rows * width);
+            let mut v = random.floats(rows * width);
             let positions: Vec<u32> = (0..rows).map(|_| random.below(100) as u32).collect();
             let slots: Vec<u32> = (0..rows).map(|row| (row * 37 % (blocks * BLOCK)) as u32).collect();
             let mut layers = [0, 1].map(|_| KvLayer::new(blocks, kv_heads, dim, dtype));
@@ -178,7 +230,7 @@ proptest! {
             let tokens = Tokens {
                 q: &mut fused_q,
                 k: &mut fused_k,
-                v: &v,
+                v: &mut v,
                 positions: &positions,
                 slots: &slots,
             };

@@ -5,6 +5,7 @@ use super::elementwise::{ELEMENT_WORK, rope_row};
 use super::lanes::{Lanes, WIDTH};
 use super::{Kernels, SendPtr};
 use crate::attention::{BLOCK, KvDtype, KvLayer};
+use crate::isa::Isa;
 use crate::rope::RopeTable;
 use half::f16;
 
@@ -67,7 +68,7 @@ pub struct Tokens<'a> {
     /// Turned in place, then stored.
     pub k: &'a mut [f32],
     /// Stored.
-    pub v: &'a [f32],
+    pub v: &'a mut [f32],
     /// Position of each token.
     pub positions: &'a [u32],
     /// Slot id of each token.
@@ -99,6 +100,39 @@ impl Kernels {
     ///
     /// Panics as those do, and if `q` is not a multiple of `k`.
     pub fn rope_and_write(&self, layer: &mut KvLayer, tokens: Tokens<'_>, table: &RopeTable) {
+        let work = (tokens.q.len() + tokens.k.len() + tokens.v.len()) * ELEMENT_WORK;
+        let placing = Placing::new(layer, tokens, table);
+        let parts = placing.parts();
+        let tasks = self.split(parts, work);
+        self.pool.run(tasks, &|task| {
+            for part in parts * task / tasks..parts * (task + 1) / tasks {
+                // SAFETY: `Kernels::new` has checked the instruction set, and each part belongs to one task.
+                unsafe { placing.place(self.isa, part) };
+            }
+        });
+    }
+}
+
+/// Tokens on their way to the cache. A part is a head of all tokens, so that no two write the same slot whatever
+/// the ids are: first those of queries, then those of keys, then those of values.
+pub(super) struct Placing<'a> {
+    cache: Cache,
+    q: SendPtr<f32>,
+    k: SendPtr<f32>,
+    v: SendPtr<f32>,
+    heads: usize,
+    positions: &'a [u32],
+    slots: &'a [u32],
+    table: &'a RopeTable,
+}
+
+impl<'a> Placing<'a> {
+    /// Panics on tokens that do not fit the layer or the table.
+    pub(super) fn new(
+        layer: &mut KvLayer,
+        tokens: Tokens<'a>,
+        table: &'a RopeTable,
+    ) -> Placing<'a> {
         let Tokens {
             q,
             k,
@@ -106,46 +140,78 @@ impl Kernels {
             positions,
             slots,
         } = tokens;
-        let (width, dim, kv_heads) = (check(layer, k, v, slots), layer.dim(), layer.kv_heads());
-        let (rows, pairs) = (slots.len(), table.pairs());
-        assert_eq!(positions.len(), rows);
+        let (width, dim, pairs) = (check(layer, k, v, slots), layer.dim(), table.pairs());
+        assert_eq!(positions.len(), slots.len());
         assert!(2 * pairs <= dim, "{pairs} pairs in a head of {dim}");
         assert!(
-            k.is_empty() || q.len().is_multiple_of(k.len()),
+            q.len().is_multiple_of((slots.len() * width).max(1)),
             "{} by {}",
             q.len(),
             k.len()
         );
-        let group = q.len().checked_div(k.len()).unwrap_or(0);
-        let (q, k) = (SendPtr(q.as_mut_ptr()), SendPtr(k.as_mut_ptr()));
-        let cache = Cache::new(layer);
-        // A task has all tokens of a head, so that no two write the same slot whatever the ids are.
-        let parts = 2 * kv_heads;
-        let tasks = self.split(parts, rows * (group + 2) * width * ELEMENT_WORK);
-        self.pool.run(tasks, &|task| {
-            for part in parts * task / tasks..parts * (task + 1) / tasks {
-                let head = part / 2;
-                for (row, slot) in slots.iter().enumerate() {
-                    let (cos, sin) = table.at(positions[row]);
-                    let at = row * width + head * dim;
-                    let (keys, values) = cache.places(*slot, head);
-                    // SAFETY: the head and its group of query heads are within the rows, the slot is within the
-                    // layer, and only this task touches them.
-                    unsafe {
-                        if part % 2 == 0 {
-                            let k = std::slice::from_raw_parts_mut(k.get().add(at), dim);
-                            rope_row(self.isa, k, dim, cos, sin, table.style());
-                            write_head(self.isa, k.as_ptr(), dim, keys);
-                        } else {
-                            let q = q.get().add(group * at);
-                            let q = std::slice::from_raw_parts_mut(q, group * dim);
-                            rope_row(self.isa, q, dim, cos, sin, table.style());
-                            write_head(self.isa, v[at..].as_ptr(), dim, values);
-                        }
-                    }
+        Placing {
+            cache: Cache::new(layer),
+            heads: q.len() / (slots.len() * dim).max(1),
+            q: SendPtr(q.as_mut_ptr()),
+            k: SendPtr(k.as_mut_ptr()),
+            v: SendPtr(v.as_mut_ptr()),
+            positions,
+            slots,
+            table,
+        }
+    }
+
+    /// Where queries, keys and values lie, and how many numbers they are.
+    pub(super) fn numbers(&self) -> [(*mut f32, usize); 3] {
+        let head = self.slots.len() * self.cache.dim;
+        let (q, kv) = (head * self.heads, head * self.cache.kv_heads);
+        [(self.q, q), (self.k, kv), (self.v, kv)].map(|(first, len)| (first.get(), len))
+    }
+
+    /// How many parts there are.
+    pub(super) fn parts(&self) -> usize {
+        self.heads + 2 * self.cache.kv_heads
+    }
+
+    /// Which of queries, keys and values a part is of, and which head of them.
+    pub(super) fn part(&self, part: usize) -> (usize, usize) {
+        match part.checked_sub(self.heads) {
+            None => (0, part),
+            Some(stored) => (
+                1 + stored / self.cache.kv_heads,
+                stored % self.cache.kv_heads,
+            ),
+        }
+    }
+
+    /// Turns a head of all tokens if it is one of queries or keys, and stores it if it is one of keys or values.
+    ///
+    /// # Safety
+    /// The processor has `isa`; nobody else has the part.
+    pub(super) unsafe fn place(&self, isa: Isa, part: usize) {
+        let ((of, head), Cache { dim, kv_heads, .. }) = (self.part(part), self.cache);
+        for (row, (slot, position)) in self.slots.iter().zip(self.positions).enumerate() {
+            let (cos, sin) = self.table.at(*position);
+            // SAFETY: the head is within the rows, the slot within the layer, and only this caller touches them.
+            unsafe {
+                let (first, heads) = match of {
+                    0 => (self.q, self.heads),
+                    1 => (self.k, kv_heads),
+                    _ => (self.v, kv_heads),
+                };
+                let x = first.get().add((row * heads + head) * dim);
+                if of < 2 {
+                    let x = std::slice::from_raw_parts_mut(x, dim);
+                    rope_row(isa, x, dim, cos, sin, self.table.style());
+                }
+                let (keys, values) = self.cache.places(*slot, head % kv_heads);
+                match of {
+                    0 => (),
+                    1 => write_head(isa, x, dim, keys),
+                    _ => write_head(isa, x, dim, values),
                 }
             }
-        });
+        }
     }
 }
 

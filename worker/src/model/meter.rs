@@ -7,16 +7,15 @@ use std::time::{Duration, Instant};
 pub enum Part {
     /// Rows of the embedding.
     Embed,
-    /// Products with the layers' matrices but those of [`Part::Gated`]; norms and rounding of their inputs and the
-    /// sums of the residual stream included.
-    Products,
-    /// Gate and up of the feed-forward part: norm, rounding, products, activation.
+    /// Queries, keys and values: norm, rounding, products, rotation, and writing keys and values to the cache.
+    Project,
+    /// Products that are added to the residual stream: after attention and at the end of the feed-forward part.
+    Sums,
+    /// Gate and up of the feed-forward part: norm, rounding, products, activation, rounding of what it gives.
     Gated,
     /// The product that gives the logits, the norm before it included.
     Head,
-    /// Rotation of queries and keys, and writing keys and values to the cache.
-    Place,
-    /// Attention.
+    /// Attention, and rounding of what it gives.
     Attention,
     /// From logits to tokens: log-probabilities, confidence and the draw, over the whole vocabulary.
     Sampling,
@@ -26,9 +25,9 @@ impl Part {
     /// All of them, in the order of a step.
     pub const ALL: [Part; 7] = [
         Part::Embed,
-        Part::Products,
-        Part::Place,
+        Part::Project,
         Part::Attention,
+        Part::Sums,
         Part::Gated,
         Part::Head,
         Part::Sampling,
@@ -38,10 +37,10 @@ impl Part {
     pub fn name(self) -> &'static str {
         match self {
             Part::Embed => "embedding",
-            Part::Products => "products, norms before, sums after",
+            Part::Project => "q, k, v, their norm, rope, storing",
+            Part::Sums => "products added to the stream",
             Part::Gated => "gate, up, their norm, silu-mul",
             Part::Head => "head and its norm",
-            Part::Place => "rope, storing k and v",
             Part::Attention => "attention",
             Part::Sampling => "sampling",
         }

@@ -91,17 +91,25 @@ impl Ops {
         });
     }
 
-    /// Several products of the same `m` inputs, normed before.
-    pub fn linear<const P: usize>(&mut self, products: [Product<'_>; P], norm: Norm<'_>, m: usize) {
-        self.metered(Part::Products, |ops| {
+    /// Queries, keys and values of `m` inputs, normed before, with these matrices: the first two turned by their
+    /// positions, the last two stored in `layer`'s cache.
+    pub fn project(
+        &mut self,
+        layer: usize,
+        weights: [&PackedMatrix; 3],
+        norm: Norm<'_>,
+        tokens: Tokens<'_>,
+    ) {
+        self.metered(Part::Project, |ops| {
+            let (layer, scratch) = (ops.cache.layer_mut(layer), &mut ops.scratch);
             ops.kernels
-                .qmatmuls_normed(products, norm, m, &mut ops.scratch);
+                .project(weights, norm, tokens, layer, &ops.rope, scratch);
         });
     }
 
     /// `out += x w^T` where `x` is `m x w.k()` and `out` `m x w.n()`.
     pub fn add_linear(&mut self, w: &PackedMatrix, x: Inputs<'_>, m: usize, out: &mut [f32]) {
-        self.metered(Part::Products, |ops| {
+        self.metered(Part::Sums, |ops| {
             ops.kernels.qmatmul_add(w, x, m, out, &mut ops.scratch);
         });
     }
@@ -127,14 +135,6 @@ impl Ops {
         self.metered(Part::Head, |ops| {
             ops.kernels
                 .qmatmuls_normed([head], norm, m, &mut ops.scratch);
-        });
-    }
-
-    /// Turns queries and keys by their positions, and stores keys and values in `layer`'s cache.
-    pub fn place(&mut self, layer: usize, tokens: Tokens<'_>) {
-        self.metered(Part::Place, |ops| {
-            let layer = ops.cache.layer_mut(layer);
-            ops.kernels.rope_and_write(layer, tokens, &ops.rope);
         });
     }
 

@@ -3,8 +3,11 @@
 
 use super::inputs::{Inputs, rounding};
 use super::{Job, Product, SendPtr, TILE, inputs, run_tiles};
+use crate::attention::KvLayer;
 use crate::cpu::Kernels;
 use crate::cpu::elementwise::silu_mul_chunk;
+use crate::cpu::store::{Placing, Tokens};
+use crate::rope::RopeTable;
 use crate::scratch::Scratch;
 use crate::weights::PackedMatrix;
 
@@ -69,6 +72,57 @@ impl Kernels {
         let jobs = products.map(|p| Job::new(p, m, false));
         let x = self.norm_and_round(&jobs, norm, m, scratch);
         self.multiply(&jobs, x, m, &scratch.rows);
+    }
+
+    /// [`Kernels::qmatmuls_normed`] with the matrices of queries, keys and values, then
+    /// [`Kernels::rope_and_write`] of what they give.
+    ///
+    /// Panics as those do.
+    pub fn project(
+        &self,
+        weights: [&PackedMatrix; 3],
+        norm: Norm<'_>,
+        tokens: Tokens<'_>,
+        layer: &mut KvLayer,
+        table: &RopeTable,
+        scratch: &mut Scratch,
+    ) {
+        let (m, dim, threads) = (tokens.slots.len(), layer.dim(), self.pool.threads());
+        let [q, k, v] = weights;
+        let heads = weights.map(|w| w.n() / dim).iter().sum::<usize>();
+        // A task computes whole heads: they must be whole tiles, and enough for all threads.
+        if !dim.is_multiple_of(TILE) || heads < 2 * threads {
+            let products = [
+                (q, &mut *tokens.q),
+                (k, &mut *tokens.k),
+                (v, &mut *tokens.v),
+            ];
+            let products = products.map(|(weights, out)| Product { weights, out });
+            self.qmatmuls_normed(products, norm, m, scratch);
+            return self.rope_and_write(layer, tokens, table);
+        }
+        let placing = Placing::new(layer, tokens, table);
+        let [to_q, to_k, to_v] = placing.numbers();
+        let jobs = [(q, to_q), (k, to_k), (v, to_v)].map(|(w, out)| Job::at(w, out, m, false));
+        let x = self.norm_and_round(&jobs, norm, m, scratch);
+        let (rows, floats) = inputs(&scratch.rows, x, q.k());
+        let parts = placing.parts();
+        let tasks = match self.split_product(parts, heads * dim * q.k(), m) {
+            1 => 1,
+            _ => parts,
+        };
+        self.pool.run(tasks, &|task| {
+            for part in parts * task / tasks..parts * (task + 1) / tasks {
+                let (of, head) = placing.part(part);
+                let tiles = head * dim / TILE..(head + 1) * dim / TILE;
+                // SAFETY: each head belongs to one task, and so do its tiles; slices have the lengths that `Job::at`
+                // and `Placing::new` asked for; `Kernels::new` has checked the instruction set.
+                unsafe {
+                    run_tiles(self.isa, &jobs[of], tiles, rows, floats, m);
+                    placing.place(self.isa, part);
+                }
+            }
+        });
     }
 
     /// The gated half of a feed-forward part: [`Kernels::rms_norm`], the products `gate` and `up` of the `m`

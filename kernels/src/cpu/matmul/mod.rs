@@ -65,14 +65,21 @@ impl<'a> Job<'a> {
     /// A product of `m` rows, or, with `add`, one that is added to what `out` holds. Panics if that has another
     /// length.
     fn new(product: Product<'a>, m: usize, add: bool) -> Job<'a> {
-        let (w, n) = (product.weights, product.weights.n());
-        assert_eq!(product.out.len(), m * n, "outputs are {m} x {n}");
+        let Product { weights, out } = product;
+        Job::at(weights, (out.as_mut_ptr(), out.len()), m, add)
+    }
+
+    /// As [`Job::new`]; so many outputs begin at `out`.
+    fn at(w: &'a PackedMatrix, out: (*mut f32, usize), m: usize, add: bool) -> Job<'a> {
+        let ((first, len), n) = (out, w.n());
+        assert_eq!(len, m * n, "outputs are {m} x {n}");
+        let lanes = 0;
         Job {
             w,
             out: Out {
-                first: product.out.as_mut_ptr(),
+                first,
                 n,
-                lanes: 0,
+                lanes,
                 add,
             },
         }

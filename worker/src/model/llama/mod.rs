@@ -159,21 +159,14 @@ impl Llama {
         let q = sized(&mut acts.q, rows * layer.q.n());
         let k = sized(&mut acts.k, rows * layer.k.n());
         let v = sized(&mut acts.v, rows * layer.v.n());
-        let products = [
-            product(&layer.q, q),
-            product(&layer.k, k),
-            product(&layer.v, v),
-        ];
-        ops.linear(products, norm, rows);
-        let (positions, slots) = (&step.positions, &step.slots);
         let tokens = Tokens {
             q,
             k,
             v,
-            positions,
-            slots,
+            positions: &step.positions,
+            slots: &step.slots,
         };
-        ops.place(index, tokens);
+        ops.project(index, [&layer.q, &layer.k, &layer.v], norm, tokens);
     }
 
     /// The feed-forward part, added to the stream.
