@@ -173,12 +173,8 @@ pub async fn run(global: &Global, command: ClusterCommand) -> Result<(), CliErro
             if_leader,
             print,
         } => {
-            if if_leader && !membership::leads(&client.links()[0]).await? {
-                out::note(format!("{} does not lead.", client.links()[0].address()));
-                return Ok(());
-            }
-            if if_leader && membership::voters(&client).await? == 1 {
-                out::note("it is the only voter: there is nobody to hand over to.");
+            if if_leader && let Some(why) = membership::nothing_to_hand_over(&client).await? {
+                out::note(why);
                 return Ok(());
             }
             let members = transfer(&client, node_id, force).await?;

@@ -209,12 +209,6 @@ async fn members(client: &Client) -> Result<MembersResponse, CliError> {
     client.unary("Members", MembersRequest {}, call).await
 }
 
-/// How many members vote.
-pub async fn voters(client: &Client) -> Result<usize, CliError> {
-    let members = members(client).await?.members;
-    Ok(members.iter().filter(|member| !member.learner).count())
-}
-
 fn left(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now())
 }
@@ -292,8 +286,20 @@ pub async fn keep(global: &Global, args: KeepArgs) -> Result<(), CliError> {
     }
 }
 
+/// Why the node behind the first endpoint may stop without handing over leadership; `None`: it may not.
+pub async fn nothing_to_hand_over(client: &Client) -> Result<Option<String>, CliError> {
+    let link = &client.links()[0];
+    if !leads(link).await? {
+        return Ok(Some(format!("{} does not lead.", link.address())));
+    }
+    let members = members(client).await?.members;
+    let voters = members.iter().filter(|member| !member.learner).count();
+    let alone = "it is the only voter: there is nobody to hand over to.";
+    Ok((voters == 1).then(|| alone.to_owned()))
+}
+
 /// Whether the node behind `link` leads.
-pub async fn leads(link: &Link) -> Result<bool, CliError> {
+async fn leads(link: &Link) -> Result<bool, CliError> {
     let mut request = Request::new(StatusRequest {});
     request.set_timeout(ANSWER);
     let status = link.cluster().status(request).await;
