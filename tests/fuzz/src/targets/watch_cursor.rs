@@ -43,7 +43,10 @@ fn run(input: &[u8]) {
         positions.get(&1).is_some_and(later),
         "a watcher has read all there is"
     );
-    assert!(texts.read(&mut positions, usize::MAX).is_empty(), "and nothing twice");
+    assert!(
+        texts.read(&mut positions, usize::MAX).is_empty(),
+        "and nothing twice"
+    );
     let tokens = |update: &Update| matches!(update, Update::Tokens(t) if t.text.len() > 6);
     assert!(!updates.iter().any(tokens), "nothing is sent twice");
 }
