@@ -316,6 +316,7 @@ impl Opened {
             Storage::open_with(&config.data_dir, snapshots.clone(), bound, files)?;
         let cluster_id = identity.cluster_id();
         fit(&restored, &state, cluster_id, config.max_log_version)?;
+        storage.claim(identity.node_id())?;
         let raft_config = raft_config(config, identity.node_id());
         let node = Node::new(&raft_config, restored).map_err(Fatal::from)?;
         let status = first_status(&identity);

@@ -16,6 +16,7 @@ use std::{
 use conclave_coordinator::{
     Coordinator,
     disk::log_files::{LogFiles, Operation},
+    offline::recover::Survivor,
 };
 use conclave_proto::v1::SubmitJobRequest;
 use harness::{
@@ -303,6 +304,30 @@ async fn the_identity_of_another_cluster_is_refused() {
     let error = start(config(mine, &one.members[0].address)).await;
     let error = error.map(drop).expect_err("not its own").to_string();
     assert!(error.contains("identity.json is of cluster"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_identity_of_another_member_of_the_same_cluster_is_refused() {
+    let mut cluster = Cluster::new(3).await;
+    cluster.leader().await;
+    for i in 0..2 {
+        cluster.stop(i).await;
+    }
+    let name = "identity.json";
+    let (mine, other) = (&cluster.members[0].folder, &cluster.members[1].folder);
+    let own = fs::read(mine.join(name)).unwrap();
+    fs::copy(other.join(name), mine.join(name)).unwrap();
+    let address = cluster.members[0].address.clone();
+    let error = start(config(mine, &address)).await;
+    let error = error.map(drop).expect_err("not its own").to_string();
+    assert!(error.contains("identity.json is of member"), "{error}");
+    let error = Survivor::open(mine).map(drop).unwrap_err().to_string();
+    assert!(error.contains("identity.json is of member"), "{error}");
+    fs::write(mine.join(name), own).unwrap();
+    for i in 0..2 {
+        cluster.start(i).await;
+    }
+    cluster.leader().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,6 +21,9 @@ use super::{
 const GROUP: u64 = 1;
 const HARD_STATE: &[u8] = b"hard_state";
 const SNAPSHOT: &[u8] = b"snapshot";
+/// The member that the log is of: 8 bytes, little-endian. Logs of before have none, and programs of
+/// before leave it alone.
+const OWNER: &[u8] = b"owner";
 
 /// Why the log cannot be read or written. After a failed write the node ends:
 /// what reached the disk is unknown, and only a restart reads it anew.
@@ -42,6 +45,20 @@ pub enum LogError {
          entries, and perhaps votes, are lost here; {REPLACE}"
     )]
     Gone(PathBuf),
+    /// `identity.json` is another member's of the same cluster: under its name this node would vote again in
+    /// terms in which that member voted.
+    #[error(
+        "identity.json is of member {identity:016x}, raft log {folder} of member {log:016x}: put the folder's \
+         own identity.json back; or {REPLACE}"
+    )]
+    OtherMember {
+        /// The folder of the log.
+        folder: PathBuf,
+        /// The member that the identity names.
+        identity: u64,
+        /// The member that wrote the log.
+        log: u64,
+    },
     /// The folder's log cannot be opened.
     #[error("raft log {folder}: {why}; if it is damaged: {REPLACE}")]
     Open {
@@ -142,6 +159,8 @@ pub struct LogStore {
     /// Number of the last batch, and of the last one that is on the disk.
     last: AtomicU64,
     synced: AtomicU64,
+    /// The member that the log is of, 0 while nobody said so.
+    owner: AtomicU64,
 }
 
 impl LogStore {
@@ -202,6 +221,7 @@ impl LogStore {
             folder: folder.clone(),
             last: AtomicU64::new(scanned.last.number),
             synced: AtomicU64::new(0),
+            owner: AtomicU64::new(0),
         };
         let recovered = store.read()?;
         // What a killed process had written may be in memory only. The node takes
@@ -215,6 +235,14 @@ impl LogStore {
             folder: self.folder.clone(),
             why: error.to_string(),
         };
+        if let Some(owner) = self.engine.get(GROUP, OWNER) {
+            let owner = <[u8; 8]>::try_from(owner.as_slice()).map_err(|_| LogError::Open {
+                folder: self.folder.clone(),
+                why: "the record of its member does not read".to_owned(),
+            })?;
+            self.owner
+                .store(u64::from_le_bytes(owner), Ordering::Relaxed);
+        }
         let hard_state = self.hard_state().map_err(unreadable)?.unwrap_or_default();
         let snapshot: Option<Snapshot> = self
             .engine
@@ -249,6 +277,27 @@ impl LogStore {
             snapshot,
             entries,
         })
+    }
+
+    /// Says whose log this is; to be called before anything is written for that member. A log that names
+    /// nobody, as those of earlier programs do, is this one's from here on: each batch says so.
+    ///
+    /// # Errors
+    /// [`LogError::OtherMember`].
+    pub fn claim(&self, node_id: u64) -> Result<(), LogError> {
+        match self.owner.load(Ordering::Relaxed) {
+            0 => {
+                self.owner.store(node_id, Ordering::Relaxed);
+                // Lost with a crash, it is said again by the next start.
+                self.write(LogBatch::with_capacity(3), false, None)
+            }
+            log if log == node_id => Ok(()),
+            log => Err(LogError::OtherMember {
+                folder: self.folder.clone(),
+                identity: node_id,
+                log,
+            }),
+        }
     }
 
     /// Writes a batch and waits until it is on the disk; returns how long that
@@ -337,6 +386,13 @@ impl LogStore {
                 .put_message(GROUP, HARD_STATE.to_vec(), &hard_state)
                 .map_err(LogError::Encode)?;
         }
+        // As the hard state does: a snapshot that replaces the log forgets every key.
+        let owner = self.owner.load(Ordering::Relaxed);
+        if owner != 0 {
+            writes
+                .put(GROUP, OWNER.to_vec(), owner.to_le_bytes().to_vec())
+                .map_err(LogError::Encode)?;
+        }
         let mark = Mark {
             number: self.last.load(Ordering::Relaxed) + 1,
             synced: self.synced.load(Ordering::Relaxed),
@@ -387,109 +443,4 @@ fn describe(error: &raft_engine::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(index: u64, term: u64, data: &[u8]) -> Entry {
-        Entry {
-            index,
-            term,
-            data: data.to_vec().into(),
-            ..Entry::default()
-        }
-    }
-
-    fn snapshot(index: u64) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        snapshot.mut_metadata().index = index;
-        snapshot.mut_metadata().term = 1;
-        snapshot.data = vec![9].into();
-        snapshot
-    }
-
-    fn indices(recovered: &Recovered) -> Vec<(u64, u64)> {
-        recovered
-            .entries
-            .iter()
-            .map(|e| (e.index, e.term))
-            .collect()
-    }
-
-    #[test]
-    fn what_was_appended_is_there_after_reopening() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, blank) = LogStore::open(folder.path(), false).unwrap();
-        assert!(blank.entries.is_empty() && blank.snapshot.is_none());
-        let hard_state = HardState {
-            term: 3,
-            vote: 7,
-            commit: 2,
-            ..HardState::default()
-        };
-        let entries = (1..=5).map(|i| entry(i, 1, b"x")).collect();
-        let batch = Batch {
-            entries,
-            hard_state: Some(hard_state.clone()),
-            ..Batch::default()
-        };
-        store.append(&batch).unwrap();
-        // A new leader replaces the tail.
-        let entries = vec![entry(4, 3, b"y")];
-        store
-            .append(&Batch {
-                entries,
-                ..Batch::default()
-            })
-            .unwrap();
-        drop(store);
-        let (_, recovered) = LogStore::open(folder.path(), false).unwrap();
-        assert_eq!(recovered.hard_state, hard_state);
-        assert_eq!(indices(&recovered), [(1, 1), (2, 1), (3, 1), (4, 3)]);
-    }
-
-    #[test]
-    fn an_own_snapshot_keeps_the_tail_and_a_received_one_replaces_the_log() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, _) = LogStore::open(folder.path(), false).unwrap();
-        let hard_state = HardState {
-            term: 1,
-            commit: 9,
-            ..HardState::default()
-        };
-        let entries = (1..=10).map(|i| entry(i, 1, b"x")).collect();
-        let batch = Batch {
-            entries,
-            hard_state: Some(hard_state.clone()),
-            ..Batch::default()
-        };
-        store.append(&batch).unwrap();
-        store.compact(&snapshot(8), 7).unwrap();
-        drop(store);
-        let (store, recovered) = LogStore::open(folder.path(), false).unwrap();
-        assert_eq!(
-            recovered.snapshot.as_ref().map(|s| s.get_metadata().index),
-            Some(8)
-        );
-        assert_eq!(indices(&recovered), [(9, 1), (10, 1)]);
-
-        let batch = Batch {
-            snapshot: Some(snapshot(50)),
-            ..Batch::default()
-        };
-        store.append(&batch).unwrap();
-        store
-            .append(&Batch {
-                entries: vec![entry(51, 2, b"z")],
-                ..Batch::default()
-            })
-            .unwrap();
-        drop(store);
-        let (_, recovered) = LogStore::open(folder.path(), false).unwrap();
-        assert_eq!(recovered.hard_state, hard_state);
-        assert_eq!(
-            recovered.snapshot.as_ref().map(|s| s.get_metadata().index),
-            Some(50)
-        );
-        assert_eq!(indices(&recovered), [(51, 2)]);
-    }
-}
+mod tests;

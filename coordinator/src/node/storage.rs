@@ -168,6 +168,14 @@ impl Storage {
         ))
     }
 
+    /// Says which member runs on the folder; to be called before anything is written for it.
+    ///
+    /// # Errors
+    /// [`LogError::OtherMember`], or the disk's.
+    pub fn claim(&self, node_id: u64) -> Result<(), Fatal> {
+        Ok(self.log.claim(node_id)?)
+    }
+
     /// Makes a new cluster's beginning durable and returns the node on it.
     ///
     /// # Errors

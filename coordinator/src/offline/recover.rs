@@ -155,6 +155,7 @@ impl Survivor {
         if recovered.is_blank() {
             return Err(RecoverError::Blank(folder.to_owned()));
         }
+        log.claim(identity.node_id())?;
         let restored = restored_of(recovered);
         let Read {
             state,

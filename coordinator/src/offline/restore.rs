@@ -182,6 +182,7 @@ fn write(path: &Path, folder: &Path, contents: Contents) -> Result<RestoredClust
     let blobs = Blobs::open(folder).map_err(io)?;
     let again = read(path, &mut |_, data| blobs.put(&data).map(|_| ()))?;
     let (log, _) = LogStore::open(folder, false)?;
+    log.claim(identity.node_id())?;
     let mut state = again.contents.state;
     let new = Refounding {
         kind: LineageKind::Restored,
