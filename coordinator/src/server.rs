@@ -39,7 +39,7 @@ use crate::{
     feed::Feeds,
     http, metrics,
     node::{
-        Handle, Input, NodeStatus, contact, lookout,
+        Handle, Input, NodeError, NodeStatus, contact, lookout,
         storage::{Fatal, Storage, fit},
         task::{Parts, Task},
         watchdog::{self, Pulse},
@@ -105,6 +105,7 @@ pub struct Coordinator {
     grpc_addr: SocketAddr,
     http_addr: Option<SocketAddr>,
     node: Handle,
+    network: Network,
     /// Stops sockets.
     serve: CancellationToken,
     /// Stops the node's loop and its helpers.
@@ -199,6 +200,7 @@ impl Coordinator {
             grpc_addr,
             http_addr,
             node,
+            network,
             serve,
             stop,
             tasks,
@@ -263,15 +265,23 @@ impl Coordinator {
         if !status.borrow().leads() || status.borrow().members.len() < 2 {
             return;
         }
-        let wait = until.saturating_duration_since(Instant::now());
-        let asked = self
-            .node
-            .ask(wait, |_, done| Input::Transfer {
-                node_id: 0,
-                force: true,
-                done,
-            })
-            .await;
+        // One that can take submissions, unless it lags; else whoever can lead.
+        let roomy = lookout::roomy_successor(&self.node, &self.network).await;
+        let mut asked = Err(NodeError::Busy);
+        for (node_id, force) in roomy.map(|id| (id, false)).into_iter().chain([(0, true)]) {
+            let wait = until.saturating_duration_since(Instant::now());
+            asked = self
+                .node
+                .ask(wait, |_, done| Input::Transfer {
+                    node_id,
+                    force,
+                    done,
+                })
+                .await;
+            if asked.is_ok() {
+                break;
+            }
+        }
         if let Err(error) = asked {
             tracing::warn!(%error, "leadership was not handed over");
             return;

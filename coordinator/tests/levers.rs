@@ -18,7 +18,9 @@ use conclave_coordinator::{
     },
     snapshot_file::{Checker, MAGIC, SnapshotFileError, Step, write_frame},
 };
-use conclave_proto::v1::{AddRequest, Job, LineageKind, SaveSnapshotRequest, TransferRequest};
+use conclave_proto::v1::{
+    AddRequest, Job, LineageKind, MembersRequest, SaveSnapshotRequest, TransferRequest,
+};
 use harness::{
     Cluster, PATIENCE, assert_done, config, done, export, free_address, get, refused, request,
     start, status, submit, worker::Mock,
@@ -300,4 +302,37 @@ async fn a_transfer_through_a_follower_moves_leadership_once() {
     assert_eq!(after.term, before.term + 1, "{after:?}");
     let leads = after.members.iter().find(|m| m.leader).unwrap().node_id;
     assert_ne!(leads, before.node_id, "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_shut_down_hands_over_to_a_member_with_room_on_its_disk() {
+    let mut cluster = Cluster::new(3).await;
+    let leader = cluster.leader().await;
+    let mut others: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
+    // Of two that are equally caught up, it is the higher id that would be taken for that alone.
+    others.sort_by_key(|i| status(&cluster, *i).node_id);
+    let (roomy, short) = (others[0], others[1]);
+    cluster.stop(short).await;
+    cluster.extra = Box::new(|c| c.disk_reserve_bytes = u64::MAX);
+    cluster.start(short).await;
+    let caught_up = async {
+        loop {
+            let known = cluster.admin(leader).await.members(MembersRequest {}).await;
+            let members = known.unwrap().into_inner().members;
+            let last = members.iter().map(|m| m.match_index).max();
+            if members
+                .iter()
+                .all(|m| m.leader || (m.active && Some(m.match_index) == last))
+            {
+                return;
+            }
+            // Nobody tells when a follower has caught up.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, caught_up)
+        .await
+        .expect("all are there");
+    cluster.stop(leader).await;
+    assert_eq!(cluster.leader().await, roomy);
 }
