@@ -150,12 +150,12 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// A key that no version of this program knows.
-    #[error("unknown setting `{key}`; did you mean `{nearest}`?")]
+    #[error("unknown setting `{key}`; {}", hint(nearest.as_deref()))]
     UnknownKey {
         /// The key in the file.
         key: String,
-        /// The known key that is spelled most like it.
-        nearest: &'static str,
+        /// The known key that is spelled most like it, if one is spelled like it at all.
+        nearest: Option<String>,
     },
     /// Not TOML, or a value of the wrong type.
     #[error("the configuration does not parse: {0}")]
@@ -202,9 +202,11 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let table: toml::Table = toml::from_str(text)?;
         if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            let known = KEYS.iter().map(|known| (*known, (*known).to_owned()));
+            // One that belongs into a table is named with it.
             return Err(ConfigError::UnknownKey {
                 key: key.clone(),
-                nearest: nearest(key, &KEYS),
+                nearest: nearest(key, known.chain(tables::names())),
             });
         }
         tables::check_keys(&table)?;
@@ -339,12 +341,25 @@ fn resolve(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
         .ok_or_else(|| invalid(format!("`{text}` names no address")))
 }
 
-/// The one of `keys` that is spelled most like `key`.
-fn nearest(key: &str, keys: &'static [&'static str]) -> &'static str {
-    keys.iter()
-        .copied()
-        .min_by_key(|known| strsim::damerau_levenshtein(key, known))
-        .unwrap_or(keys[0])
+/// What to do about an unknown key.
+pub(crate) fn hint(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(known) => format!("did you mean `{known}`?"),
+        None => "docs/OPERATIONS.md lists those there are".to_owned(),
+    }
+}
+
+/// Of the known keys, each with its full name, the name of the one that is spelled most like `key`; `None` if
+/// none is.
+pub(crate) fn nearest<'a>(
+    key: &str,
+    known: impl Iterator<Item = (&'a str, String)>,
+) -> Option<String> {
+    known
+        .map(|(spelled, name)| (strsim::normalized_damerau_levenshtein(key, spelled), name))
+        .filter(|(likeness, _)| *likeness >= 0.5)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
 }
 
 #[cfg(test)]
@@ -359,13 +374,20 @@ mod tests {
             "unknown setting `listen_`; did you mean `listen`?"
         );
         let error = Config::parse("snapshots_every = 3").unwrap_err();
-        assert!(matches!(
-            error,
-            ConfigError::UnknownKey {
-                nearest: "snapshot_every",
-                ..
-            }
-        ));
+        assert!(
+            matches!(&error, ConfigError::UnknownKey { nearest: Some(n), .. } if n == "snapshot_every"),
+            "{error}"
+        );
+        let error = Config::parse("open = true\ncert_file = 'x'").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "unknown setting `cert_file`; did you mean `tls.cert_file`?"
+        );
+        let error = Config::parse("gpu = 3").unwrap_err().to_string();
+        assert!(
+            !error.contains("did you mean"),
+            "nothing is like it: {error}"
+        );
     }
 
     #[test]

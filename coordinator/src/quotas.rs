@@ -12,7 +12,10 @@ use serde::Deserialize;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::node::{Handle, Input};
+use crate::{
+    config::{hint, nearest},
+    node::{Handle, Input},
+};
 
 /// Period of looking at the file. Its text is compared: a mounted one changes by the turn of a link,
 /// and its times may stay.
@@ -31,12 +34,12 @@ pub enum QuotasError {
     #[error("cannot read it: {0}")]
     Read(#[from] io::Error),
     /// A key that means nothing.
-    #[error("unknown key `{key}`; did you mean `{nearest}`?")]
+    #[error("unknown key `{key}`; {}", hint(nearest.as_deref()))]
     UnknownKey {
         /// The key, with the tables that it stands in.
         key: String,
-        /// The known one that is spelled most like it.
-        nearest: &'static str,
+        /// The known one that is spelled most like it, if one is spelled like it at all.
+        nearest: Option<String>,
     },
     /// Not TOML, or a value of the wrong type.
     #[error("it does not parse: {0}")]
@@ -130,14 +133,9 @@ fn known(table: &toml::Table, within: &str, keys: &[&'static str]) -> Result<(),
     let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) else {
         return Ok(());
     };
-    let distance = |known: &&&str| strsim::damerau_levenshtein(key, known);
     Err(QuotasError::UnknownKey {
         key: format!("{within}{key}"),
-        nearest: keys
-            .iter()
-            .min_by_key(distance)
-            .copied()
-            .unwrap_or_default(),
+        nearest: nearest(key, keys.iter().map(|known| (*known, (*known).to_owned()))),
     })
 }
 

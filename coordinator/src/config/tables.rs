@@ -146,6 +146,14 @@ impl TlsConfig {
     }
 }
 
+/// The keys of all tables, each with its full name.
+pub(super) fn names() -> impl Iterator<Item = (&'static str, String)> {
+    let of = |(table, keys): (&'static str, &'static [&'static str])| {
+        keys.iter().map(move |key| (*key, format!("{table}.{key}")))
+    };
+    TABLES.into_iter().flat_map(of)
+}
+
 /// Refuses a key that no table has.
 pub(super) fn check_keys(table: &toml::Table) -> Result<(), ConfigError> {
     for (name, keys) in TABLES {
@@ -154,7 +162,7 @@ pub(super) fn check_keys(table: &toml::Table) -> Result<(), ConfigError> {
             if !keys.contains(&key.as_str()) {
                 return Err(ConfigError::UnknownKey {
                     key: format!("{name}.{key}"),
-                    nearest: super::nearest(key, keys),
+                    nearest: super::nearest(key, keys.iter().map(|k| (*k, (*k).to_owned()))),
                 });
             }
         }
