@@ -28,7 +28,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Flags of `cluster ensure`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Waits for each to answer, and adds those that are blank, one after another. A
+Waits for each to answer, and adds those that are blank, one after another. Each
+is asked itself what it is: --endpoint plays no part. A
 member that is down is left alone; one that came back with an empty folder is
 named, with what to do. Members elsewhere are left alone: see `cluster keep`.
 
@@ -56,7 +57,8 @@ pub struct EnsureArgs {
 #[command(after_help = "\
 Hands leadership to one that stays, and removes the others one after another.
 If there are any, every address must be a member's; and none is removed when too
-few would be left to decide.
+few would be left to decide. Whom --endpoint names is asked first, then those that
+stay.
 
 Example, from five coordinators to three:
   conclave cluster keep 10.0.0.5:7400 10.0.0.6:7400 10.0.0.7:7400
@@ -254,9 +256,16 @@ fn part(members: &[Member], keep: &[String]) -> Parting {
     }
 }
 
+/// Whom `keep` asks: the endpoints that were named, from which alone the members may be in reach; then the
+/// members that stay, for a named one may be about to go.
+fn asked(global: &Global, addresses: &[String]) -> Vec<String> {
+    let others = addresses.iter().filter(|a| !global.endpoints.contains(a));
+    global.endpoints.iter().chain(others).cloned().collect()
+}
+
 /// Removes every member that is elsewhere.
 pub async fn keep(global: &Global, args: KeepArgs) -> Result<(), CliError> {
-    let client = global.client_of(&args.addresses)?;
+    let client = global.client_of(&asked(global, &args.addresses))?;
     let until = Instant::now() + args.within;
     loop {
         let known = members(&client).await?;
@@ -313,7 +322,10 @@ async fn leads(link: &Link) -> Result<bool, CliError> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::args::Cli;
 
     fn says(address: &str, node_id: u64, cluster_id: &str) -> Found {
         let status = StatusResponse {
@@ -390,6 +402,23 @@ mod tests {
         assert_eq!(part(&members[..1], &keep), Parting::Done);
         let more = ["a".to_owned(), "new".to_owned()];
         assert_eq!(part(&members[..1], &more), Parting::Done, "nobody goes");
+    }
+
+    #[test]
+    fn keep_asks_the_named_endpoint_then_those_that_stay() {
+        let global = |endpoints: &[&str]| {
+            let words = ["conclave", "cluster", "keep", "a:1", "b:2"];
+            let cli = Cli::try_parse_from(words).unwrap();
+            let endpoints = endpoints.iter().map(|e| (*e).to_owned()).collect();
+            Global {
+                endpoints,
+                ..cli.global
+            }
+        };
+        let stay = ["a:1".to_owned(), "b:2".to_owned()];
+        assert_eq!(asked(&global(&[]), &stay), stay);
+        assert_eq!(asked(&global(&["c:3"]), &stay), ["c:3", "a:1", "b:2"]);
+        assert_eq!(asked(&global(&["b:2"]), &stay), ["b:2", "a:1"]);
     }
 
     #[test]
