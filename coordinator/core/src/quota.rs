@@ -110,6 +110,12 @@ impl Quotas {
         self.tenants.get(tenant).copied().unwrap_or(self.default)
     }
 
+    /// Some tenant may not run all the agents that it has.
+    pub(crate) fn bound_agents(&self) -> bool {
+        let mut all = self.tenants.values().chain([&self.default]);
+        all.any(|limits| limits.running_agents.is_some())
+    }
+
     /// This tenant is named.
     pub fn names(&self, tenant: &str) -> bool {
         self.tenants.contains_key(tenant)
@@ -246,7 +252,7 @@ impl Gate {
         }
     }
 
-    /// The tenant's bucket; a new one as the last minute left it.
+    /// The tenant's bucket; a new one as the last minutes left it.
     fn bucket(&mut self, tenant: &str, limit: u64, state: &State, now: Now) -> &mut Bucket {
         self.buckets
             .entry(tenant.to_owned())

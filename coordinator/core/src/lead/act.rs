@@ -107,6 +107,11 @@ pub enum Purpose {
         /// The attempt.
         key: AttemptKey,
     },
+    /// Replicated time moves; by one of this leader's ticks.
+    Tick {
+        /// Counted from 1.
+        number: u64,
+    },
     /// What it does shows in the state.
     Nothing,
 }

@@ -56,6 +56,10 @@ pub(super) struct Placements {
     due: bool,
     next_tick: bool,
     under_way: usize,
+    /// The tick that went into the log last before them.
+    behind: u64,
+    /// Nothing was heard of one of them: it may yet be applied.
+    doubt: bool,
 }
 
 impl Placements {
@@ -71,6 +75,17 @@ impl Placements {
     pub(super) fn failed(&mut self) {
         self.ended();
         self.next_tick = true;
+    }
+
+    /// Nothing was heard of one in time.
+    pub(super) fn lost(&mut self) {
+        self.doubt = true;
+        self.failed();
+    }
+
+    /// The tick of this number is applied: what this leader proposed before it is applied, or never will be.
+    pub(super) fn passed(&mut self, tick: u64) {
+        self.doubt &= tick <= self.behind;
     }
 
     pub(super) fn tick(&mut self) {
@@ -129,8 +144,14 @@ impl Leader {
         if !self.placements.due || self.placements.under_way > 0 {
             return;
         }
-        self.placements.due = false;
         let quotas = self.gate.quotas();
+        // An assignment that may yet be applied would come on top of what a tenant may run. It is behind
+        // the next tick, which goes out while anything waits.
+        if self.placements.doubt && quotas.bound_agents() {
+            return;
+        }
+        self.placements.due = false;
+        self.placements.behind = self.ticks;
         let placed = placement::place(moment.state, &self.roster, quotas, moment.payloads);
         self.placements.under_way = placed.assigns.len();
         for assign in placed.assigns {

@@ -113,6 +113,8 @@ pub struct Leader {
     /// Replicated time: when it last moved, and whether it does.
     moved_ms: u64,
     moving: bool,
+    /// Ticks that were proposed.
+    ticks: u64,
     /// What the last tick brought, Unix ms.
     moved_unix_ms: i64,
     expired_ms: u64,
@@ -152,6 +154,7 @@ impl Leader {
             renew: BTreeMap::new(),
             moved_ms: now_ms,
             moving: false,
+            ticks: 0,
             moved_unix_ms: 0,
             expired_ms: now_ms,
             no_model: BTreeMap::new(),
@@ -218,6 +221,7 @@ impl Leader {
             Purpose::Place if *reply == Reply::Ok => self.placements.ended(),
             // What placement saw holds no more, and no effect may tell: the agent still waits.
             Purpose::Place => self.placements.failed(),
+            Purpose::Tick { number } => self.placements.passed(number),
             Purpose::Register { session } => self.registered(session, reply),
             Purpose::Result { worker_id, key } => {
                 if *reply == Reply::Ok {
@@ -238,12 +242,12 @@ impl Leader {
             Purpose::Found => self.owes_founding = true,
             Purpose::FullLeases => self.owes_leases = true,
             Purpose::Decide { job_id } => self.decisions.failed(job_id),
-            Purpose::Place => self.placements.failed(),
+            Purpose::Place => self.placements.lost(),
             // The worker says hello again.
             Purpose::Register { session } => self.close(session),
             // The worker keeps its result and sends it again; the rest is asked of the state with
             // every tick.
-            Purpose::Result { .. } | Purpose::Nothing => {}
+            Purpose::Result { .. } | Purpose::Tick { .. } | Purpose::Nothing => {}
         }
     }
 

@@ -70,7 +70,9 @@ impl Leader {
             unix_ms: self.moved_unix_ms,
             new_term: false,
         };
-        self.propose(Body::Tick(tick), Purpose::Nothing);
+        self.ticks += 1;
+        let number = self.ticks;
+        self.propose(Body::Tick(tick), Purpose::Tick { number });
     }
 
     /// One command for all leases that signs of life came for. It goes before the tick: what was

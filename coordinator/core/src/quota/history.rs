@@ -14,8 +14,9 @@ use crate::{
     state::State,
 };
 
-/// How far back is looked: what a full bucket holds is earned in this time, ms.
-const WINDOW_MS: i64 = 60_000;
+/// How far back is looked, ms. A full bucket is earned in a minute; a debt may be older, and of one that is
+/// older than this the rest is forgiven.
+const WINDOW_MS: i64 = 600_000;
 /// Most jobs of one tenant that are looked at, the newest: this is done on the node's loop.
 const MOST_JOBS: usize = 10_000;
 
@@ -26,7 +27,7 @@ struct Used {
     usage: Option<Usage>,
 }
 
-/// A bucket as the last minute left it, if it was full before.
+/// A bucket as the last minutes left it, if it was full before.
 pub(super) fn bucket(tenant: &str, limit: u64, state: &State, now: Now) -> Bucket {
     let mut spent: Vec<(i64, u64)> = state
         .jobs(tenant)

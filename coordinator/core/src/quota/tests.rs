@@ -181,6 +181,19 @@ fn a_new_leader_knows_what_was_spent_in_the_last_minute() {
 }
 
 #[test]
+fn a_new_leader_knows_a_debt_that_is_older_than_a_minute() {
+    let (mut world, keys) = spent(3_000);
+    let mut of_old = gate(None, Some(600));
+    of_old.accepted(&keys, &world.state, &InlineOnly, now(&world));
+    world.now += 120_000;
+    let mut of_new = gate(None, Some(600));
+    let old = of_old.admit("t", &world.state, now(&world)).unwrap_err();
+    let new = of_new.admit("t", &world.state, now(&world)).unwrap_err();
+    assert_eq!(old, new);
+    assert!(new.retry_ms() > 400_000, "{new}");
+}
+
+#[test]
 fn results_that_a_new_bucket_read_of_the_state_are_paid_for_once() {
     let (world, keys) = spent(400);
     let mut gate = gate(None, Some(600));

@@ -106,7 +106,7 @@ fn a_lost_placement_is_made_anew() {
     assert_eq!(desk.world.agents("j", AgentState::Queued), [1, 2]);
     // Time begins to move, and with it the state is asked: that is lost, too.
     desk.tick(TICK_MS);
-    let [Purpose::Nothing, places @ ..] = &*desk.lose() else {
+    let [Purpose::Tick { number: 1 }, places @ ..] = &*desk.lose() else {
         panic!("no tick");
     };
     assert_eq!(places, [Purpose::Place, Purpose::Place]);

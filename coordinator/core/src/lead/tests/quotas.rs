@@ -72,6 +72,47 @@ fn agents_above_a_tenants_quota_wait_and_follow_as_others_end() {
 }
 
 #[test]
+fn an_assignment_that_is_late_does_not_come_on_top_of_a_quota() {
+    let mut desk = desk(8, running(2), &[("a", 2)]);
+    desk.tick(TICK_MS);
+    let late = desk.acts();
+    let assigns = |acts: &[Act]| {
+        bodies(acts)
+            .into_iter()
+            .filter(|b| matches!(b, Body::Assign(_)))
+            .count()
+    };
+    assert_eq!(assigns(&late), 2, "{late:?}");
+    // They are in the log, and not heard of in time. Meanwhile an older job has agents that wait.
+    let purposes = late.iter().cloned().filter_map(purpose);
+    purposes.for_each(|purpose| desk.leader.failed(purpose));
+    desk.world.submit_as("a", "a", &choice(width(2)));
+    desk.world.prepare("a");
+    desk.world.decide("a");
+    for _ in 0..20 {
+        desk.tick(TICK_MS);
+        let acts = desk.acts();
+        assert_eq!(assigns(&acts), 0, "{acts:?}");
+        let ticks = acts.into_iter().filter_map(purpose);
+        ticks.for_each(|purpose| desk.leader.failed(purpose));
+    }
+    // They commit after all, and behind them the next tick.
+    for body in bodies(&late) {
+        let applied = desk.world.apply(body.clone());
+        desk.leader.effects(applied.effects);
+    }
+    desk.pass(3_000);
+    assert_eq!(placed(&desk, "a"), 2);
+    desk.world.hand_in("a-00000", 1, &draft("yes", 1));
+    desk.pass(1_000);
+    assert_eq!(
+        desk.world.agents("a", AgentState::Running),
+        [1],
+        "the next in turn"
+    );
+}
+
+#[test]
 fn an_attempt_that_was_lost_waits_for_its_quota_again() {
     let mut desk = desk(8, running(2), &[("a", 2)]);
     desk.pass(1_000);
