@@ -102,6 +102,8 @@ pub struct Client {
     preferred: AtomicUsize,
     /// Longest time a unary call takes, all retries included.
     timeout: Duration,
+    /// Connections are encrypted.
+    tls: bool,
 }
 
 impl Client {
@@ -142,6 +144,7 @@ impl Client {
             links,
             preferred: AtomicUsize::new(0),
             timeout,
+            tls: dial.is_tls(),
         })
     }
 
@@ -153,6 +156,11 @@ impl Client {
     /// All endpoints, in the order given.
     pub fn links(&self) -> &[Link] {
         &self.links
+    }
+
+    /// Whether connections are encrypted.
+    pub fn is_tls(&self) -> bool {
+        self.tls
     }
 
     /// How long a call may take in all.
@@ -266,7 +274,10 @@ impl Client {
         let why = reason(status);
         // The cluster is there and said no: which endpoints were tried does not matter.
         if status.code() == Code::ResourceExhausted {
-            return CliError::Unavailable(format!("{call}: {address}: {why}\n  {}", hint(status)));
+            return CliError::Unavailable(format!(
+                "{call}: {address}: {why}\n  {}",
+                hint(status, self.tls)
+            ));
         }
         CliError::Unavailable(format!(
             "{call}: no endpoint could serve it within {} s (tried {}; {address}: {})\n  {}",
@@ -274,7 +285,7 @@ impl Client {
             tried.join(", "),
             // Its advice to create a cluster holds only if every endpoint is blank.
             if is_blank(status) { BLANK } else { &why },
-            hint(status),
+            hint(status, self.tls),
         ))
     }
 }

@@ -1,6 +1,7 @@
 //! What an endpoint's refusal means: whether another may serve the call, what it tells, what to do.
 use std::{error::Error as _, time::Duration};
 
+use conclave_credentials::dial::NO_TLS;
 use tonic::{Code, Status};
 
 use crate::error::{causes, with_causes};
@@ -38,8 +39,55 @@ pub fn weight(status: &Status) -> u8 {
     }
 }
 
-/// What to do about it.
-pub fn hint(status: &Status) -> &'static str {
+/// What the reason of a failed plain connection holds, and what to do about it.
+const PLAIN: [(&str, &str); 3] = [
+    // How a TLS alert reads as HTTP/2.
+    ("frame with invalid size", SPEAK_TLS),
+    ("broken pipe", MAYBE_TLS),
+    ("connection reset", MAYBE_TLS),
+];
+const SPEAK_TLS: &str = "TLS is spoken there, it seems: name the authority that signed its certificate, --ca FILE (or CONCLAVE_CA).";
+const MAYBE_TLS: &str = "If TLS is spoken there, name the authority that signed its certificate, --ca FILE (or CONCLAVE_CA).";
+
+/// The same of a TLS connection.
+const TLS: [(&str, &str); 5] = [
+    (
+        NO_TLS,
+        "The endpoint is plain: leave --ca (and CONCLAVE_CA) out, or set [tls] at the coordinator.",
+    ),
+    (
+        "UnknownIssuer",
+        "Its certificate is signed by another authority than those in the file of --ca.",
+    ),
+    (
+        "not valid for name",
+        "Dial the name that its certificate bears, or say --server-name NAME.",
+    ),
+    (
+        "certificate expired",
+        "Its certificate has ended: docs/OPERATIONS.md, \"Rotate certificates\".",
+    ),
+    (
+        "CertificateRequired",
+        "It asks for a certificate of yours: --cert FILE and --key FILE.",
+    ),
+];
+
+/// What to do about a connection that failed for how TLS is spoken or not, if it did for that; `tls`: we did
+/// speak it.
+pub fn tls_hint(reason: &str, tls: bool) -> Option<&'static str> {
+    let known = if tls { &TLS[..] } else { &PLAIN[..] };
+    let found = known.iter().find(|(word, _)| reason.contains(word));
+    found.map(|(_, hint)| *hint)
+}
+
+/// What to do about it; `tls`: the call was to go over TLS.
+pub fn hint(status: &Status, tls: bool) -> &'static str {
+    if weight(status) == 0
+        && let Some(hint) = tls_hint(&reason(status), tls)
+    {
+        return hint;
+    }
     match weight(status) {
         4 => "It may yet take effect: repeat it with the same --key.",
         3 if status.message().contains("disk_reserve_bytes") => {
@@ -77,4 +125,22 @@ pub fn is_outcome(status: &Status, what: &str) -> bool {
 /// A status with the causes that tonic hides behind "transport error".
 pub fn reason(status: &Status) -> String {
     with_causes(status.message(), status.source())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_about_tls_says_what_to_set_at_this_end() {
+        // As the two ends of a mistaken connection were seen to say it.
+        let alert = "h2 protocol error: http2 error: transport error: connection error detected: frame with invalid size";
+        let plain = tls_hint(alert, false).unwrap();
+        assert!(plain.contains("--ca FILE"), "{plain}");
+        assert_eq!(tls_hint(alert, true), None);
+        let reason = format!("{NO_TLS} (received corrupt message of type InvalidContentType)");
+        let over_tls = tls_hint(&reason, true).unwrap();
+        assert!(over_tls.contains("leave --ca"), "{over_tls}");
+        assert_eq!(tls_hint("connection refused", false), None);
+    }
 }

@@ -20,6 +20,7 @@ use std::{
 };
 
 use conclave_coordinator_core::State;
+use conclave_credentials::{Material, Watched};
 use conclave_traces::Traces;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -74,6 +75,8 @@ pub struct Api {
     pub saves: Arc<Semaphore>,
     /// The change of members or versions that is under way here, if one is.
     pub changing: Arc<Mutex<Option<String>>>,
+    /// What callers are shown of TLS; `None`: nothing.
+    pub certificate: Option<Arc<Watched<Material>>>,
     /// Where spans of calls go; `None`: nothing is traced.
     pub traces: Option<Traces>,
 }
@@ -379,6 +382,7 @@ pub(crate) mod tests {
             reserve: Reserve::new(folder.path().to_owned(), 0),
             saves: Arc::new(Semaphore::new(1)),
             changing: Arc::default(),
+            certificate: None,
             traces: None,
             config,
         };

@@ -9,6 +9,7 @@ mod handle;
 mod journal;
 pub mod lead;
 pub mod lookout;
+mod lost;
 mod membership;
 mod quotas;
 pub mod storage;
@@ -20,6 +21,7 @@ mod workers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Instant,
 };
 
@@ -27,7 +29,7 @@ use conclave_coordinator_core::{
     Reply, State,
     quota::{Quotas, Refusal},
 };
-use conclave_proto::v1::{Decide, LineageRecord, command::Command as Body};
+use conclave_proto::v1::{Decide, LineageRecord, LostWorker, command::Command as Body};
 use tokio::sync::oneshot;
 
 pub use handle::Handle;
@@ -111,6 +113,8 @@ pub struct NodeStatus {
     pub keys: usize,
     /// Its quotas file cannot be used as it is.
     pub quotas_refused: bool,
+    /// Workers that were lost lately, as this node saw it, the newest last; also those that came back.
+    pub lost_workers: Arc<Vec<LostWorker>>,
     /// It is being shut down.
     pub leaving: bool,
     /// Its loop does not move: the disk hangs, most likely.

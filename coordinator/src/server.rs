@@ -176,6 +176,7 @@ impl Coordinator {
             saves: Arc::new(Semaphore::new(1)),
             changing: Arc::default(),
             traces: opened.traces,
+            certificate: tls.clone(),
         });
         let peers = PeerService {
             auth,

@@ -11,6 +11,9 @@ use tower::service_fn;
 
 use crate::{material::Material, watched::Watched};
 
+/// How an error begins where the peer speaks no TLS.
+pub const NO_TLS: &str = "no TLS is spoken there";
+
 /// How connections are opened. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Dial(Option<Tls>);
@@ -112,8 +115,22 @@ impl Tls {
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(nodelay)?;
         let config = self.material.now().client.clone();
-        let stream = TlsConnector::from(config).connect(name, stream).await?;
+        let stream = TlsConnector::from(config)
+            .connect(name, stream)
+            .await
+            .map_err(in_words)?;
         Ok(TokioIo::new(stream))
+    }
+}
+
+/// A peer that answers a handshake with anything else speaks no TLS, most likely.
+fn in_words(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(|e| e.downcast_ref());
+    match cause {
+        Some(rustls::Error::InvalidMessage(_)) => {
+            io::Error::new(error.kind(), format!("{NO_TLS} ({error})"))
+        }
+        _ => error,
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
     client::{Client, Link, QUIET, may_retry, reason},
     error::CliError,
     out,
+    refusal::tls_hint,
     view::{json, time::utc},
 };
 
@@ -333,12 +334,15 @@ async fn status(client: &Client, print: Print) -> Result<(), CliError> {
     });
     let answers = futures::future::join_all(asked).await;
     let mut any = false;
+    let mut advice = None;
     let mut clusters = BTreeSet::new();
     let mut documents = Vec::new();
     let mut lineage = BTreeMap::new();
     for (address, reply) in answers {
         let reply = reply.and_then(|reply| reply.map_err(|status| reason(&status)));
         any |= reply.is_ok();
+        let tls = |error: &String| tls_hint(error, client.is_tls());
+        advice = advice.or(reply.as_ref().err().and_then(tls));
         if let Ok(reply) = &reply
             && !reply.get_ref().cluster_id.is_empty()
         {
@@ -375,7 +379,10 @@ async fn status(client: &Client, print: Print) -> Result<(), CliError> {
     if any {
         Ok(())
     } else {
-        Err(CliError::Unavailable("no endpoint answered".to_owned()))
+        let advice = advice.map_or_else(String::new, |advice| format!("\n  {advice}"));
+        Err(CliError::Unavailable(format!(
+            "no endpoint answered{advice}"
+        )))
     }
 }
 

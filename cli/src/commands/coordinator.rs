@@ -116,9 +116,11 @@ pub async fn run(global: &Global, args: CoordinatorArgs) -> Result<(), CliError>
     if args.json {
         out::json_line(&json!({ "grpc": grpc, "http": http }))?;
     } else {
-        out::line(format!(
-            "coordinator listens on {grpc}; http://{http}/metrics"
-        ))?;
+        let metrics = match http.as_str() {
+            "" => "no metrics are served".to_owned(),
+            http => format!("http://{http}/metrics"),
+        };
+        out::line(format!("coordinator listens on {grpc}; {metrics}"))?;
     }
     tokio::select! {
         asked = asked_to_end() => asked?,

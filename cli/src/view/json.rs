@@ -230,6 +230,7 @@ pub fn status(status: &StatusResponse) -> Value {
         "live_jobs": status.live_jobs,
         "max_live_jobs": status.max_live_jobs,
         "quotas_refused": status.quotas_refused,
+        "certificate_expires_unix_s": status.certificate_expires_unix_s,
     })
 }
 

@@ -7,10 +7,10 @@ use std::{
 
 use conclave_coordinator_core::view;
 use conclave_proto::v1::{
-    AddRequest, InitRequest, ListWorkersRequest, ListWorkersResponse, Member, MembersRequest,
-    MembersResponse, RemoveRequest, SaveSnapshotRequest, StatusRequest, StatusResponse,
-    TransferRequest, UpgradeRequest, UpgradeResponse, cluster_client::ClusterClient,
-    cluster_server::Cluster,
+    AddRequest, InitRequest, ListWorkersRequest, ListWorkersResponse, LostWorker, Member,
+    MembersRequest, MembersResponse, RemoveRequest, SaveSnapshotRequest, StatusRequest,
+    StatusResponse, TransferRequest, UpgradeRequest, UpgradeResponse,
+    cluster_client::ClusterClient, cluster_server::Cluster,
 };
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
@@ -194,6 +194,11 @@ impl Api {
             live_jobs: status.live_jobs as u64,
             max_live_jobs: self.config.max_live_jobs as u64,
             quotas_refused: status.quotas_refused,
+            certificate_expires_unix_s: self
+                .certificate
+                .as_ref()
+                .and_then(|material| material.now().expires)
+                .unwrap_or_default(),
             lineage: status.lineage.clone(),
         }
     }
@@ -305,6 +310,9 @@ impl Cluster for ClusterService {
         self.0.observer(request.metadata())?;
         let wait = self.0.patience(request.metadata());
         let workers = timed("ListWorkers", self.0.read(wait, view::workers)).await?;
-        Ok(Response::new(ListWorkersResponse { workers }))
+        let back = |lost: &LostWorker| workers.iter().any(|w| w.worker_id == lost.worker_id);
+        let lost = self.0.node.now().lost_workers;
+        let lost = lost.iter().filter(|lost| !back(lost)).cloned().collect();
+        Ok(Response::new(ListWorkersResponse { workers, lost }))
     }
 }

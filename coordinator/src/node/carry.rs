@@ -53,20 +53,22 @@ impl Task {
         carry::finish(self, written, received)
     }
 
-    /// Workers that hold a lease and do not drain, before a tick of this leader's.
+    /// Workers that hold a lease and do not drain, before a tick.
     fn leased(&self, body: Option<&Body>) -> Vec<String> {
-        if self.leader.is_none() || !matches!(body, Some(Body::Tick(_))) {
+        if !matches!(body, Some(Body::Tick(_))) {
             return Vec::new();
         }
         let stay = self.state.workers().filter(|worker| !worker.draining);
         stay.map(|worker| worker.worker_id.clone()).collect()
     }
 
-    fn count_lost(&self, held: &[String]) {
-        let lost = held.iter().filter(|id| self.state.worker(id).is_none());
-        let lost: Vec<&String> = lost.collect();
-        metrics::leases_lost(lost.len());
-        for worker in lost {
+    fn count_lost(&mut self, held: &[String]) {
+        let lost = self.lost.note(held, &self.state);
+        if self.leader.is_none() {
+            return;
+        }
+        metrics::leases_lost(lost);
+        for worker in held.iter().filter(|id| self.state.worker(id).is_none()) {
             tracing::warn!(
                 worker,
                 "a worker's lease ran out: what it ran starts again elsewhere; look whether it runs and \

@@ -131,6 +131,7 @@ impl Task {
             live_jobs: self.state.live_jobs(),
             keys: self.state.key_count(),
             quotas_refused: self.quotas_refused,
+            lost_workers: self.lost.shown(),
             leaving: self.leaving,
             stuck: false,
             cut_off: None,

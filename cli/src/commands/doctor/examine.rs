@@ -1,15 +1,20 @@
 //! What is wrong with what was seen: no call is made here.
 
+mod machine;
+mod workers;
+
 use std::{collections::BTreeSet, time::Duration};
 
-use conclave_proto::v1::{Member, MembersResponse, StatusResponse, WorkerStatus};
+use conclave_proto::v1::{LostWorker, Member, MembersResponse, StatusResponse, WorkerStatus};
+
+use self::{
+    machine::{certificate, clocks, disk},
+    workers::workers,
+};
+use crate::refusal::tls_hint;
 
 /// Entries that a member may be behind its leader.
 const BEHIND: u64 = 1_024;
-/// How far clocks may be apart, ms: to be noted, and to be mended.
-const APART_MS: (i64, i64) = (1_000, 60_000);
-/// A worker's lease is renewed each second; with less left of its six, it was not heard of.
-const UNHEARD_MS: i64 = 3_000;
 
 /// All that was seen of a cluster.
 pub struct Seen {
@@ -19,6 +24,12 @@ pub struct Seen {
     pub members: Result<MembersResponse, String>,
     /// Those that hold a lease, or why not.
     pub workers: Result<Vec<WorkerStatus>, String>,
+    /// Those whose lease ran out in the last hour.
+    pub lost: Vec<LostWorker>,
+    /// This machine's clock, Unix ms.
+    pub here_unix_ms: i64,
+    /// TLS was spoken.
+    pub tls: bool,
 }
 
 /// A coordinator that was asked.
@@ -179,7 +190,9 @@ fn silent(seen: &Seen, found: &mut Findings) {
         let Err(why) = &node.answer else { continue };
         let member = seen.members.iter().flat_map(|m| &m.members);
         let member = member.clone().find(|m| m.address == node.address);
+        let tls = tls_hint(why, seen.tls);
         let cure = match member {
+            _ if tls.is_some() => tls.unwrap_or_default().to_owned(),
             _ if why.contains("token") => "use a token of role operator (--token-file)".to_owned(),
             Some(member) => format!(
                 "start it, or mend the network to its gRPC port; is its disk lost: `conclave cluster \
@@ -330,6 +343,7 @@ fn node(seen: &Seen, address: &str, answer: &Answer, found: &mut Findings) {
         clocks(address, answer, leader, leading, found);
     }
     disk(address, status, found);
+    certificate(address, status, seen.here_unix_ms, found);
     if status.quotas_refused {
         found.problem(
             address,
@@ -349,52 +363,6 @@ fn node(seen: &Seen, address: &str, answer: &Answer, found: &mut Findings) {
             ),
             "add workers, set quotas by tenant, or raise max_live_jobs",
         );
-    }
-}
-
-fn clocks(address: &str, answer: &Answer, leader: &str, leading: &Answer, found: &mut Findings) {
-    if answer.status.unix_ms == 0 || leading.status.unix_ms == 0 {
-        return;
-    }
-    let apart = (answer.ahead_ms() - leading.ahead_ms()).abs();
-    let blur = (answer.took + leading.took).as_millis();
-    let apart = apart - i64::try_from(blur).unwrap_or(i64::MAX);
-    let level = match apart {
-        apart if apart > APART_MS.1 => Level::Problem,
-        apart if apart > APART_MS.0 => Level::Note,
-        _ => return,
-    };
-    found.add(
-        level,
-        address,
-        format!(
-            "its clock is {:.1} s or more from that of {leader}",
-            apart as f64 / 1e3
-        ),
-        "keep NTP running on every machine",
-    );
-}
-
-fn disk(address: &str, status: &StatusResponse, found: &mut Findings) {
-    let (free, reserve) = (status.disk_free_bytes, status.disk_reserve_bytes);
-    if reserve == 0 || free >= reserve.saturating_mul(2) {
-        return;
-    }
-    let room = format!(
-        "{} MiB of its disk are free, the reserve is {} MiB",
-        free >> 20,
-        reserve >> 20
-    );
-    let cure =
-        "lower retention_hours or retention_bytes, or grow the disk; delete nothing in data_dir";
-    if free < reserve {
-        found.problem(
-            address,
-            format!("{room}: as leader it refuses submissions"),
-            cure,
-        );
-    } else {
-        found.note(address, room, cure);
     }
 }
 
@@ -429,57 +397,6 @@ fn versions(seen: &Seen, found: &mut Findings) {
             format!("the log is at version {used}, every coordinator that answers speaks {speak}"),
             "`conclave cluster upgrade`, once nobody wants to go back",
         );
-    }
-}
-
-fn workers(seen: &Seen, found: &mut Findings) {
-    let workers = match &seen.workers {
-        Ok(workers) => workers,
-        Err(why) => {
-            return found.problem(
-                "workers",
-                format!("the leader does not say which there are: {why}"),
-                "see the problems above",
-            );
-        }
-    };
-    let waiting = seen
-        .leader()
-        .map_or(0, |(_, leading)| leading.status.live_jobs);
-    if workers.is_empty() {
-        let level = if waiting > 0 {
-            Level::Problem
-        } else {
-            Level::Note
-        };
-        found.add(
-            level,
-            "workers",
-            format!("none holds a lease; {waiting} jobs have not ended"),
-            "start workers (`conclave worker`); one that runs says in its log why it has no session",
-        );
-    }
-    for worker in workers {
-        if worker.lease_remaining_ms < UNHEARD_MS {
-            found.problem(
-                &worker.worker_id,
-                format!(
-                    "was not heard of lately: its lease ends in {:.1} s",
-                    worker.lease_remaining_ms as f64 / 1e3
-                ),
-                "look whether its process hangs, and at the network to the leader",
-            );
-        } else if worker.draining {
-            found.note(
-                &worker.worker_id,
-                "drains: it takes no agents",
-                "none, if it is to stop",
-            );
-        }
-    }
-    let takes = |w: &&WorkerStatus| !w.draining;
-    if !workers.is_empty() && !workers.iter().any(|w| takes(&w)) {
-        found.problem("workers", "all of them drain", "start others");
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::Args;
-use conclave_proto::v1::{ListWorkersRequest, MembersRequest, StatusRequest};
+use conclave_proto::v1::{ListWorkersRequest, LostWorker, MembersRequest, StatusRequest};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use tonic::{Request, Response, Status};
@@ -31,11 +31,13 @@ const LED: Duration = Duration::from_secs(5);
 #[command(after_help = "\
 Asks every --endpoint, and every member that one of them names: does it answer, is
 it ready, who leads and do all agree, is the quorum safe, does one lag behind, do
-versions differ, are clocks and disks sound, are there workers that take agents,
-can the quotas file be used. It changes nothing. Needs a token of role operator.
+versions differ, are clocks and disks sound, do certificates end soon, are there
+workers that take agents, was one lost lately, can the quotas file be used. It
+changes nothing. Needs a token of role operator.
 
-Example:
+Examples:
   conclave doctor --endpoint 10.0.0.5:7400
+  conclave doctor --endpoint db1:7400 --ca ca.crt --token-file operator-token --json
 
 Exit status: 0 nothing is wrong (notes are no problems), 1 there are problems.")]
 pub struct DoctorArgs {
@@ -77,6 +79,7 @@ fn document(seen: &Seen, findings: &[Finding]) -> Value {
         Ok(answer) => json::status(&answer.status),
         Err(error) => json!({ "address": node.address, "error": error }),
     };
+    let lost = |lost: &LostWorker| json!({ "worker_id": lost.worker_id, "unix_ms": lost.unix_ms });
     let finding = |finding: &Finding| {
         let level = match finding.level {
             Level::Problem => "problem",
@@ -94,6 +97,7 @@ fn document(seen: &Seen, findings: &[Finding]) -> Value {
         "findings": findings.iter().map(finding).collect::<Vec<_>>(),
         "nodes": seen.nodes.iter().map(node).collect::<Vec<_>>(),
         "workers": seen.workers.iter().flatten().map(json::worker).collect::<Vec<_>>(),
+        "lost_workers": seen.lost.iter().map(lost).collect::<Vec<_>>(),
     })
 }
 
@@ -124,7 +128,7 @@ async fn look(global: &Global, client: &Client) -> Result<Seen, CliError> {
                 link.cluster().list_workers(request).await
             });
             let (members, workers) = tokio::join!(members, workers);
-            (members, workers.map(|found| found.workers))
+            (members, workers)
         }
     };
     let named = members.iter().flat_map(|found| &found.members);
@@ -136,10 +140,17 @@ async fn look(global: &Global, client: &Client) -> Result<Seen, CliError> {
         let others = global.client_of(&others)?;
         nodes.extend(ask_all(others.links()).await);
     }
+    let (workers, lost) = match workers {
+        Ok(found) => (Ok(found.workers), found.lost),
+        Err(why) => (Err(why), Vec::new()),
+    };
     Ok(Seen {
         nodes,
         members,
         workers,
+        lost,
+        here_unix_ms: unix_ms(),
+        tls: global.tls.ca.is_some(),
     })
 }
 

@@ -53,6 +53,9 @@ fn healthy() -> Seen {
             lease_remaining_ms: 5_500,
             ..WorkerStatus::default()
         }]),
+        lost: Vec::new(),
+        here_unix_ms: 1_000_000,
+        tls: true,
     }
 }
 
@@ -206,4 +209,55 @@ fn workers_that_are_not_there_or_not_heard_of_are_told() {
         },
         "Problem workers: none holds a lease; 3 jobs",
     );
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_told_before_it_does() {
+    const DAY_S: u64 = 24 * 3_600;
+    let ends = |days: u64| {
+        found(|seen| {
+            changed(seen, 1, |s| {
+                s.certificate_expires_unix_s = 1_000 + days * DAY_S
+            })
+        })
+    };
+    assert!(ends(31).is_empty());
+    assert_eq!(ends(20), ["Note host-2: its certificate ends in 20.0 days"]);
+    assert_eq!(
+        ends(2),
+        ["Problem host-2: its certificate ends in 2.0 days"]
+    );
+    let ended = found(|seen| changed(seen, 1, |s| s.certificate_expires_unix_s = 7));
+    assert!(
+        ended[0].starts_with("Problem host-2: its certificate has ended"),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn a_worker_that_was_lost_is_named_a_problem_while_it_is_news() {
+    let lost = |minutes: i64| {
+        let lost = LostWorker {
+            worker_id: "w9".to_owned(),
+            unix_ms: 1_000_000 - minutes * 60_000,
+        };
+        found(|seen| seen.lost.push(lost))
+    };
+    let words = "was lost 3 min ago, and has not come back: its lease ran out";
+    assert_eq!(lost(3), [format!("Problem w9: {words}")]);
+    assert!(lost(50)[0].starts_with("Note w9: was lost 50 min ago"));
+}
+
+#[test]
+fn a_plain_question_to_a_tls_port_is_told_what_to_set() {
+    for (tls, why, word) in [
+        (false, "frame with invalid size", "--ca FILE"),
+        (true, "no TLS is spoken there (x)", "leave --ca"),
+    ] {
+        let mut seen = healthy();
+        seen.tls = tls;
+        seen.nodes[2].answer = Err(why.to_owned());
+        let cures: Vec<String> = examine(&seen).into_iter().map(|f| f.cure).collect();
+        assert!(cures.iter().any(|cure| cure.contains(word)), "{cures:?}");
+    }
 }
