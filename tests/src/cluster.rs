@@ -151,6 +151,11 @@ impl Cluster {
         own.unwrap_or_else(|| self.path(&format!("coordinator-{index}")))
     }
 
+    /// What coordinator `index` is started with from now on: lines of TOML.
+    pub fn set_coordinator(&mut self, index: usize, settings: &str) {
+        settings.clone_into(&mut self.places.coordinators[index].settings);
+    }
+
     /// Starts coordinator `index` on its folder and port.
     pub async fn start_coordinator(&mut self, index: usize) {
         let started = self.try_start_coordinator(index).await;
