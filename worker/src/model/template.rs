@@ -1,4 +1,9 @@
 //! The chat template of a model: Jinja as Hugging Face writes it.
+//!
+//! A rendering is bounded in instructions, in recursion and in its output. The memory of the values in between
+//! is not: `{% set x = x ~ x %}` doubles a text with one instruction, and minijinja has no hook where it
+//! concatenates. A model's file is what an operator chose to run; one from strangers belongs under a memory
+//! limit of the system (docs/OPERATIONS.md, "Settings of a worker").
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
