@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Handle, Input, NodeError, NodeStatus, Read,
-    lost::Lost,
     storage::{Fatal, Storage},
     waiters::{MOST_READS, MOST_WAITERS, Reads, Waiter, Waiters, Wanted},
     watchdog::Pulse,
@@ -73,8 +72,7 @@ pub struct Task {
     pub(super) counted_at: Instant,
     /// What was committed here when a leader said that this node is no member any more.
     pub(super) removed: Option<u64>,
-    /// Workers that were lost lately.
-    pub(super) lost: Lost,
+    pub(super) lost: super::lost::Lost,
     /// It is being shut down.
     pub(super) leaving: bool,
     /// The node's id, as metrics name it.
@@ -175,7 +173,7 @@ impl Task {
             started: Instant::now(),
             counted_at: Instant::now(),
             removed: None,
-            lost: Lost::default(),
+            lost: super::lost::Lost::default(),
             leaving: false,
             label,
             traces: parts.traces,
