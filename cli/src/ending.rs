@@ -8,17 +8,21 @@ pub async fn asked_to_end() -> Result<(), CliError> {
     let failed = |source| CliError::Hosting(format!("signals cannot be heard: {source}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    let signal = tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+    };
+    tracing::info!(signal, "asked to end");
     Ok(())
 }
 
 /// Runs `drain`, unless a second signal says that it takes too long.
 pub async fn unless_asked_again(drain: impl Future<Output = ()>) -> Result<(), CliError> {
     tokio::select! {
-        () = drain => Ok(()),
+        () = drain => {
+            tracing::info!("ended");
+            Ok(())
+        }
         again = asked_to_end() => again.and(Err(CliError::Interrupted)),
     }
 }

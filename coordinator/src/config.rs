@@ -358,7 +358,8 @@ pub(crate) fn nearest<'a>(
     known
         .map(|(spelled, name)| (strsim::normalized_damerau_levenshtein(key, spelled), name))
         .filter(|(likeness, _)| *likeness >= 0.5)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        // Of equals the first.
+        .reduce(|best, next| if next.0 > best.0 { next } else { best })
         .map(|(_, name)| name)
 }
 

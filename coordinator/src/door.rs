@@ -4,6 +4,7 @@
 pub mod body;
 pub mod calls;
 mod connection;
+mod descriptors;
 
 use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -24,7 +25,7 @@ pub use connection::{Connection, Origin};
 const GREETING: Duration = Duration::from_secs(5);
 /// Handshakes under way at most; one more ends the oldest.
 const HANDSHAKES: usize = 256;
-/// Connections at most.
+/// Connections at most; fewer where the process may open few files.
 const CONNECTIONS: usize = 32_768;
 /// Connections that wait to be served.
 const READY: usize = 64;
@@ -51,7 +52,10 @@ impl Door {
         let door = Self {
             tls,
             refusals,
-            seats: Arc::new(Semaphore::new(CONNECTIONS)),
+            seats: Arc::new(Semaphore::new(descriptors::seats(
+                descriptors::raise(),
+                CONNECTIONS,
+            ))),
             ready,
             greeted: VecDeque::new(),
         };

@@ -378,6 +378,51 @@ async fn a_certificate_is_renewed_while_calls_run_and_none_fails() {
 }
 
 /// Adds or takes away a line of the tokens file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_has_ended_replaces_none_that_holds() {
+    let pki = Pki::new();
+    let cluster = guarded(&pki).await;
+    let address = &cluster.members[0].address;
+    let before = shown(&pki, address).await;
+    let failures = "conclave_credentials_reload_failures_total{what=\"tls\"}";
+    let failed = counted(failures);
+    pki.issue("node", EXPIRED);
+    let refused = async {
+        while counted(failures) <= failed {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let refused = tokio::time::timeout(RELOAD, refused).await;
+    refused.expect("the files are read again");
+    assert_eq!(shown(&pki, address).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_may_watch_a_nodes_health_and_the_others_are_served() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let cluster = Cluster::new(1).await;
+    let mut health = HealthClient::new(cluster.channel(0).await);
+    let mut watches = Vec::new();
+    let full = loop {
+        match health.watch(HealthCheckRequest::default()).await {
+            Ok(watch) => watches.push(watch),
+            Err(full) => break full,
+        }
+        assert!(watches.len() < 10_000, "a stranger takes what it likes");
+    };
+    assert_eq!(full.code(), Code::ResourceExhausted, "{full}");
+    health.check(HealthCheckRequest::default()).await.unwrap();
+    submit(&mut cluster.client(0).await, "and now?").await;
+    watches.clear();
+    let room = async {
+        while health.watch(HealthCheckRequest::default()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let room = tokio::time::timeout(PATIENCE, room).await;
+    room.expect("those who left gave their seats back");
+}
+
 fn rewrite(path: &Path, change: impl Fn(&str) -> String) {
     let text = fs::read_to_string(path).unwrap();
     fs::write(path, change(&text)).unwrap();

@@ -1,7 +1,14 @@
 //! A certificate, its key, and the authorities that others' certificates are checked against: read from
 //! PEM, checked to fit, turned into what rustls wants.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
+};
 
 use metrics::{Unit, describe_gauge, gauge};
 use rustls::{
@@ -56,6 +63,9 @@ pub enum TlsError {
     /// They belong to different pairs.
     #[error("the key in key_file is not that of the certificate in cert_file")]
     Mismatch,
+    /// It is no better than the one before it.
+    #[error("the certificate in cert_file ended {0} s ago")]
+    Ended(u64),
     /// rustls does not take them.
     #[error("TLS cannot be set up: {0}")]
     Refused(String),
@@ -85,8 +95,16 @@ impl Files {
             Unit::Seconds,
             "Unix time at which the certificate in use ends, by who shows it"
         );
+        // At the start there is nothing better to show, and others say that it has ended.
+        let begun = AtomicBool::new(false);
         Watched::follow("tls", self.paths()?, move |contents| {
             let material = Material::parse(contents)?;
+            match material.ended(SystemTime::now()) {
+                Some(ended) if begun.load(Ordering::Relaxed) => return Err(ended),
+                Some(ended) => tracing::warn!(of, "{ended}: nobody will take it"),
+                None => {}
+            }
+            begun.store(true, Ordering::Relaxed);
             if let Some(expires) = material.expires {
                 #[allow(clippy::cast_precision_loss, reason = "gauges are f64")]
                 gauge!(EXPIRES, "of" => of.clone()).set(expires as f64);
@@ -136,6 +154,15 @@ impl Material {
             client: client(own, roots, &provider)?,
             expires,
         })
+    }
+}
+
+impl Material {
+    /// That the certificate has ended by `now`, if it has.
+    fn ended(&self, now: SystemTime) -> Option<TlsError> {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+        let ago = now.checked_sub(self.expires?)?;
+        Some(TlsError::Ended(ago))
     }
 }
 

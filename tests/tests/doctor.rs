@@ -1,8 +1,12 @@
-//! `conclave doctor` on a cluster of processes, sound and with a member that was killed.
+//! `conclave doctor` on clusters of processes: sound, with a member that was killed, a worker that was lost, and
+//! over TLS with a certificate that ends soon.
 
-use std::time::{Duration, Instant};
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
 
-use conclave_tests::{Cluster, MockOptions, MockWorker, conclave_binary};
+use conclave_tests::{Cluster, MockOptions, MockWorker, Process, conclave_binary, free_port};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -11,8 +15,13 @@ const DIAGNOSIS: Duration = Duration::from_secs(30);
 
 /// Its exit code, and what it said.
 async fn doctor(endpoints: &[String]) -> (Option<i32>, Value) {
+    doctor_with(endpoints, &[]).await
+}
+
+async fn doctor_with(endpoints: &[String], flags: &[&str]) -> (Option<i32>, Value) {
     let mut command = Command::new(conclave_binary());
     command.args(["doctor", "--json", "--endpoint", &endpoints.join(",")]);
+    command.args(flags);
     let done = tokio::time::timeout(DIAGNOSIS, command.kill_on_drop(true).output()).await;
     let done = done.expect("in time").expect("it runs");
     let said = String::from_utf8_lossy(&done.stdout);
@@ -72,4 +81,97 @@ async fn a_killed_member_is_found_whoever_is_asked_and_nothing_before() {
     let (code, document) = doctor(&endpoints[left..=left]).await;
     assert_eq!(code, Some(1), "{document:#}");
     assert!(!problems(&document).is_empty(), "{document:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_lost_is_named_until_it_is_back() {
+    let cluster = Cluster::start(1, 0).await;
+    let mock = MockWorker::spawn(MockOptions::new("mock-0", cluster.endpoints()));
+    cluster.until_workers(1).await;
+    let options = mock.crash().await;
+    let named = async |wanted: bool| {
+        let started = Instant::now();
+        loop {
+            let (code, document) = doctor(&cluster.endpoints()).await;
+            let problems = problems(&document);
+            let named = problems.iter().any(|p| p.starts_with("mock-0: was lost"));
+            let last = started.elapsed() > DIAGNOSIS;
+            // A lease of six seconds has to run out; doctor tells when.
+            if named == wanted || last {
+                assert_eq!(code, Some(i32::from(wanted)), "{document:#}");
+                return document;
+            }
+        }
+    };
+    let document = named(true).await;
+    assert_eq!(document["lost_workers"][0]["worker_id"], "mock-0");
+    let back = MockWorker::spawn(options);
+    back.until(|seen| seen.connected).await;
+    let document = named(false).await;
+    assert_eq!(document["lost_workers"].as_array().map(Vec::len), Some(0));
+}
+
+/// A certificate of `localhost` that ends in so many days, and its key, where a coordinator reads them.
+fn certify(folder: &Path, ca: &CertifiedIssuer<'_, KeyPair>, days: u64) {
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    params.not_after = (SystemTime::now() + Duration::from_secs(days * 24 * 3_600)).into();
+    let key = KeyPair::generate().expect("a key");
+    let certificate = params.signed_by(&key, ca).expect("a certificate");
+    fs::write(folder.join("node.key"), key.serialize_pem()).expect("a file");
+    fs::write(folder.join("node.crt"), certificate.pem()).expect("a file");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_it_tells_what_to_set_and_which_certificate_ends() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let mut params = CertificateParams::new(Vec::new()).expect("no name");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key"));
+    let ca = ca.expect("an authority");
+    fs::write(path("ca.crt"), ca.pem()).expect("a file");
+    certify(folder.path(), &ca, 3);
+    let endpoint = format!("localhost:{}", free_port());
+    let settings = format!(
+        "open = true\nlisten = {endpoint:?}\nadvertise = {endpoint:?}\nhttp_listen = \"127.0.0.1:0\"\n\
+         data_dir = {:?}\n[tls]\ncert_file = {:?}\nkey_file = {:?}\nca_file = {:?}\n",
+        path("data"),
+        path("node.crt"),
+        path("node.key"),
+        path("ca.crt"),
+    );
+    fs::write(path("node.toml"), settings).expect("a file");
+    let log = folder.path().join("node.log");
+    let args = ["coordinator", "--config", &path("node.toml"), "--json"];
+    let _node = Process::start(&args, &log).await;
+    let believed = path("ca.crt");
+    let flags = ["--ca", &believed];
+    let mut init = Command::new(conclave_binary());
+    init.args(["cluster", "init", "--endpoint", &endpoint])
+        .args(flags);
+    let begun = init.output().await.expect("it runs");
+    assert!(begun.status.success(), "{begun:?}");
+
+    let endpoints = [endpoint.clone()];
+    let (code, document) = doctor_with(&endpoints, &flags).await;
+    let found = problems(&document);
+    assert_eq!((code, found.len()), (Some(1), 1), "{document:#}");
+    assert!(
+        found[0].starts_with(&format!("{endpoint}: its certificate ends in ")),
+        "{found:?}"
+    );
+    let (code, document) = doctor(&endpoints).await;
+    assert_eq!(code, Some(1));
+    assert!(document.to_string().contains("--ca FILE"), "{document:#}");
+
+    // Renewed while it runs: the files are read again within seconds, and nobody tells when.
+    certify(folder.path(), &ca, 90);
+    let started = Instant::now();
+    loop {
+        let (code, document) = doctor_with(&endpoints, &flags).await;
+        if code == Some(0) {
+            break;
+        }
+        assert!(started.elapsed() < DIAGNOSIS, "{document:#}");
+    }
 }

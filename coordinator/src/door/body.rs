@@ -1,4 +1,4 @@
-//! A message that does not arrive holds a call's memory: it has so long.
+//! What bodies of calls may hold: a message that does not arrive has so long, an answer that lasts a seat.
 
 use std::{
     future::Future as _,
@@ -8,7 +8,10 @@ use std::{
 };
 
 use http_body::{Frame, SizeHint};
-use tokio::time::{Sleep, sleep};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Sleep, sleep},
+};
 use tonic::{Status, body::Body, codegen::Bytes};
 
 /// How long the one message of a call may take to be here. The largest, 4 MiB unless set otherwise, passes in that
@@ -42,6 +45,39 @@ impl http_body::Body for Timely {
         }
         let late = || Status::deadline_exceeded("the request's message did not arrive in time");
         self.until.as_mut().poll(cx).map(|()| Some(Err(late())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// An answer's body that holds a seat until it ends.
+pub struct Seated {
+    inner: Body,
+    _seat: OwnedSemaphorePermit,
+}
+
+impl Seated {
+    /// `inner`, which holds `seat`.
+    pub fn new(inner: Body, seat: OwnedSemaphorePermit) -> Self {
+        Self { inner, _seat: seat }
+    }
+}
+
+impl http_body::Body for Seated {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -4,9 +4,12 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{
     Status,
     body::Body,
@@ -20,8 +23,9 @@ use tower::Layer;
 
 use super::{
     Origin,
-    body::{PATIENCE, Timely},
+    body::{PATIENCE, Seated, Timely},
 };
+use crate::api::convert;
 use crate::auth::{
     Auth, CERTIFIED,
     refusals::{HEADER, Reason, Refusals},
@@ -40,13 +44,31 @@ const STREAMED: [&str; 4] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
+/// An answer without an end, for which nobody need be known.
+const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
+/// So many of them at once.
+const HEALTH_WATCHES: usize = 8_192;
+/// When to come again, where there is no room.
+const FULL: Duration = Duration::from_secs(5);
+
 /// Puts [`Calls`] round a service.
 #[derive(Clone)]
 pub struct CallsLayer {
-    /// Who is known.
-    pub auth: Auth,
-    /// Where refusals are told.
-    pub refusals: Refusals,
+    auth: Auth,
+    refusals: Refusals,
+    /// Room for those who watch this node's health.
+    health: Arc<Semaphore>,
+}
+
+impl CallsLayer {
+    /// Who is known, and where refusals are told.
+    pub fn new(auth: Auth, refusals: Refusals) -> Self {
+        Self {
+            auth,
+            refusals,
+            health: Arc::new(Semaphore::new(HEALTH_WATCHES)),
+        }
+    }
 }
 
 impl<S> Layer<S> for CallsLayer {
@@ -58,6 +80,7 @@ impl<S> Layer<S> for CallsLayer {
             inner,
             auth,
             refusals,
+            health: self.health.clone(),
         }
     }
 }
@@ -68,9 +91,27 @@ pub struct Calls<S> {
     inner: S,
     auth: Auth,
     refusals: Refusals,
+    health: Arc<Semaphore>,
 }
 
 impl<S> Calls<S> {
+    /// A seat for an answer that lasts, where one is needed.
+    fn seat(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, Status> {
+        if path != HEALTH_WATCH {
+            return Ok(None);
+        }
+        self.health
+            .clone()
+            .try_acquire_owned()
+            .map(Some)
+            .map_err(|_| {
+                let text = format!(
+                    "{HEALTH_WATCHES} watch this node's health, the most there may: use Check"
+                );
+                convert::exhausted(text, FULL)
+            })
+    }
+
     /// Who is not known is told so before the message is awaited, which would take memory.
     fn known(&self, request: &Request<Body>) -> Result<(), Status> {
         if !request.uri().path().starts_with(OURS) {
@@ -104,18 +145,24 @@ where
             request.headers_mut().insert(CERTIFIED, yes);
         }
         let uri = request.uri().clone();
-        let answer = self.known(&request).map(|()| {
+        let seat = self.known(&request).and_then(|()| self.seat(uri.path()));
+        let answer = seat.map(|seat| {
             let streamed = STREAMED.contains(&uri.path());
             let timely = |body| Body::new(Timely::new(body, PATIENCE));
-            self.inner.call(match streamed {
+            let answer = self.inner.call(match streamed {
                 true => request,
                 false => request.map(timely),
-            })
+            });
+            (answer, seat)
         });
         let refusals = self.refusals.clone();
         Box::pin(async move {
             let answer = match answer {
-                Ok(answer) => answer.await?,
+                Ok((answer, None)) => answer.await?,
+                Ok((answer, Some(seat))) => {
+                    let seated = |body| Body::new(Seated::new(body, seat));
+                    answer.await?.map(seated)
+                }
                 Err(refusal) => refusal.into_http(),
             };
             if let Some(reason) = refused(answer.headers()) {

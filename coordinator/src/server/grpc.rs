@@ -63,10 +63,7 @@ pub(super) async fn serve(
         .max_decoding_message_size(most + ENVELOPE)
         .max_encoding_message_size(most + ENVELOPE);
     let watchers = u32::try_from(api.config.max_watchers).unwrap_or(u32::MAX);
-    let layer = CallsLayer {
-        auth: api.auth.clone(),
-        refusals: refusals.clone(),
-    };
+    let layer = CallsLayer::new(api.auth.clone(), refusals.clone());
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

@@ -132,7 +132,9 @@ impl<B: Backend> Slot<B> {
         let began = Instant::now();
         let report = &mut self.report;
         let result = catch_unwind(AssertUnwindSafe(|| {
-            let stepped = engine.step(report).map_err(|error| chain(&error));
+            let stepped = engine
+                .step(report)
+                .map_err(|error| crate::error::chain(&error));
             let runner = engine.runner_mut();
             for event in &report.events {
                 relay(runner, event, &mut self.live, batch);
@@ -231,16 +233,4 @@ fn refusal(error: EngineError) -> AttemptError {
             permanent(error.to_string())
         }
     }
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        line.push_str(": ");
-        line.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    line
 }

@@ -1,5 +1,6 @@
 //! One connection to one coordinator, from the dial to its end.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Status, Streaming};
+
+use crate::error::chain;
 
 /// Messages that wait for the link. What waits longer waits in the desk, where it is merged.
 const OUTBOUND: usize = 16;
@@ -30,7 +33,7 @@ pub enum LinkError {
         source: tonic::transport::Error,
     },
     /// Nobody answers there.
-    #[error("{address} does not answer: {source}")]
+    #[error("{address} does not answer: {}", chain(.source))]
     Unreachable {
         /// Who was dialed.
         address: String,
@@ -38,7 +41,7 @@ pub enum LinkError {
         source: tonic::transport::Error,
     },
     /// It answers, and not with a session.
-    #[error("{address} refuses the session: {}", .status.message())]
+    #[error("{address} {}", refusal(.status))]
     Refused {
         /// Who was dialed.
         address: String,
@@ -65,6 +68,14 @@ impl LinkError {
             status.code(),
             Code::Unauthenticated | Code::PermissionDenied
         )
+    }
+}
+
+/// A refusal in its own words; or, where no coordinator said anything, why the connection broke.
+fn refusal(status: &Status) -> String {
+    match status.source() {
+        None => format!("refuses the session: {}", status.message()),
+        Some(cause) => format!("gave no session: {}", chain(cause)),
     }
 }
 

@@ -279,7 +279,7 @@ impl<B: Backend> Session<B> {
                 self.lose(reason);
                 let failures = self.members.failures();
                 if failures.is_power_of_two() && error.is_token() {
-                    tracing::error!(%error, failures, "the worker's token is refused: it needs one of role `worker`");
+                    tracing::error!(%error, failures, "this worker is not let in: it shows a token of role `worker`, and a certificate where coordinators use TLS");
                 } else if failures.is_power_of_two() {
                     tracing::warn!(%error, failures, "no session with a coordinator; trying on");
                 }
