@@ -3,7 +3,7 @@
 //! of it for all that others can tell.
 
 use std::process::Output;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conclave_proto::{LOG_VERSION, v1::JobState};
 use conclave_tests::{Cluster, MockOptions, MockWorker, Place, Places, conclave_binary, exact_job};
@@ -85,6 +85,16 @@ async fn processes_are_upgraded_back_and_forth_until_the_version_is_raised() {
     assert_eq!(uses(&cluster, leader).await, LOG_VERSION);
     // There is no way back: the older program ends at once, and says why.
     let follower = (leader + 1) % 3;
+    let began = Instant::now();
+    while uses(&cluster, follower).await != LOG_VERSION {
+        assert!(began.elapsed() < PATIENCE, "it does not follow");
+        // Its status is no event to wait for.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // That it is committed reaches its disk with what comes after.
+    let after = client.submit("after", &exact_job(8)).await;
+    jobs.push(after.expect("accepted"));
+    client.finished(&jobs[jobs.len() - 1]).await;
     cluster.kill_coordinator(follower).await;
     cluster.set_coordinator(follower, &older());
     let ended = cluster.try_start_coordinator(follower).await;
