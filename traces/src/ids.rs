@@ -5,8 +5,9 @@ use std::fmt;
 
 use uuid::Uuid;
 
-/// Bits of a trace's name that decide whether it is sampled, as W3C trace context level 2 has it.
-const RANDOM_BITS: u32 = 56;
+/// Bits of a trace's name, the last ones, that decide whether it is sampled. Of the 56 that W3C trace context level 2
+/// holds for random, a job's first ones count on: its id is a UUID of version 7, and jobs of one moment share them.
+const RANDOM_BITS: u32 = 32;
 
 /// The name of a trace; never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,13 +43,13 @@ impl TraceId {
     /// Whether it is among this share of traces. Everybody who asks with the same share hears the same.
     pub fn within(&self, share: f64) -> bool {
         let all = 1_u64 << RANDOM_BITS;
-        let [.., a, b, c, d, e, f, g] = self.0;
-        let random = u64::from_be_bytes([0, a, b, c, d, e, f, g]);
+        let [.., a, b, c, d] = self.0;
+        let random = u64::from(u32::from_be_bytes([a, b, c, d]));
         #[allow(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             clippy::cast_precision_loss,
-            reason = "a share of 2^56, which f64 holds"
+            reason = "a share of 2^32, which f64 holds"
         )]
         let threshold = ((1.0 - share.clamp(0.0, 1.0)) * all as f64) as u64;
         share > 0.0 && random >= threshold
