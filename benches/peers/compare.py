@@ -132,7 +132,7 @@ def parse():
     parser.add_argument("--model", type=pathlib.Path, required=True, help="a GGUF file, Q4_1")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--isa", help="instruction set of our side: avx2, avx512; by default the best")
+    parser.add_argument("--isa", help="instruction set: avx2, avx512; by default the best")
     parser.add_argument("--formats", nargs="+", choices=["Q4_1", "Q4_0"], default=["Q4_1", "Q4_0"])
     parser.add_argument("--no-mistralrs", action="store_true", help="without the second peer")
     return parser.parse_args()
@@ -201,7 +201,7 @@ def main():
     if not args.no_mistralrs:
         mistralrs(args, ours)
     built = theirs.notes["built"]
-    print(f"\nllama.cpp is llama-cpp-python 0.3.36 built here with its defaults: {built}")
+    print(f"\nllama.cpp is llama-cpp-python 0.3.36 built here from source: {built}")
 
 
 if __name__ == "__main__":
