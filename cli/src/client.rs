@@ -230,8 +230,13 @@ impl Client {
                     Err(failure) => failure,
                 };
             blank = if is_blank(&status) { blank + 1 } else { 0 };
-            // A blank node knows of no cluster; another endpoint may be a member of one.
-            if !may_retry(&status) && (blank == 0 || blank >= self.links.len()) {
+            // A blank node knows of no cluster; another endpoint may be a member of one. Where none is, nobody
+            // creates one while we wait.
+            let over = match blank {
+                0 => !may_retry(&status),
+                in_a_row => in_a_row >= self.links.len(),
+            };
+            if over {
                 return Err(CliError::Refused {
                     call,
                     status: Box::new(status),

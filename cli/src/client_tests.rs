@@ -127,7 +127,7 @@ async fn told_of(first: Status, second: Status) -> String {
 }
 
 fn blank() -> Status {
-    Status::failed_precondition(format!("{BLANK}: create one with `conclave cluster init`"))
+    Status::unavailable(format!("{BLANK}: create one with `conclave cluster init`"))
 }
 
 #[tokio::test]

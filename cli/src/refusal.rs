@@ -22,7 +22,7 @@ pub const BLANK: &str = "this node belongs to no cluster yet";
 
 /// Whether the node that answered is a member of no cluster.
 pub fn is_blank(status: &Status) -> bool {
-    status.code() == Code::FailedPrecondition && status.message().starts_with(BLANK)
+    status.code() == Code::Unavailable && status.message().starts_with(BLANK)
 }
 
 /// How much an endpoint's answer tells of why the cluster does not serve a call: a leader's

@@ -134,9 +134,9 @@ impl Api {
     /// Finds who leads, waiting for an election if there is one.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION on a blank node; UNAVAILABLE if no leader is found
-    /// by `deadline`, on a node that is cut off, or for a call that was passed on
-    /// to a node that does not lead.
+    /// UNAVAILABLE on a blank node, if no leader is found by `deadline`, on a node
+    /// that is cut off, or for a call that was passed on to a node that does not
+    /// lead.
     pub async fn route(&self, metadata: &MetadataMap, deadline: Instant) -> Result<Route, Status> {
         // Whoever passed a call on looks for the leader itself.
         let passed_on = passed_on(metadata);
@@ -162,13 +162,14 @@ impl Api {
                 if let Some(why) = &now.stopped {
                     return Err(Status::unavailable(format!("this node has stopped: {why}")));
                 }
-                if now.cluster_id.is_none() {
+                let blank = now.cluster_id.is_none();
+                if blank && !passed_on {
                     return Err(convert::node_error(NodeError::Blank));
                 }
                 if now.serving {
                     return Ok(Route::Here);
                 }
-                if (!now.leads() || now.stuck) && passed_on {
+                if (blank || !now.leads() || now.stuck) && passed_on {
                     let mut refusal = Status::unavailable("this node does not lead");
                     refusal
                         .metadata_mut()

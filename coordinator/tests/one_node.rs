@@ -234,11 +234,24 @@ async fn a_blank_node_says_so_and_a_cluster_is_created_once() {
     let cluster = Cluster::blank(1, |_| {}).await;
     let mut client = cluster.client(0).await;
     let refused = client.submit_job(request("x")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(
+        refused.code(),
+        Code::Unavailable,
+        "another endpoint may be a member: clients go on"
+    );
     assert!(
         refused.message().contains("cluster init"),
         "{}",
         refused.message()
+    );
+    // A member whose leader was replaced by an empty node at the same address looks for another leader.
+    let mut passed_on = tonic::Request::new(request("x"));
+    let yes = tonic::metadata::AsciiMetadataValue::from_static("1");
+    passed_on.metadata_mut().insert("conclave-proxied", yes);
+    let refused = client.submit_job(passed_on).await.unwrap_err();
+    assert!(
+        refused.metadata().contains_key("conclave-not-leader"),
+        "{refused:?}"
     );
     let status = cluster
         .admin(0)

@@ -28,8 +28,9 @@ pub fn node_error(error: NodeError) -> Status {
             status
         }
         NodeError::OverQuota(refusal) => exhausted(text, Duration::from_millis(refusal.retry_ms())),
-        NodeError::Blank | NodeError::Refused(_) => Status::failed_precondition(text),
-        NodeError::NoQuorum(_) | NodeError::Stopped => Status::unavailable(text),
+        NodeError::Refused(_) => Status::failed_precondition(text),
+        // Another endpoint may be a member of a cluster, and this one become it: a client that balances goes on.
+        NodeError::Blank | NodeError::NoQuorum(_) | NodeError::Stopped => Status::unavailable(text),
         NodeError::Unknown => {
             let mut status = Status::unavailable(text);
             status.metadata_mut().insert("outcome", ascii("unknown"));

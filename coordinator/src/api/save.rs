@@ -30,7 +30,7 @@ impl Api {
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED while another one is under way here,
-    /// FAILED_PRECONDITION where there is nothing to save, or what the read says.
+    /// UNAVAILABLE where there is nothing to save yet, or what the read says.
     pub(super) async fn save(self: &Arc<Self>, wait: Duration) -> Result<Frames, Status> {
         let turn = self.saves.clone().try_acquire_owned().map_err(|_| {
             convert::exhausted(
@@ -40,8 +40,9 @@ impl Api {
         })?;
         let state = self.read(wait, State::clone).await?;
         if state.cluster_id().is_empty() {
-            return Err(Status::failed_precondition(
-                "the cluster has just been created and has no keys yet: try again",
+            return Err(convert::later(
+                Status::unavailable("the cluster has just been created and has no keys yet"),
+                Duration::from_secs(1),
             ));
         }
         let (queue, frames) = mpsc::channel(AHEAD);
