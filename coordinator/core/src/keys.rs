@@ -85,6 +85,16 @@ impl Keys {
         }
     }
 
+    /// A clone without what is derived, to be written: most keys of a busy day are orphans, and copying who
+    /// waits costs more than copying the keys.
+    pub(crate) fn to_save(&self) -> Keys {
+        Keys {
+            by_tenant: self.by_tenant.clone(),
+            orphans: BTreeSet::new(),
+            count: self.count,
+        }
+    }
+
     /// In the order of (tenant, key).
     pub(crate) fn records(&self) -> impl Iterator<Item = KeyRecord> {
         let record = |tenant: &Name, name: &Name, key: &Key| KeyRecord {

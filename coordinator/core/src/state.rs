@@ -69,7 +69,7 @@ impl State {
             unix_ms: self.unix_ms,
             jobs: self.jobs.clone(),
             workers: self.workers.clone(),
-            keys: self.keys.clone(),
+            keys: self.keys.to_save(),
             members: self.members.clone(),
             lineage: self.lineage.clone(),
             index: Index::default(),
