@@ -64,6 +64,7 @@ fn begin_at_zero() {
         "conclave_leases_withheld_total",
         "conclave_leases_lost_total",
         "conclave_jobs_would_expand_total",
+        "conclave_jobs_agreed_early_total",
     ] {
         counter!(name).increment(0);
     }
@@ -264,6 +265,11 @@ fn describe_jobs() {
         Unit::Count,
         "Jobs that ended while this member led with an answer that was uncertain"
     );
+    describe_counter!(
+        "conclave_jobs_agreed_early_total",
+        Unit::Count,
+        "Jobs that ended while this member led before their plan did, because their drafts agreed"
+    );
 }
 
 /// Where the raft node stands.
@@ -414,6 +420,11 @@ pub fn nothing_led(node: &Label) {
 /// A job ended with votes that leave its answer open.
 pub fn would_expand() {
     counter!("conclave_jobs_would_expand_total").increment(1);
+}
+
+/// A job was answered before its plan ended: its drafts agreed.
+pub fn agreed_early() {
+    counter!("conclave_jobs_agreed_early_total").increment(1);
 }
 
 /// Workers with a lease, and sessions open here.

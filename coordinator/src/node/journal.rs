@@ -45,6 +45,9 @@ impl Task {
         if contemplate::expand::would_expand(job) {
             metrics::would_expand();
         }
+        if let Ok(true) = contemplate::agreement::was_early(job, &self.blobs.local) {
+            metrics::agreed_early();
+        }
         let Ok(shown) = view::job(job, &self.blobs.local, false) else {
             return;
         };

@@ -6,6 +6,7 @@
 //! read in the order of their agents, never of their arrival.
 
 mod aggregate;
+pub mod agreement;
 mod budget;
 mod confidence;
 mod distill;

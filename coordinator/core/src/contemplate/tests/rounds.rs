@@ -6,7 +6,15 @@ use conclave_proto::v1::{
 };
 
 use super::{answer, context, roles};
-use crate::testkit::{World, choice, draft, question, width};
+use crate::{
+    contemplate::agreement,
+    payload::InlineOnly,
+    testkit::{World, choice, draft, question, width},
+};
+
+fn was_early(world: &World) -> bool {
+    agreement::was_early(world.job("j"), &InlineOnly).expect("all is inline")
+}
 
 #[test]
 fn a_quorum_cancels_stragglers() {
@@ -27,6 +35,7 @@ fn a_quorum_cancels_stragglers() {
         (world.job("j").state, answer(&world)),
         (JobState::Done, "yes")
     );
+    assert!(!was_early(&world), "its quorum ended it");
 }
 
 #[test]
@@ -48,6 +57,22 @@ fn early_agreement_skips_refining() {
         (JobState::Done, "yes")
     );
     assert_eq!(world.agents("j", AgentState::Cancelled), [4]);
+    assert!(was_early(&world));
+}
+
+#[test]
+fn agreement_that_saves_nothing_is_not_called_early() {
+    let policy = ContemplationPolicy {
+        early_agreement: Some(EarlyAgreement { drafts: 2 }),
+        ..width(2)
+    };
+    let mut world = World::with_job(&choice(policy));
+    world.go("j");
+    world.hand_in("j", 1, &draft("yes", 1));
+    world.hand_in("j", 2, &draft("yes", 1));
+    world.go("j");
+    assert_eq!(world.job("j").state, JobState::Done);
+    assert!(!was_early(&world));
 }
 
 #[test]
