@@ -2,7 +2,7 @@
 
 use conclave_proto::{
     LOG_VERSION,
-    v1::{Command, command},
+    v1::{Command, JobState, Role, command, decide::Next},
 };
 use prost::Message;
 
@@ -26,6 +26,10 @@ pub enum CodecError {
     /// The entry holds a command that this program has no name for.
     #[error("log entry holds no known command")]
     Unknown,
+    /// The entry holds more than this program reads: a field, or a state of a job. To go on without it
+    /// would be to apply another command than the others do.
+    #[error("a log entry holds what only a newer program knows: upgrade this one")]
+    Foreign,
 }
 
 /// The lowest log version that knows this command.
@@ -67,8 +71,8 @@ pub fn encode(command: &Command) -> Vec<u8> {
 /// The command in an entry.
 ///
 /// # Errors
-/// [`CodecError::TooNew`] and [`CodecError::Unknown`] must end the program; so must
-/// [`CodecError::Broken`], which means damage that checksums did not see.
+/// [`CodecError::TooNew`], [`CodecError::Unknown`] and [`CodecError::Foreign`] must end the program; so
+/// must [`CodecError::Broken`], which means damage that checksums did not see.
 pub fn decode(bytes: &[u8]) -> Result<Command, CodecError> {
     decode_up_to(bytes, LOG_VERSION)
 }
@@ -86,7 +90,28 @@ pub fn decode_up_to(bytes: &[u8], known: u32) -> Result<Command, CodecError> {
     if command.command.is_none() {
         return Err(CodecError::Unknown);
     }
+    // A message has one encoding here: what is not written again was not read.
+    if encode(&command) != bytes || !names_are_known(&command) {
+        return Err(CodecError::Foreign);
+    }
     Ok(command)
+}
+
+/// What a leader alone chooses has a name here. Words of callers and workers, who may be newer, mean the
+/// same to every program: what has no name there is what was not said.
+fn names_are_known(command: &Command) -> bool {
+    let Some(command::Command::Decide(decide)) = &command.command else {
+        return true;
+    };
+    let known = |state| JobState::try_from(state).is_ok();
+    match &decide.next {
+        Some(Next::StartRound(round)) => {
+            let mut agents = round.agents.iter();
+            known(round.state) && agents.all(|agent| Role::try_from(agent.role).is_ok())
+        }
+        Some(Next::EndJob(end)) => known(end.state),
+        Some(Next::AwaitReview(_)) | None => true,
+    }
 }
 
 #[cfg(test)]
@@ -150,6 +175,48 @@ mod tests {
             decode(&raise(needs)),
             Err(CodecError::TooNew { needs, known })
         );
+    }
+
+    #[test]
+    fn a_field_that_only_a_newer_program_knows_stops_this_one() {
+        // Field 100 of the entry, and of the command in it.
+        let unknown = [0xa0, 0x06, 1];
+        let entry = [encode(&tick()), unknown.to_vec()].concat();
+        assert_eq!(decode(&entry), Err(CodecError::Foreign));
+        let Some(command::Command::Tick(inner)) = tick().command else {
+            panic!("it is a tick");
+        };
+        let entry = |inner: &[u8]| [&[0x08, 1, 0x6a, inner.len() as u8], inner].concat();
+        let inner = inner.encode_to_vec();
+        assert_eq!(decode(&entry(&inner)), Ok(tick()));
+        let inner = [inner, unknown.to_vec()].concat();
+        assert_eq!(decode(&entry(&inner)), Err(CodecError::Foreign));
+    }
+
+    #[test]
+    fn a_state_that_only_a_newer_program_knows_stops_this_one() {
+        let ends = |state| {
+            let end = conclave_proto::v1::EndJob {
+                state,
+                ..Default::default()
+            };
+            let decide = conclave_proto::v1::Decide {
+                next: Some(Next::EndJob(end)),
+                ..Default::default()
+            };
+            decode(&encode(&command(command::Command::Decide(decide)))).map(drop)
+        };
+        assert_eq!(ends(JobState::Done as i32), Ok(()));
+        assert_eq!(ends(99), Err(CodecError::Foreign));
+    }
+
+    #[test]
+    fn words_of_callers_and_workers_without_a_name_stop_nobody() {
+        let review = conclave_proto::v1::ReviewJobCommand {
+            verdict: 99,
+            ..Default::default()
+        };
+        assert!(decode(&encode(&command(command::Command::ReviewJob(review)))).is_ok());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod audit;
 mod commands;
 mod records;
+mod schema;
 mod values;
 
 use std::collections::BTreeMap;

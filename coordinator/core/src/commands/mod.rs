@@ -210,3 +210,5 @@ pub(crate) fn lose_worker(state: &mut State, at: At, worker: &Worker, reason: &s
 
 #[cfg(test)]
 mod killed_drains;
+#[cfg(test)]
+mod old_logs;

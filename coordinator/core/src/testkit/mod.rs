@@ -1,6 +1,7 @@
 //! A leader in a box, for tests: a state, and what a shell would propose.
 
 pub(crate) mod history;
+pub(crate) mod old_log;
 
 use std::collections::BTreeMap;
 
