@@ -19,8 +19,12 @@ pub(super) struct Session {
     pub incarnation: String,
     pub models: Vec<ModelInfo>,
     pub load: Load,
-    /// Engine steps, as the last heartbeat said.
+    /// Engine steps, as the last heartbeat said, on this session or the one before.
     pub steps: Option<u64>,
+    /// It had work then.
+    pub has_work: bool,
+    /// It had work when its session before ended, and has not shown a step since: it gets nothing new.
+    pub stuck: bool,
     /// It is in the replicated state.
     pub registered: bool,
     /// It takes nothing new.
@@ -32,6 +36,31 @@ pub(super) struct Session {
 impl Session {
     fn serves(&self, model: &str) -> bool {
         (model.is_empty() && self.models.len() == 1) || self.models.iter().any(|m| m.name == model)
+    }
+}
+
+/// Processes whose sessions ended, and how far they were.
+#[derive(Debug, Default)]
+struct Past(BTreeMap<String, (String, u64, bool)>);
+
+/// Workers that are remembered so, at most.
+const MOST_PAST: usize = 4_096;
+
+impl Past {
+    /// A session ends; the process made so many steps, and had work.
+    fn note(&mut self, session: &Session) {
+        let Some(steps) = session.steps else { return };
+        if self.0.len() >= MOST_PAST && !self.0.contains_key(&session.worker_id) {
+            self.0.pop_first();
+        }
+        let known = (session.incarnation.clone(), steps, session.has_work);
+        self.0.insert(session.worker_id.clone(), known);
+    }
+
+    /// What is known of a process that says hello.
+    fn of(&self, hello: &Hello) -> Option<(u64, bool)> {
+        let (incarnation, steps, had_work) = self.0.get(&hello.worker_id)?;
+        (*incarnation == hello.incarnation).then_some((*steps, *had_work))
     }
 }
 
@@ -57,7 +86,8 @@ impl Loads for Roster {
     fn load(&self, worker_id: &str) -> Option<Load> {
         let sessions = self.by_worker.get(worker_id)?.iter().rev();
         let mut open = sessions.filter_map(|id| self.by_id.get(id));
-        open.find(|s| s.registered && !s.draining).map(|s| s.load)
+        open.find(|s| s.registered && !s.draining && !s.stuck)
+            .map(|s| s.load)
     }
 }
 
@@ -71,17 +101,21 @@ pub(super) struct Roster {
     looks: BTreeMap<String, Look>,
     /// The session that was asked last to look at a prompt.
     last: u64,
+    past: Past,
 }
 
 impl Roster {
     /// Takes a new session.
     pub(super) fn open(&mut self, id: u64, hello: &Hello) {
+        let past = self.past.of(hello);
         let session = Session {
             worker_id: hello.worker_id.clone(),
             incarnation: hello.incarnation.clone(),
             models: hello.models.clone(),
             load: Load::default(),
-            steps: None,
+            steps: past.map(|(steps, _)| steps),
+            has_work: past.is_some_and(|(_, had_work)| had_work),
+            stuck: past.is_some_and(|(_, had_work)| had_work),
             registered: false,
             draining: hello.draining,
             running: hello.running.clone(),
@@ -101,7 +135,9 @@ impl Roster {
 
     /// Drops a session; its prompts are looked at by others.
     pub(super) fn close(&mut self, id: u64) {
-        if let Some(session) = self.by_id.remove(&id)
+        let session = self.by_id.remove(&id);
+        session.iter().for_each(|session| self.past.note(session));
+        if let Some(session) = session
             && let Some(others) = self.by_worker.get_mut(&session.worker_id)
         {
             others.remove(&id);

@@ -107,6 +107,9 @@ impl Leader {
             kv_blocks_free: beat.kv_blocks_free,
         };
         let freed = load.running + load.waiting < session.load.running + session.load.waiting;
+        let woke = session.stuck && (moved || !beat.has_work);
+        session.stuck &= !woke;
+        session.has_work = beat.has_work;
         session.load = load;
         if !session.registered {
             return Sign::Unknown;
@@ -118,7 +121,7 @@ impl Leader {
             self.close(id);
             return Sign::Unknown;
         }
-        if freed {
+        if freed || woke {
             self.placements.ask();
         }
         if !moved && beat.has_work {

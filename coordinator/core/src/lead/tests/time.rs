@@ -109,6 +109,42 @@ fn an_engine_with_work_and_no_steps_loses_its_lease() {
 }
 
 #[test]
+fn a_new_session_is_no_step() {
+    let mut desk = Desk::at_work();
+    desk.run();
+    assert_eq!(desk.beat(1, 7, true), Sign::Renews);
+    assert_eq!(desk.beat(1, 7, true), Sign::Withheld);
+    for session in 2..5 {
+        desk.leader.closed(session - 1);
+        desk.hello(session, "w1", "i1");
+        assert_eq!(desk.beat(session, 7, true), Sign::Withheld);
+    }
+    desk.leader.closed(4);
+    desk.hello(5, "w1", "i2");
+    assert_eq!(desk.beat(5, 7, true), Sign::Renews, "another process");
+}
+
+#[test]
+fn a_process_that_lost_its_lease_gets_nothing_before_it_makes_a_step() {
+    let mut desk = Desk::at_work();
+    desk.run();
+    desk.beat(1, 7, true);
+    while desk.world.state.worker("w1").is_some() {
+        desk.beat(1, 7, true);
+        desk.pass(1_000);
+    }
+    assert_eq!(desk.beat(1, 7, true), Sign::Unknown);
+    let mut said = desk.hello(2, "w1", "i1");
+    for _ in 0..3 {
+        assert_eq!(desk.beat(2, 7, true), Sign::Withheld);
+        said.extend(desk.pass(1_000));
+    }
+    assert_eq!(starts(&said), [], "its engine hangs");
+    assert_eq!(desk.beat(2, 8, true), Sign::Renews);
+    assert_eq!(starts(&desk.run()), [(2, 1), (2, 2)]);
+}
+
+#[test]
 fn an_engine_that_moves_or_rests_keeps_its_lease() {
     let mut desk = Desk::at_work();
     desk.run();
