@@ -19,6 +19,8 @@ pub(super) const POISON: &str = "poison";
 pub(super) const INVALID: &str = "invalid";
 /// A job whose question holds this fails for good with its first attempt.
 pub(super) const HOPELESS: &str = "hopeless";
+/// What a worker says of such an attempt.
+const FOR_GOOD: &str = "hopeless";
 /// Job, agent, attempt.
 pub(super) type Key = (String, u32, u32);
 
@@ -30,6 +32,11 @@ pub(super) struct Live {
     pub ids: Vec<u32>,
     /// Tokens whose text was sent.
     pub sent: usize,
+}
+
+/// Whether an attempt that ended with these words was never to be tried again.
+pub(super) fn is_for_good(error: &str) -> bool {
+    error == FOR_GOOD
 }
 
 pub(super) fn key_of(key: &AttemptKey) -> Key {
@@ -103,7 +110,7 @@ impl Worker {
         }
         let asked = question(&start);
         if asked.contains(HOPELESS) {
-            return self.keep(key, failed(ErrorKind::Permanent, "hopeless"), cx);
+            return self.keep(key, failed(ErrorKind::Permanent, FOR_GOOD), cx);
         }
         if asked.contains(POISON) {
             return self.keep(key, failed(ErrorKind::Transient, "poisoned"), cx);

@@ -186,7 +186,7 @@ impl Coordinator {
     /// The command in an entry, as this program reads it.
     fn command(&self, data: &[u8]) -> Result<Command, Stop> {
         codec::decode_up_to(data, self.speaks).map_err(|error| match error {
-            CodecError::TooNew { .. } => Stop::TooNew(error.to_string()),
+            CodecError::TooNew { .. } | CodecError::Foreign => Stop::TooNew(error.to_string()),
             other => Stop::Broken(other.to_string()),
         })
     }

@@ -16,6 +16,7 @@ use super::{
     attempts::{HOPELESS, INVALID, POISON},
     cx::{Addr, Ask, Cx, Event, Told, Wire},
     rng::Rng,
+    words,
 };
 
 /// A call without an answer is given up after this, ms: its outcome is unknown.
@@ -46,8 +47,18 @@ pub(super) struct Client {
     call: Option<(u64, u64, usize)>,
     /// A submission was sent, and what became of it was not told.
     unknown: bool,
+    /// It was told that the job is cancelled or reviewed.
+    ended: bool,
     /// It, or somebody with it, will watch the job.
     watches: bool,
+}
+
+/// One of three words.
+fn choices() -> AnswerKind {
+    let options = ["yes", "no", "perhaps"].map(str::to_owned).to_vec();
+    AnswerKind {
+        kind: Some(Kind::Choices(Choices { options })),
+    }
 }
 
 /// A question; numbers choose its policy.
@@ -60,9 +71,10 @@ fn question(rng: &mut Rng) -> JobSpec {
         2 => HOPELESS,
         _ => "question",
     };
+    let rounds = rng.below(2) as u32;
     let mut policy = ContemplationPolicy {
         width: Some(width),
-        refine_rounds: Some(rng.below(2) as u32),
+        refine_rounds: Some(rounds),
         workspace_tokens: Some(16),
         exact,
         review: rng.below(10) == 0,
@@ -88,21 +100,25 @@ fn question(rng: &mut Rng) -> JobSpec {
             deadline_ms = rng.between(500, 20_000);
         }
     }
-    let answer = (rng.below(2) == 0).then(|| {
-        let options = ["yes", "no", "perhaps"].map(str::to_owned).to_vec();
-        AnswerKind {
-            kind: Some(Kind::Choices(Choices { options })),
-        }
-    });
+    let mut mode = Mode::Contemplating;
+    let mut thought = rng.between(0, 24) as u32;
+    if width == 1 && rounds == 0 {
+        // One agent alone: that may be asked for in other words, too.
+        mode = [Mode::Contemplating, Mode::Thinking, Mode::Instant][rng.below(3) as usize];
+        thought *= u32::from(mode != Mode::Instant);
+        policy.set_aggregator(Aggregator::Majority);
+        policy.set_distill(Distill::Unspecified);
+    }
+    let answer = (rng.below(2) == 0).then(choices);
     JobSpec {
-        mode: Mode::Contemplating as i32,
+        mode: mode as i32,
         messages: vec![Message {
             role: "user".into(),
             content: format!("{kind} {:x}", rng.next()).repeat(rng.between(1, 4) as usize),
         }],
         policy: Some(policy),
         budget: Some(Budget {
-            thought_tokens: Some(rng.between(0, 24) as u32),
+            thought_tokens: Some(thought),
             answer_tokens: Some(rng.between(2, 12) as u32),
             deadline_ms,
             ..Budget::default()
@@ -142,6 +158,7 @@ impl Client {
             leader: 0,
             call: None,
             unknown: false,
+            ended: false,
             watches: rng.below(2) == 0,
         }
     }
@@ -191,7 +208,12 @@ impl Client {
             })),
             Phase::Review => Ask::Propose(Body::ReviewJob(ReviewJobCommand {
                 job_id: self.job_id.clone(),
-                verdict: Verdict::Approve as i32,
+                verdict: match self.number % 4 {
+                    0 => Verdict::Edit,
+                    1 => Verdict::Reject,
+                    _ => Verdict::Approve,
+                } as i32,
+                text: "edited".into(),
                 ..ReviewJobCommand::default()
             })),
             Phase::Look | Phase::Over => Ask::Get(self.job_id.clone()),
@@ -209,6 +231,8 @@ impl Client {
             self.leader = 0;
         }
         let known = nodes.contains(&self.leader).then_some(self.leader);
+        // Whoever looks asks anyone, now and then.
+        let known = known.filter(|_| self.phase != Phase::Look || cx.rng.below(3) > 0);
         if let Some(node) = known.or_else(|| cx.rng.pick(nodes)) {
             let number = cx.number();
             let floor = cx.ledger.floor(&self.job_id);
@@ -240,7 +264,9 @@ impl Client {
                 self.phase = Phase::Over;
             }
             Told::Job(Some((state, events))) => {
-                cx.ledger.read(&self.job_id, floor, events);
+                let ended = job::is_final(state);
+                cx.ledger
+                    .read(&self.job_id, floor, events, self.ended, ended);
                 self.phase = match state {
                     state if job::is_final(state) => Phase::Over,
                     JobState::AwaitingReview => Phase::Review,
@@ -256,6 +282,7 @@ impl Client {
         self.phase = match (self.phase, reply) {
             (Phase::Submit, Reply::Submitted { job_id, existing }) => {
                 cx.ledger.acknowledged(&self.key, &job_id);
+                cx.coverage.hit("modes", words::mode(self.spec.mode()));
                 match (self.unknown, existing) {
                     (true, true) => cx.coverage.hit("deeds", "a retry found its job"),
                     (true, false) => cx.coverage.hit("deeds", "a retry made its job"),
@@ -275,7 +302,10 @@ impl Client {
                 Phase::Over
             }
             (Phase::Submit | Phase::Stray, _) => Phase::Submit,
-            _ => Phase::Look,
+            (_, reply) => {
+                self.ended |= reply == Reply::Ok;
+                Phase::Look
+            }
         };
     }
 }

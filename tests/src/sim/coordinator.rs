@@ -66,8 +66,6 @@ pub(super) struct Coordinator {
     pub(super) save_after: u64,
 }
 
-/// Raft messages, and other inputs, that wait for a node; more are dropped.
-pub(super) const QUEUE: usize = 128;
 /// The log version that a pretended next program speaks.
 pub(super) const NEXT_VERSION: u32 = LOG_VERSION + 1;
 
@@ -209,12 +207,12 @@ impl Coordinator {
             // Ticks that were missed are one.
             Input::Tick if self.inbox.iter().any(|i| matches!(i, Input::Tick)) => return,
             Input::Wire(_, Wire::Raft(..)) => {
-                if self.queued_messages >= QUEUE {
+                if self.queued_messages >= cx.room_to_wait {
                     return cx.fault("message dropped, queue full");
                 }
                 self.queued_messages += 1;
             }
-            Input::Wire(from, wire) if others >= QUEUE => {
+            Input::Wire(from, wire) if others >= cx.room_to_wait => {
                 cx.fault("request refused, queue full");
                 if let Some(session) = wire.session() {
                     cx.cut(session, *from, self.addr());
@@ -227,9 +225,9 @@ impl Coordinator {
     }
 
     /// What it holds, and the most it may.
-    pub(super) fn held(&self) -> Held {
+    pub(super) fn held(&self, room_to_wait: usize) -> Held {
         let others = self.inbox.len() - self.queued_messages;
-        let queue = QUEUE as u64;
+        let queue = room_to_wait as u64;
         Held::default()
             .with("raft messages waiting", self.queued_messages as u64, queue)
             // Ends of writes and of sessions, the timer and the operator come in besides.
@@ -248,6 +246,15 @@ impl Coordinator {
             .with("payloads under way", self.blobs.under_way() as u64, 512)
             .with("streams of watchers", self.watches.held().0 as u64, 256)
             .with("jobs whose text is kept", self.watches.held().1 as u64, 64)
+    }
+
+    /// Nothing waits in it, and nobody is spoken to but workers.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.inbox.is_empty()
+            && self.waiters.is_empty()
+            && self.reads.is_empty()
+            && self.blobs.under_way() == 0
+            && self.watches.held() == (0, 0)
     }
 
     /// Goes through what waited, as far as it can.

@@ -79,7 +79,7 @@ impl Coverage {
                 group = of;
                 let survived = if group == FAULTS { "survived" } else { "" };
                 let wanted = if seeds > 0 { "floor" } else { "" };
-                let _ = writeln!(table, "{group:<44}{:>10}{survived:>10}{wanted:>10}", "met");
+                let _ = writeln!(table, "{group:<48}{:>10}{survived:>10}{wanted:>10}", "met");
             }
             let found = FLOORS.iter().find(|f| f.0 == group && f.1 == name);
             let floor = found.map_or(0, |f| scaled(f.2, seeds));
@@ -96,7 +96,7 @@ impl Coverage {
             };
             let _ = writeln!(
                 table,
-                "  {name:<42}{met:>10}{survived:>10}{wanted:>10}{low}"
+                "  {name:<46}{met:>10}{survived:>10}{wanted:>10}{low}"
             );
         }
         table
@@ -137,7 +137,7 @@ mod tests {
         all.merge(&one, false);
         let table = all.table(0);
         assert!(
-            table.contains("worker crashed                                     2         1"),
+            table.contains("worker crashed                                         2         1"),
             "{table}"
         );
     }

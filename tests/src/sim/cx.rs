@@ -17,6 +17,8 @@ use super::{
     blobs::Hash, coverage::Coverage, disk::Damage, invariants::Ledger, rng::Rng, story::Story,
 };
 
+/// Inputs that wait for a coordinator, unless a world has less.
+const ROOM_TO_WAIT: usize = 128;
 /// Unix ms at the beginning of virtual time.
 const EPOCH_MS: i64 = 1_700_000_000_000;
 
@@ -233,6 +235,10 @@ pub(super) struct Cx {
     pub inline_limit: usize,
     /// Agents that a tenant may run, if it may not run all.
     pub running_agents: Option<u64>,
+    /// Inputs that wait for a coordinator, of either kind; more are refused or dropped.
+    pub room_to_wait: usize,
+    /// Workers say that they hold more than they do.
+    pub short_workers: bool,
     queue: BTreeMap<(u64, u64), Event>,
     numbers: u64,
 }
@@ -251,6 +257,8 @@ impl Cx {
             story: Story::new(traced, shown),
             inline_limit: INLINE_LIMIT,
             running_agents: None,
+            room_to_wait: ROOM_TO_WAIT,
+            short_workers: false,
             queue: BTreeMap::new(),
             numbers: 0,
         }

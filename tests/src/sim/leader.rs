@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Ended jobs are kept so long, ms.
-const RETENTION_MS: i64 = 45_000;
+pub(super) const RETENTION_MS: i64 = 45_000;
 /// So many bytes of ended jobs are kept for a tenant.
 const RETENTION_BYTES: u64 = 1 << 30;
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use conclave_coordinator_core::lead::Sign;
 use conclave_proto::v1::{
-    AttemptResult, CoordinatorMessage, Hello, NotLeader, Payload, WorkerMessage, attempt_finished,
-    attempt_result, coordinator_message::Message as ToWorker,
+    AttemptResult, CoordinatorMessage, Heartbeat, Hello, NotLeader, Payload, WorkerMessage,
+    attempt_finished, attempt_result, coordinator_message::Message as ToWorker,
     worker_message::Message as FromWorker,
 };
 use prost::Message as _;
@@ -85,7 +85,7 @@ impl Coordinator {
             Some(FromWorker::Heartbeat(beat)) => {
                 let sign = self.with_leader(cx, |l, moment| l.heartbeat(id, &beat, moment));
                 match sign {
-                    Some(Sign::Renews) => cx.ledger.renewed(id, beat.steps, beat.has_work),
+                    Some(Sign::Renews) => self.renewed(id, beat, cx),
                     Some(Sign::Withheld) => cx.coverage.hit("deeds", "lease withheld"),
                     Some(Sign::Unknown) | None => {}
                 }
@@ -93,6 +93,17 @@ impl Coordinator {
             Some(FromWorker::Draining(_)) => leader.draining(id),
             Some(FromWorker::Progress(progress)) => self.progress(id, progress, cx),
             Some(FromWorker::Hello(_)) | None => {}
+        }
+    }
+
+    /// The lease of the session's process is to be renewed.
+    fn renewed(&self, id: u64, beat: Heartbeat, cx: &mut Cx) {
+        let Some(Addr::Worker(number)) = self.sessions.get(&id) else {
+            return;
+        };
+        if let Some(leased) = self.state.worker(&format!("w{number}")) {
+            let (term, process) = (self.leadership.term, &leased.incarnation);
+            cx.ledger.renewed(term, process, beat.steps, beat.has_work);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use conclave_coordinator_core::{Reply, Stale};
 use conclave_proto::v1::{
-    AgentState, AttemptKey, Command, JobState, attempt_finished, command::Command as Body,
+    AgentState, AttemptKey, Command, JobState, Mode, attempt_finished, command::Command as Body,
     decide::Next,
 };
 use raft::eraftpb::ConfState;
@@ -99,6 +99,11 @@ fn next(next: Option<&Next>) -> String {
 /// A job's state as people say it.
 pub(super) fn state(state: JobState) -> &'static str {
     state.as_str_name().trim_start_matches("JOB_STATE_")
+}
+
+/// A job's mode as people say it.
+pub(super) fn mode(mode: Mode) -> &'static str {
+    mode.as_str_name().trim_start_matches("MODE_")
 }
 
 /// An agent's state as people say it.

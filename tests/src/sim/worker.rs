@@ -20,6 +20,9 @@ use super::{
 
 /// Longest sequence, tokens.
 pub(super) const CONTEXT: u32 = 4_096;
+/// Sequences at a time, and blocks for them, as a worker says it has.
+const SEQUENCES: u32 = 6;
+const BLOCKS: u32 = 96;
 
 /// A running worker process.
 pub(super) struct Worker {
@@ -49,14 +52,17 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn boot(number: u32, cx: &mut Cx) -> Worker {
-        let limits = Limits {
-            blocks: 96,
+        let mut limits = Limits {
+            blocks: BLOCKS,
             step_tokens: 256,
             chunk_tokens: 64,
-            max_running: 6,
+            max_running: SEQUENCES as usize,
             max_waiting: 32,
             max_context: CONTEXT as usize,
         };
+        if cx.short_workers {
+            (limits.blocks, limits.max_running, limits.max_waiting) = (9, 4, 1);
+        }
         let engine = Engine::new(limits, MockRunner::new(limits.blocks)).expect("limits above 0");
         let boot = cx.number();
         let dial = cx.rng.between(1, 300);
@@ -104,6 +110,11 @@ impl Worker {
             .with("attempts under way", self.live.len() as u64, 6 + 32)
             .with("results kept", self.results.len() as u64, 256)
             .with("texts kept", self.tails.len() as u64, 256)
+    }
+
+    /// It computes nothing, and every result has been acknowledged.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.live.is_empty() && self.results.is_empty() && self.tails.is_empty()
     }
 
     pub(super) fn has_work(&self) -> bool {
@@ -155,8 +166,8 @@ impl Worker {
             worker_id: self.worker_id(),
             incarnation: self.incarnation(),
             models: vec![self.model()],
-            max_sequences: 6,
-            kv_blocks: 96,
+            max_sequences: SEQUENCES,
+            kv_blocks: BLOCKS,
             version: "sim".into(),
             running: self.live.keys().map(attempt_key).collect(),
             finished: self.results.values().cloned().collect(),

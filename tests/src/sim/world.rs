@@ -57,6 +57,11 @@ impl World {
         cx.inline_limit = [48, 256, 600, INLINE_LIMIT][cx.rng.below(4) as usize];
         // And some have a quota, drawn from nothing so that the others stay as they are.
         cx.running_agents = (options.seed % 4 == 1).then_some(3);
+        // Some have no room to wait, at coordinators or at workers.
+        if options.seed % 5 == 2 {
+            cx.room_to_wait = 12;
+        }
+        cx.short_workers = options.seed % 5 == 3;
         let crew = cx.rng.between(1, 4) as u32;
         let mut world = World {
             cx,
@@ -115,6 +120,9 @@ impl World {
             if rested {
                 self.judge();
             }
+        }
+        for (law, count) in self.cx.ledger.asked() {
+            self.cx.coverage.add("laws asked", *law, *count);
         }
         let exact = self.cx.ledger.exact().len() as u64;
         self.cx
@@ -239,7 +247,7 @@ impl World {
     fn look_at_queues(&mut self) {
         for node in self.nodes.values() {
             let who = node.addr().to_string();
-            self.cx.ledger.held(&who, &node.held());
+            self.cx.ledger.held(&who, &node.held(self.cx.room_to_wait));
         }
         for worker in self.workers.values() {
             self.cx.ledger.held(&worker.worker_id(), &worker.held());
@@ -342,7 +350,7 @@ impl World {
         }
     }
 
-    /// Every client is done, no job is open, every member has applied all there is.
+    /// Every client is done, no job is open, every member has applied all there is, nothing waits anywhere.
     fn is_at_rest(&self) -> bool {
         let Some(leader) = self.leader() else {
             return false;
@@ -353,6 +361,8 @@ impl World {
         self.clients.iter().all(Client::is_over)
             && self.watchers.iter().all(Watcher::is_over)
             && leader.state.active_jobs().next().is_none()
+            && self.workers.values().all(Worker::is_quiet)
+            && self.nodes.values().all(Coordinator::is_quiet)
             && members.all(|id| {
                 let node = self.nodes.get(id);
                 node.is_some_and(|n| {
@@ -370,6 +380,7 @@ impl World {
             if node.state.applied_index() == self.cx.ledger.highest {
                 self.cx.ledger.installed(node.id, &node.state);
             }
+            self.cx.ledger.derived(node.id, &node.state);
         }
         if let Some(leader) = self.nodes.get(&leader) {
             self.cx.ledger.at_rest(&leader.state);
@@ -384,8 +395,14 @@ impl World {
         let watchers: Vec<String> = watchers.map(Watcher::describe).collect();
         let lack = |n: &Coordinator| self.cx.ledger.lacks(n.id, &n.state);
         let lacking: Vec<String> = self.nodes.values().filter_map(lack).collect();
+        let room = self.cx.room_to_wait;
+        let busy = self.nodes.values().filter(|n| !n.is_quiet());
+        let busy = busy.map(|n| format!("{} holds {:?}", n.addr(), n.held(room)));
+        let working = self.workers.values().filter(|w| !w.is_quiet());
+        let working = working.map(|w| format!("{} holds {:?}", w.worker_id(), w.held()));
+        let busy: Vec<String> = busy.chain(working).collect();
         let nodes: String = self.nodes.values().map(open_jobs).collect();
-        let waiting = [clients, watchers, lacking].concat().join("; ");
+        let waiting = [clients, watchers, lacking, busy].concat().join("; ");
         format!("not at rest after {REST_MS} ms: {waiting}{nodes}")
     }
 }

@@ -21,6 +21,18 @@ impl EqualStates {
         }
     }
 
+    /// A snapshot of the state gives it back, with all that is derived from it.
+    pub(super) fn restores(node: u64, state: &State) -> Check {
+        let (manifest, bytes) = snapshot::encode(state);
+        match snapshot::decode_up_to(&manifest, &bytes, u32::MAX) {
+            Ok(restored) if restored == *state => Ok(()),
+            Ok(_) => Err(format!(
+                "coordinator {node}: its snapshot gives another state"
+            )),
+            Err(error) => Err(format!("coordinator {node}: its snapshot: {error}")),
+        }
+    }
+
     pub(super) fn compare(&mut self, node: u64, state: &State) -> Check {
         let (manifest, _) = snapshot::encode(state);
         let index = manifest.index;
@@ -38,7 +50,7 @@ impl EqualStates {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::super::oracle, *};
 
     #[test]
     fn replicas_that_part_are_found() {
@@ -54,5 +66,13 @@ mod tests {
         let mut two = State::new();
         two.apply(24, 1, &command);
         assert!(law.applied(3, &two).is_err());
+    }
+
+    #[test]
+    fn a_state_whose_snapshot_gives_another_is_found() {
+        let (state, _) = oracle::running(2);
+        assert_eq!(EqualStates::restores(1, &state), Ok(()));
+        let underived = state.to_save();
+        assert!(EqualStates::restores(1, &underived).is_err());
     }
 }

@@ -18,7 +18,7 @@ impl ExactAnswers {
         // One that degraded because an agent was lost three times says so instead.
         if Policy::of(&spec).exact
             && job.state == JobState::Done
-            && let Some(answer) = &job.answer
+            && let Some(answer) = job.answer.as_ref().filter(|a| !a.edited)
         {
             let given = (spec, answer.text.clone());
             self.0.insert(job.id.clone(), given);

@@ -7,7 +7,7 @@ use super::Check;
 pub(in super::super) const HONEST_MS: i64 = 20_000;
 
 /// Time passes in whole steps of a node's loop, ms.
-const SLACK_MS: i64 = 1_000;
+pub(super) const SLACK_MS: i64 = 1_000;
 
 pub(super) fn check(node: u64, unix_ms: i64, honest_ms: i64) -> Check {
     let ahead_ms = unix_ms - honest_ms;

@@ -1,14 +1,18 @@
 //! What must hold, one law a file. The [`Ledger`] hears what happens and asks each of them; the first
 //! that does not hold ends the run.
 
+mod applied;
 mod audit_chain;
 mod blobs_present;
 mod bounded_queues;
+mod ends_have_causes;
+mod ends_stay;
 mod equal_states;
 mod exact_answers;
 mod gapless_events;
 mod honest_time;
 mod killed_drains;
+mod leases_kept;
 mod liveness;
 mod log_matching;
 mod nothing_lost;
@@ -30,22 +34,18 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) use bounded_queues::Held;
 use conclave_coordinator_core::{
     Applied, Reply, State,
-    agent::KILLED_DRAINS_VERSION,
-    audit,
     job::Job,
     node::{Committed, Restored},
     payload,
 };
 use conclave_proto::v1::{
-    Command, JobSpec, attempt_finished, audit_event, command::Command as Body, decide::Next,
+    Command, JobSpec, attempt_finished, command::Command as Body, decide::Next,
     watch_job_response::Update,
 };
 use conclave_worker_core::Fault;
 pub(super) use honest_time::HONEST_MS;
 pub(super) use killed_drains::Draining;
 use raft::eraftpb::{Entry, Message};
-
-use super::{cx::Cx, words};
 
 /// A law that did not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,8 +66,10 @@ pub(super) struct Ledger {
     pub violation: Option<Violation>,
     /// Highest applied index that any node reached.
     pub highest: u64,
-    /// Jobs whose chain was seen sealed.
-    pub sealed: BTreeSet<String>,
+    /// Jobs whose chain was seen sealed, and when they had ended, Unix ms.
+    pub sealed: BTreeMap<String, i64>,
+    /// How often each law was asked.
+    asked: Vec<(&'static str, u64)>,
     open: BTreeSet<String>,
     one_leader: one_leader::OneLeader,
     log_matching: log_matching::LogMatching,
@@ -83,14 +85,32 @@ pub(super) struct Ledger {
     exact_answers: exact_answers::ExactAnswers,
     blobs: blobs_present::BlobsPresent,
     cursors: watch_cursors::WatchCursors,
+    leases: leases_kept::LeasesKept,
+    causes: ends_have_causes::EndsHaveCauses,
+    ends: ends_stay::EndsStay,
 }
 
 impl Ledger {
     /// Takes down the first law that does not hold.
     pub(super) fn hold(&mut self, law: &'static str, check: Check) {
+        // A law is named in one place, so that its name is one text: comparing addresses is quick. Where it
+        // is not, its counts are added up later.
+        let known = self
+            .asked
+            .iter_mut()
+            .find(|(name, _)| std::ptr::eq(*name, law));
+        match known {
+            Some((_, count)) => *count += 1,
+            None => self.asked.push((law, 1)),
+        }
         if let (Err(what), None) = (check, &self.violation) {
             self.violation = Some(Violation { law, what });
         }
+    }
+
+    /// How often each law was asked.
+    pub(super) fn asked(&self) -> &[(&'static str, u64)] {
+        &self.asked
     }
 
     /// Replicated time on a node, and what an honest clock says.
@@ -164,7 +184,8 @@ impl Ledger {
 
     /// A watcher is told this about its job.
     pub(super) fn watched(&mut self, watcher: u32, job_id: &str, update: &Update) {
-        let check = self.cursors.told(watcher, job_id, update);
+        let at_end = self.ends.events(job_id);
+        let check = self.cursors.told(watcher, job_id, update, at_end);
         self.hold("watchers see all of it once and in order", check);
     }
 
@@ -214,8 +235,19 @@ impl Ledger {
         self.reads.floor(job_id)
     }
 
-    pub(super) fn read(&mut self, job_id: &str, floor: usize, events: usize) {
+    /// A read showed so many events, and the job's end or not; its caller may have been `told` of that.
+    pub(super) fn read(
+        &mut self,
+        job_id: &str,
+        floor: usize,
+        events: usize,
+        told: bool,
+        ended: bool,
+    ) {
         let check = self.reads.done(job_id, floor, events);
+        let check = check.and(reads_go_forward::ReadsGoForward::shows_end(
+            job_id, told, ended,
+        ));
         self.hold("reads go forward", check);
     }
 
@@ -225,9 +257,11 @@ impl Ledger {
         self.hold("one current attempt, one result", check);
     }
 
-    /// A leader renews a lease after a sign of life.
-    pub(super) fn renewed(&mut self, session: u64, steps: u64, has_work: bool) {
-        let check = self.stuck_leases.renewed(session, steps, has_work);
+    /// The leader of a term renews a process's lease after a sign of life.
+    pub(super) fn renewed(&mut self, term: u64, incarnation: &str, steps: u64, has_work: bool) {
+        let check = self
+            .stuck_leases
+            .renewed(term, incarnation, steps, has_work);
         self.hold("no lease for a stuck engine", check);
     }
 
@@ -235,17 +269,30 @@ impl Ledger {
         self.hold("the engine is sound", sound_engine::check(worker, fault));
     }
 
-    fn inspect(&mut self, job: &Job) {
+    fn inspect(&mut self, job: &Job, latest_ms: i64) {
         let check = self.gapless_events.check(job);
         self.hold("events without gaps", check);
         let check = self.one_result.check(job);
         self.hold("one current attempt, one result", check);
         self.hold("poison agents end", poison_ends::check(job));
-        if !job.is_active() && self.sealed.insert(job.id.clone()) {
+        let ended = self.ends.check(job);
+        if ended == Ok(true) {
+            self.hold(
+                "nothing fails for nothing",
+                self.causes.ended(job, latest_ms),
+            );
+        }
+        self.hold("what has ended stays so", ended.map(drop));
+        if !job.is_active() && !self.sealed.contains_key(&job.id) {
+            self.sealed.insert(job.id.clone(), job.ended_unix_ms);
             self.open.remove(&job.id);
             self.hold(
                 "the audit chain holds",
                 audit_chain::check(job, &self.blobs),
+            );
+            self.hold(
+                "events without gaps",
+                gapless_events::GaplessEvents::tell_all(job),
             );
             let check = self.tokens_once.sealed(job, &self.blobs);
             self.hold("tokens counted once", check);
@@ -276,6 +323,12 @@ impl Ledger {
         self.exact_answers.given()
     }
 
+    /// After the world has come to rest, on every node.
+    pub(super) fn derived(&mut self, node: u64, state: &State) {
+        let check = equal_states::EqualStates::restores(node, state);
+        self.hold("what is derived is what the state says", check);
+    }
+
     /// After the world has come to rest, on the leader's state.
     pub(super) fn at_rest(&mut self, state: &State) {
         let check = self.nothing_lost.at_rest(state);
@@ -302,105 +355,4 @@ fn named(command: &Command) -> Option<[u8; 32]> {
         _ => None,
     };
     payload::blob_ref(payload?).map(|(hash, _)| hash)
-}
-
-impl Cx {
-    /// A node applied a command that may have lost these.
-    pub(super) fn lost_drains(&mut self, node: u64, doomed: &Draining, state: &State) {
-        let (deed, check) = match doomed.lost(node, state) {
-            Ok(0) => return,
-            Ok(_) if state.log_version() < KILLED_DRAINS_VERSION => {
-                ("a killed drain counted", Ok(()))
-            }
-            Ok(_) => ("a killed drain not counted", Ok(())),
-            Err(what) => ("a killed drain counted wrongly", Err(what)),
-        };
-        self.coverage.hit("deeds", deed);
-        self.ledger.hold("drains count by the log's version", check);
-    }
-
-    /// A node applied a command. The first one to reach an index is looked at; the others are compared
-    /// with it by their states.
-    pub(super) fn applied(
-        &mut self,
-        node: u64,
-        state: &State,
-        command: &Command,
-        applied: &Applied,
-    ) {
-        let index = state.applied_index();
-        if index <= self.ledger.highest {
-            return;
-        }
-        self.ledger.highest = index;
-        let ((kind, about), reply) = (words::of(command), &applied.reply);
-        let outcome = match reply {
-            Reply::Ok | Reply::Submitted { .. } => "taken",
-            _ => "refused",
-        };
-        self.coverage.hit("commands", format!("{kind} {outcome}"));
-        let version = format!("applied at log version {}", state.log_version());
-        self.coverage.hit("deeds", version);
-        let term = state.applied_term();
-        self.tell(|| {
-            let reply = words::reply(reply);
-            format!("coordinator {node}: applies {index} of term {term}, {kind} {about}: {reply}")
-        });
-        let check = self.ledger.one_result.applied(command, applied);
-        self.ledger.hold("one current attempt, one result", check);
-        let blobs = &self.ledger.blobs;
-        let check = self.ledger.tokens_once.applied(command, applied, blobs);
-        self.ledger.hold("tokens counted once", check);
-        let most = self.running_agents;
-        let check = quota_kept::check(most, state, command, applied);
-        self.ledger
-            .hold("no tenant runs more than its quota", check);
-        let held_back = |most| {
-            let share = state.share("t");
-            share.running_agents == most && share.queued_agents > 0
-        };
-        if kind == "Assign" && most.is_some_and(held_back) {
-            self.coverage.hit("deeds", "a quota held agents back");
-        }
-        let check = self.ledger.one_job_a_key.applied(command, applied);
-        self.ledger.hold("one job a key", check);
-        if let Some(Body::ExpireJobs(c)) = &command.command {
-            let check = self
-                .ledger
-                .nothing_lost
-                .expired(&c.job_ids, &self.ledger.sealed, state);
-            self.ledger.hold("no acknowledged job is lost", check);
-        }
-        let touched = self.ledger.touched(command, applied);
-        for job_id in touched {
-            let Some(job) = state.job(&job_id) else {
-                continue;
-            };
-            let sealed = self.ledger.sealed.contains(&job_id);
-            if !sealed {
-                self.ledger.open.insert(job_id.clone());
-                self.coverage.hit("jobs", words::state(job.state));
-                for agent in &job.agents {
-                    self.coverage.hit("agents", words::agent(agent.state));
-                }
-            }
-            self.ledger.inspect(job);
-            if !sealed && self.ledger.sealed.contains(&job_id) {
-                self.count_attempts(job);
-            }
-        }
-    }
-
-    /// How the attempts of a job ended.
-    fn count_attempts(&mut self, job: &Job) {
-        for event in job.audit.records().iter().filter_map(audit::open) {
-            match event.event {
-                Some(audit_event::Event::Draft(_)) => self.coverage.hit("attempts", "accepted"),
-                Some(audit_event::Event::AttemptEnded(ended)) => {
-                    self.coverage.hit("attempts", ended.reason);
-                }
-                _ => {}
-            }
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! A job that was acknowledged is there until it has ended, was sealed, and its time was up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use conclave_coordinator_core::State;
 
@@ -17,16 +17,24 @@ impl NothingLost {
         self.acknowledged.insert(job_id.to_owned());
     }
 
-    /// These were to be forgotten; `sealed` had ended before.
+    /// These were to be forgotten, if they had ended by `due`, Unix ms, at the latest; `sealed` had ended
+    /// then.
     pub(super) fn expired(
         &mut self,
         job_ids: &[String],
-        sealed: &BTreeSet<String>,
+        sealed: &BTreeMap<String, i64>,
+        due: i64,
         state: &State,
     ) -> Check {
         for job_id in job_ids.iter().filter(|id| state.job(id).is_none()) {
-            if !sealed.contains(job_id) {
+            let Some(ended) = sealed.get(job_id) else {
                 return Err(format!("job {job_id} was forgotten before it had ended"));
+            };
+            if *ended > due {
+                return Err(format!(
+                    "job {job_id} was forgotten {} ms before its time was up",
+                    ended - due
+                ));
             }
             self.expired.insert(job_id.clone());
         }
@@ -60,11 +68,11 @@ mod tests {
         law.acknowledged("j");
         assert!(law.at_rest(&State::new()).is_err());
         let ids = ["j".to_owned()];
-        assert!(law.expired(&ids, &BTreeSet::new(), &State::new()).is_err());
-        assert_eq!(
-            law.expired(&ids, &ids.clone().into(), &State::new()),
-            Ok(())
-        );
+        let mut expired = |sealed, due| law.expired(&ids, &sealed, due, &State::new());
+        assert!(expired(BTreeMap::new(), 9).is_err(), "it goes on");
+        let sealed = BTreeMap::from([("j".to_owned(), 9)]);
+        assert!(expired(sealed.clone(), 8).is_err(), "it ended just now");
+        assert_eq!(expired(sealed, 9), Ok(()));
         assert_eq!(law.at_rest(&State::new()), Ok(()));
     }
 }

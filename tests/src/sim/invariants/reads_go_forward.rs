@@ -13,6 +13,14 @@ impl ReadsGoForward {
         self.0.get(job_id).copied().unwrap_or(0)
     }
 
+    /// A read that began after its caller was told that the job is cancelled or reviewed shows its end.
+    pub(super) fn shows_end(job_id: &str, told: bool, ended: bool) -> Check {
+        if ended || !told {
+            return Ok(());
+        }
+        Err(format!("job {job_id}: its end was told, and is not shown"))
+    }
+
     /// A read that began at this floor showed so many events.
     pub(super) fn done(&mut self, job_id: &str, floor: usize, events: usize) -> Check {
         let most = self.0.entry(job_id.to_owned()).or_insert(0);
@@ -42,5 +50,12 @@ mod tests {
             "it began before the other ended"
         );
         assert!(law.done("j", law.floor("j"), 4).is_err());
+    }
+
+    #[test]
+    fn an_end_that_was_told_and_is_not_shown_is_found() {
+        assert_eq!(ReadsGoForward::shows_end("j", false, false), Ok(()));
+        assert_eq!(ReadsGoForward::shows_end("j", true, true), Ok(()));
+        assert!(ReadsGoForward::shows_end("j", true, false).is_err());
     }
 }

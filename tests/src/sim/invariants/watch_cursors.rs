@@ -32,8 +32,14 @@ pub(super) struct WatchCursors {
 }
 
 impl WatchCursors {
-    /// A watcher is told this about its job.
-    pub(super) fn told(&mut self, watcher: u32, job_id: &str, update: &Update) -> Check {
+    /// A watcher is told this about its job, which had so many events when it ended, if it has.
+    pub(super) fn told(
+        &mut self,
+        watcher: u32,
+        job_id: &str,
+        update: &Update,
+        at_end: Option<u64>,
+    ) -> Check {
         let seen = self.watchers.entry(watcher).or_default();
         let wrong = |what: String| Err(format!("watcher {watcher} of {job_id}: {what}"));
         if seen.done {
@@ -79,7 +85,12 @@ impl WatchCursors {
                 let text = agent.text.clone();
                 return self.same(job_id, delta, text);
             }
-            Update::Done(_) => seen.done = true,
+            Update::Done(_) => {
+                seen.done = true;
+                if at_end.is_none_or(|events| seen.event < events) {
+                    return wrong(format!("its end after event {} of {at_end:?}", seen.event));
+                }
+            }
         }
         Ok(())
     }
@@ -140,36 +151,62 @@ mod tests {
     #[test]
     fn gaps_and_repeats_of_events_are_found() {
         let mut law = WatchCursors::default();
-        assert_eq!(law.told(1, "j", &event(1)), Ok(()));
-        assert!(law.told(1, "j", &event(1)).is_err(), "a repeat");
-        assert!(law.told(1, "j", &event(3)).is_err(), "a gap");
+        assert_eq!(law.told(1, "j", &event(1), None), Ok(()));
+        assert!(law.told(1, "j", &event(1), None).is_err(), "a repeat");
+        assert!(law.told(1, "j", &event(3), None).is_err(), "a gap");
         let mut other = event(1);
         if let Update::Event(event) = &mut other {
             event.unix_ms = 9;
         }
-        assert!(law.told(2, "j", &other).is_err(), "another history");
+        assert!(law.told(2, "j", &other, None).is_err(), "another history");
     }
 
     #[test]
     fn tokens_that_skip_repeat_or_change_are_found() {
         let mut law = WatchCursors::default();
-        assert_eq!(law.told(1, "j", &tokens(1, 0, "a")), Ok(()));
-        assert!(law.told(1, "j", &tokens(1, 2, "c")).is_err(), "a skip");
-        assert!(law.told(1, "j", &tokens(1, 0, "a")).is_err(), "a repeat");
-        assert!(law.told(1, "j", &tokens(2, 0, "b")).is_err(), "no reset");
-        assert_eq!(law.told(1, "j", &reset(2)), Ok(()));
-        assert_eq!(law.told(1, "j", &tokens(2, 0, "b")), Ok(()));
-        assert!(law.told(1, "j", &reset(1)).is_err(), "back to an older one");
+        assert_eq!(law.told(1, "j", &tokens(1, 0, "a"), None), Ok(()));
         assert!(
-            law.told(2, "j", &tokens(1, 0, "x")).is_err(),
+            law.told(1, "j", &tokens(1, 2, "c"), None).is_err(),
+            "a skip"
+        );
+        assert!(
+            law.told(1, "j", &tokens(1, 0, "a"), None).is_err(),
+            "a repeat"
+        );
+        assert!(
+            law.told(1, "j", &tokens(2, 0, "b"), None).is_err(),
+            "no reset"
+        );
+        assert_eq!(law.told(1, "j", &reset(2), None), Ok(()));
+        assert_eq!(law.told(1, "j", &tokens(2, 0, "b"), None), Ok(()));
+        assert!(
+            law.told(1, "j", &reset(1), None).is_err(),
+            "back to an older one"
+        );
+        assert!(
+            law.told(2, "j", &tokens(1, 0, "x"), None).is_err(),
             "another text"
         );
     }
 
     #[test]
+    fn an_end_that_comes_before_all_else_was_told_is_found() {
+        let mut law = WatchCursors::default();
+        let done = Update::Done(Default::default());
+        assert_eq!(law.told(1, "j", &event(1), None), Ok(()));
+        assert!(
+            law.told(1, "j", &done, Some(2)).is_err(),
+            "an event is missing"
+        );
+        assert!(law.told(2, "j", &done, None).is_err(), "it goes on");
+    }
+
+    #[test]
     fn whatever_comes_after_the_end_is_found() {
         let mut law = WatchCursors::default();
-        assert_eq!(law.told(1, "j", &Update::Done(Default::default())), Ok(()));
-        assert!(law.told(1, "j", &event(1)).is_err());
+        let done = Update::Done(Default::default());
+        assert_eq!(law.told(1, "j", &event(1), None), Ok(()));
+        assert_eq!(law.told(1, "j", &done, Some(1)), Ok(()));
+        assert!(law.told(1, "j", &event(2), Some(1)).is_err());
     }
 }
