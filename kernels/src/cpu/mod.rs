@@ -7,10 +7,12 @@ mod elementwise;
 mod forest;
 mod lanes;
 mod matmul;
+mod scores;
 mod span;
 mod store;
 mod stored;
 mod unit;
+mod values;
 
 pub(crate) use forest::QueryRow;
 pub use matmul::{Inputs, Norm, Product, Sweep};

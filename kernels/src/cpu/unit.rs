@@ -3,7 +3,9 @@
 use super::blocks::{self, Meeting, Run};
 use super::forest::{self, QueryRow};
 use super::matmul::Rounding;
+use super::scores::{place_queries, scores};
 use super::span::{self, Record};
+use super::values::values;
 use crate::attention::{AttnPlan, BLOCK, KvLayer, SPAN};
 use crate::isa::Isa;
 use std::ops::Range;
@@ -32,13 +34,13 @@ pub(super) struct Unit {
 /// Memory of one unit at a time.
 #[derive(Clone, Copy)]
 pub(super) struct Lane {
-    /// The unit's queries, transposed.
+    /// The unit's queries.
     pub(super) queries: *mut f32,
     /// A record a head.
     span: *mut f32,
     /// A record a head.
     pub(super) total: *mut f32,
-    /// Room for a block of keys or values.
+    /// Room for keys or values as f32.
     wide: *mut f32,
     /// Room for the scores of a span.
     scores: *mut f32,
@@ -98,9 +100,9 @@ impl Call<'_> {
         self.unit_rows * self.group() * self.record()
     }
 
-    /// Floats of a block of keys or values.
+    /// Floats of two blocks of keys.
     fn wide_len(&self) -> usize {
-        BLOCK * self.plan.dim
+        2 * BLOCK * self.plan.dim
     }
 
     /// Floats of the scores of a span.
@@ -168,7 +170,7 @@ impl Call<'_> {
         }
     }
 
-    /// Transposes a unit's queries, as [`Queries`] says.
+    /// Brings a unit's queries to one place.
     ///
     /// # Safety
     /// `to` has room for them.
@@ -176,12 +178,9 @@ impl Call<'_> {
         let (group, dim, heads) = (self.group(), self.plan.dim, self.unit_heads(unit));
         for (index, row) in self.rows[unit.rows.clone()].iter().enumerate() {
             let at = (row.at * self.plan.heads + unit.head * group) * dim;
-            for (h, head) in self.q[at..][..group * dim].chunks_exact(dim).enumerate() {
-                for (d, element) in head.iter().enumerate() {
-                    // SAFETY: by the caller's word.
-                    unsafe { *to.add(d * heads + index * group + h) = *element };
-                }
-            }
+            let from = self.q[at..][..group * dim].as_ptr();
+            // SAFETY: by the caller's word.
+            unsafe { place_queries(self.isa, from, group, index * group, heads, dim, to) };
         }
     }
 
@@ -240,7 +239,7 @@ impl Call<'_> {
             softcap: self.plan.softcap,
             group: self.group(),
             queries: lane.queries,
-            stride: heads,
+            heads,
             states,
             wide: lane.wide,
             scores: lane.scores,
@@ -250,9 +249,9 @@ impl Call<'_> {
         // SAFETY: by the caller's word; the meetings are the unit's.
         unsafe {
             span::reset(self.isa, states, heads, self.plan.dim);
-            blocks::scores(self.isa, &run);
+            scores(self.isa, &run);
             self.weigh(unit, &run);
-            blocks::values(self.isa, &run);
+            values(self.isa, &run);
         }
     }
 
@@ -268,7 +267,7 @@ impl Call<'_> {
         for (index, row) in self.rows[unit.rows.clone()].iter().enumerate() {
             let blocks = row.blocks_of(span);
             if !blocks.is_empty() {
-                let (first, stride) = (index * group, run.stride * BLOCK);
+                let (first, stride) = (index * group, run.heads * BLOCK);
                 // SAFETY: the row has met these blocks.
                 unsafe {
                     let states = run.states.add(first * self.record());
