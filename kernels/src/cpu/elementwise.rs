@@ -1,7 +1,7 @@
 //! Norm, rotation and activation: ops that touch each number once.
 
 use super::dispatch::per_isa;
-use super::lanes::{Lanes, WIDTH, exp, sum};
+use super::lanes::{Lanes, WIDTH, exp};
 use super::{Kernels, SendPtr};
 use crate::rope::{RopeStyle, RopeTable};
 
@@ -162,7 +162,7 @@ unsafe fn rms_norm_row_of<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: *m
             }
             squares = L::load(lanes.as_ptr());
         }
-        let inverse = 1.0 / (sum(squares) / k as f32 + eps).sqrt();
+        let inverse = 1.0 / (squares.sum() / k as f32 + eps).sqrt();
         let factor = L::splat(inverse);
         for i in (0..whole).step_by(WIDTH) {
             let v = L::load(x.as_ptr().add(i)).mul(factor);

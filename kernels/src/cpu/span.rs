@@ -4,7 +4,7 @@
 //! another. A head's record goes through the same operations whichever heads are beside it.
 
 use super::dispatch::per_isa;
-use super::lanes::{Lanes, WIDTH, exp, sum};
+use super::lanes::{Lanes, WIDTH, exp};
 use std::ops::Range;
 
 /// Where the parts of a [`crate::reference::SpanState`] lie in memory, counted in floats: the highest score
@@ -71,19 +71,24 @@ unsafe fn weigh_of<L: Lanes>(
     states: *mut f32,
 ) {
     let record = Record::new(dim).len();
+    // One loop after the other: the maxima of heads do not wait for each other's weights.
     for head in 0..heads {
         // SAFETY: by the caller's word.
         unsafe {
-            let (scores, state) = (scores.add(head * WIDTH), states.add(head * record));
             let mut highest = L::splat(f32::NEG_INFINITY);
             for block in blocks.clone() {
-                highest = L::load(scores.add(block * stride)).max(highest);
+                highest = L::load(scores.add(head * WIDTH + block * stride)).max(highest);
             }
-            let max = highest.max_lane();
-            *state = max;
-            let (max, mut sum) = (L::splat(max), L::splat(0.0));
+            *states.add(head * record) = highest.max_lane();
+        }
+    }
+    for head in 0..heads {
+        // SAFETY: by the caller's word.
+        unsafe {
+            let state = states.add(head * record);
+            let (max, mut sum) = (L::splat(*state), L::splat(0.0));
             for block in blocks.clone() {
-                let at = scores.add(block * stride);
+                let at = scores.add(head * WIDTH + block * stride);
                 let weight = exp(L::load(at).sub(max));
                 sum = sum.add(weight);
                 weight.store(at);
@@ -112,6 +117,14 @@ unsafe fn merge_of<L: Lanes>(totals: *mut f32, next: *const f32, heads: usize, d
             let (mine, theirs) = (*total, *next);
             let max = if theirs > mine { theirs } else { mine };
             *total = max;
+            if mine == f32::NEG_INFINITY && max.is_finite() {
+                // What there is weighs 0 and the next 1: zeros added to it, that make -0 a 0.
+                for at in (Record::SUM..record).step_by(WIDTH) {
+                    let next = L::load(next.add(at)).add(L::splat(0.0));
+                    next.store(total.add(at));
+                }
+                continue;
+            }
             let (a, b) = (exp(L::splat(mine - max)), exp(L::splat(theirs - max)));
             for at in (Record::SUM..record).step_by(WIDTH) {
                 let to = total.add(at);
@@ -137,7 +150,7 @@ unsafe fn finish_of<L: Lanes>(states: *const f32, heads: usize, dim: usize, out:
         // SAFETY: the last lanes are written only as far as the head goes.
         unsafe {
             let state = states.add(head * record);
-            let total = L::splat(sum(L::load(state.add(Record::SUM))));
+            let total = L::splat(L::load(state.add(Record::SUM)).sum());
             for d in (0..dim).step_by(WIDTH) {
                 let quotient = L::load(state.add(Record::ACC + d)).div(total);
                 let to = out.add(head * dim + d);

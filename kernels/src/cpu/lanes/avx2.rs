@@ -146,26 +146,21 @@ unsafe impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn pow2(self) -> Self {
+    unsafe fn scale_or_zero(self, n: Self, x: Self, bound: Self) -> Self {
         unsafe {
             let bias = _mm256_set1_epi32(127);
-            let low = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), bias);
-            let high = _mm256_add_epi32(_mm256_cvtps_epi32(self.1), bias);
-            Avx2(
+            let low = _mm256_add_epi32(_mm256_cvtps_epi32(n.0), bias);
+            let high = _mm256_add_epi32(_mm256_cvtps_epi32(n.1), bias);
+            let power = Avx2(
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)),
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)),
-            )
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn zero_below(self, x: Self, bound: Self) -> Self {
-        unsafe {
+            );
+            let scaled = self.mul(power);
             let low = _mm256_cmp_ps::<_CMP_LT_OQ>(x.0, bound.0);
             let high = _mm256_cmp_ps::<_CMP_LT_OQ>(x.1, bound.1);
             Avx2(
-                _mm256_andnot_ps(low, self.0),
-                _mm256_andnot_ps(high, self.1),
+                _mm256_andnot_ps(low, scaled.0),
+                _mm256_andnot_ps(high, scaled.1),
             )
         }
     }
@@ -203,6 +198,11 @@ unsafe impl Lanes for Avx2 {
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        unsafe { super::sum_of_eight(_mm256_add_ps(self.0, self.1)) }
     }
 
     #[inline(always)]

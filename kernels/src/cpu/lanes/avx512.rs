@@ -110,18 +110,10 @@ unsafe impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn pow2(self) -> Self {
-        Avx512(unsafe {
-            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
-        })
-    }
-
-    #[inline(always)]
-    unsafe fn zero_below(self, x: Self, bound: Self) -> Self {
+    unsafe fn scale_or_zero(self, n: Self, x: Self, bound: Self) -> Self {
         Avx512(unsafe {
             let stays = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x.0, bound.0);
-            _mm512_maskz_mov_ps(stays, self.0)
+            _mm512_maskz_scalef_ps(stays, self.0, n.0)
         })
     }
 
@@ -134,6 +126,15 @@ unsafe impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn max_lane(self) -> f32 {
         unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        unsafe {
+            let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+            let low = _mm512_castps512_ps256(self.0);
+            super::sum_of_eight(_mm256_add_ps(low, _mm256_castpd_ps(high)))
+        }
     }
 
     #[inline(always)]

@@ -57,14 +57,14 @@ pub(crate) unsafe trait Lanes: Copy {
     unsafe fn abs(self) -> Self;
     /// To the nearest even integer.
     unsafe fn round(self) -> Self;
-    /// `2^self` for integers within -126..=127.
-    unsafe fn pow2(self) -> Self;
-    /// `x < bound ? 0 : self`.
-    unsafe fn zero_below(self, x: Self, bound: Self) -> Self;
+    /// `x < bound ? 0 : self * 2^n` for integers `n` within -126..=127.
+    unsafe fn scale_or_zero(self, n: Self, x: Self, bound: Self) -> Self;
     /// Lanes `from..to` of `self`, `other` elsewhere.
     unsafe fn keep(self, from: usize, to: usize, other: Self) -> Self;
     /// Highest lane.
     unsafe fn max_lane(self) -> f32;
+    /// [`crate::reference::sum_lanes`].
+    unsafe fn sum(self) -> f32;
 
     unsafe fn load_ints(from: *const u8) -> Self::Ints;
     /// `(v >> shift) & mask`.
@@ -104,21 +104,23 @@ unsafe fn sum_i8_by_eights(from: *const i8) -> i32 {
     }
 }
 
-/// [`crate::reference::sum_lanes`].
+/// The sum of eight lanes in halves.
 ///
 /// # Safety
-/// See [`Lanes`].
+/// The caller has AVX.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(crate) unsafe fn sum<L: Lanes>(v: L) -> f32 {
-    let mut lanes = [0f32; WIDTH];
-    // SAFETY: the array holds 16 elements.
-    unsafe { v.store(lanes.as_mut_ptr()) };
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
+unsafe fn sum_of_eight(eight: std::arch::x86_64::__m256) -> f32 {
+    use std::arch::x86_64::*;
+    // SAFETY: by the caller's word.
+    unsafe {
+        let four = _mm_add_ps(
+            _mm256_castps256_ps128(eight),
+            _mm256_extractf128_ps::<1>(eight),
+        );
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
     }
-    lanes[0]
 }
 
 /// [`crate::reference::exp`] of every lane.
@@ -139,7 +141,7 @@ pub(crate) unsafe fn exp<L: Lanes>(x: L) -> L {
             p = p.fma(r, L::splat(c));
         }
         let p = p.fma(r.mul(r), r.add(L::splat(1.0)));
-        p.mul(n.pow2()).zero_below(x, low)
+        p.scale_or_zero(n, x, low)
     }
 }
 

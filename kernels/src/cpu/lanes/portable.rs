@@ -126,18 +126,12 @@ unsafe impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn pow2(self) -> Self {
-        Portable(
-            self.0
-                .map(|v| f32::from_bits((v as i32).wrapping_add(127).wrapping_shl(23) as u32)),
-        )
-    }
-
-    #[inline(always)]
-    unsafe fn zero_below(self, x: Self, bound: Self) -> Self {
-        Portable(from_fn(
-            |i| if x.0[i] < bound.0[i] { 0.0 } else { self.0[i] },
-        ))
+    unsafe fn scale_or_zero(self, n: Self, x: Self, bound: Self) -> Self {
+        let power = |n: f32| f32::from_bits((n as i32).wrapping_add(127).wrapping_shl(23) as u32);
+        Portable(from_fn(|i| match x.0[i] < bound.0[i] {
+            true => 0.0,
+            false => self.0[i] * power(n.0[i]),
+        }))
     }
 
     #[inline(always)]
@@ -156,6 +150,11 @@ unsafe impl Lanes for Portable {
         self.0
             .into_iter()
             .fold(f32::NEG_INFINITY, |m, v| if v > m { v } else { m })
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        crate::reference::sum_lanes(&self.0)
     }
 
     #[inline(always)]
