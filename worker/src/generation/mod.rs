@@ -167,7 +167,7 @@ impl Generation {
         let softmax = Softmax::of(logits, scratch)?;
         let top = softmax.top_mean(logits, self.spec.confidence.top_k.max(1), scratch);
         self.confidence.push(top);
-        let token = self.draw(logits, scratch)?;
+        let token = self.draw(logits, &softmax, scratch)?;
         let logprob = softmax.logprob(logits[token as usize]);
         if let Phase::Thought(thought) = &self.phase {
             let thought = Arc::clone(thought);
@@ -181,9 +181,13 @@ impl Generation {
         })
     }
 
-    fn draw(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<u32, GenerationError> {
-        // Ids beyond the tokenizer's (padding of the weights) are nobody's token.
-        let logits = &logits[..logits.len().min(self.vocabulary.len())];
+    /// `softmax` is the row's, and `scratch` as it was left then.
+    fn draw(
+        &mut self,
+        logits: &[f32],
+        softmax: &Softmax,
+        scratch: &mut Scratch,
+    ) -> Result<u32, GenerationError> {
         self.set_thought_bias();
         let mask = match (&mut self.spec.constraint, &self.phase) {
             (Some(constraint), Phase::Answer { .. }) => Some(constraint.mask()?),
@@ -195,7 +199,15 @@ impl Generation {
             mask: mask.as_ref().map(|mask| mask.as_slice()),
         };
         let u = uniform(self.spec.seed, self.ids.len() as u64);
-        Ok(sample(logits, &self.spec.sampling, &changes, u, scratch)?)
+        let sampling = &self.spec.sampling;
+        let token = match logits.get(..self.vocabulary.len()) {
+            // Ids beyond the tokenizer's (padding of the weights) are nobody's token.
+            Some(known) if known.len() < logits.len() => {
+                sample(known, sampling, &changes, u, scratch)
+            }
+            _ => softmax.sample(logits, sampling, &changes, u, scratch),
+        };
+        Ok(token?)
     }
 
     /// The pull towards the end of a thought that has used up half its budget.

@@ -137,6 +137,25 @@ impl Softmax {
         let sum: f64 = scratch.draw.kept.iter().map(|c| f64::from(c.logit)).sum();
         sum / scratch.draw.kept.len().max(1) as f64 - self.max - self.log_sum
     }
+
+    /// [`sample`] from the same row, which is not read again where nothing changes it; `scratch` is as
+    /// [`Softmax::of`] left it.
+    ///
+    /// # Errors
+    /// As [`sample`].
+    pub fn sample(
+        &self,
+        logits: &[f32],
+        sampling: &Sampling,
+        changes: &Changes<'_>,
+        u: f64,
+        scratch: &mut Scratch,
+    ) -> Result<u32, SampleError> {
+        if changes.any(sampling.repetition_penalty) {
+            return sample(logits, sampling, changes, u, scratch);
+        }
+        scratch.draw.token(logits, self.max as f32, sampling, u)
+    }
 }
 
 /// Draws a token from `logits` with the uniform number `u` in `[0, 1)`.
@@ -161,35 +180,7 @@ pub fn sample(
         logits
     };
     let max = draw.maxima.read(row);
-    if max == f32::NEG_INFINITY {
-        return Err(SampleError::NoCandidate);
-    }
-    if !max.is_finite() {
-        return Err(SampleError::NotFinite);
-    }
-    if sampling.temperature <= 0.0 {
-        let id = draw.maxima.place_of(max, row);
-        return id.map(|id| id as u32).ok_or(SampleError::NoCandidate);
-    }
-    let heat = Heat {
-        max,
-        temperature: sampling.temperature,
-    };
-    let floor = if sampling.min_p > 0.0 {
-        // `weight >= min_p`, said of the logit; the largest always passes.
-        let log = math::ln(f64::from(sampling.min_p)) * f64::from(sampling.temperature);
-        (f64::from(max) + log).min(f64::from(max)) as f32
-    } else {
-        f32::NEG_INFINITY
-    };
-    let all = sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p <= 0.0;
-    let token = if all {
-        draw.among_all(row, heat, u)
-    } else {
-        draw.select(row, floor, sampling, heat);
-        draw.among_kept(u)
-    };
-    token.ok_or(SampleError::NoCandidate)
+    draw.token(row, max, sampling, u)
 }
 
 fn change(row: &mut [f32], penalty: f32, changes: &Changes<'_>) {
@@ -230,6 +221,45 @@ fn weight(heat: Heat, logit: f32) -> f64 {
 }
 
 impl Draw {
+    /// Draws from a row, as it is, whose maxima have been read and of which `max` is the largest.
+    fn token(
+        &mut self,
+        row: &[f32],
+        max: f32,
+        sampling: &Sampling,
+        u: f64,
+    ) -> Result<u32, SampleError> {
+        if max == f32::NEG_INFINITY {
+            return Err(SampleError::NoCandidate);
+        }
+        if !max.is_finite() {
+            return Err(SampleError::NotFinite);
+        }
+        if sampling.temperature <= 0.0 {
+            let id = self.maxima.place_of(max, row);
+            return id.map(|id| id as u32).ok_or(SampleError::NoCandidate);
+        }
+        let heat = Heat {
+            max,
+            temperature: sampling.temperature,
+        };
+        let floor = if sampling.min_p > 0.0 {
+            // `weight >= min_p`, said of the logit; the largest always passes.
+            let log = math::ln(f64::from(sampling.min_p)) * f64::from(sampling.temperature);
+            (f64::from(max) + log).min(f64::from(max)) as f32
+        } else {
+            f32::NEG_INFINITY
+        };
+        let all = sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p <= 0.0;
+        let token = if all {
+            self.among_all(row, heat, u)
+        } else {
+            self.select(row, floor, sampling, heat);
+            self.among_kept(u)
+        };
+        token.ok_or(SampleError::NoCandidate)
+    }
+
     /// Keeps what `min_p` (as `floor`), `top_k` and `top_p` let through, most likely first.
     fn select(&mut self, row: &[f32], floor: f32, sampling: &Sampling, heat: Heat) {
         let limited = |k: usize| if k == 0 { row.len() } else { k };
