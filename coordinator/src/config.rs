@@ -384,11 +384,13 @@ mod tests {
             error.to_string(),
             "unknown setting `cert_file`; did you mean `tls.cert_file`?"
         );
-        let error = Config::parse("gpu = 3").unwrap_err().to_string();
-        assert!(
-            !error.contains("did you mean"),
-            "nothing is like it: {error}"
-        );
+        for unlike in ["gpu = 3", "tls = {foo = 1}", "jwt = {key = 1}"] {
+            let error = Config::parse(unlike).unwrap_err().to_string();
+            assert!(
+                !error.contains("did you mean"),
+                "nothing is like it: {error}"
+            );
+        }
     }
 
     #[test]

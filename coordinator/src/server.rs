@@ -6,12 +6,16 @@ mod secrets;
 use std::{
     io,
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicUsize},
     thread,
     time::{Duration, Instant},
 };
 
-use conclave_coordinator_core::node::{Node, NodeConfig};
+use conclave_coordinator_core::{
+    node::{Node, NodeConfig},
+    quota::Quotas,
+};
 use conclave_credentials::{TlsError, dial::BadName, watched::FirstError};
 use conclave_traces::{Exporter, Traces};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -68,8 +72,13 @@ pub enum StartError {
     #[error("tokens_file: {0}")]
     Tokens(#[from] FirstError<TokensError>),
     /// The quotas file.
-    #[error("quotas_file: {0}")]
-    Quotas(#[from] QuotasError),
+    #[error("quotas_file {path}: {source}", path = .path.display())]
+    Quotas {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong.
+        source: QuotasError,
+    },
     /// The file of `[jwt]`.
     #[error("jwt.jwks_file: {0}")]
     Jwks(#[from] FirstError<JwksError>),
@@ -347,7 +356,7 @@ impl Opened {
         );
         let contact = stop.clone().run_until_cancelled_owned(contact);
         let (traces, exporter) = traces(config, identity.node_id())?;
-        let quotas = quotas::begin(config.quotas_file.as_deref(), &handle, stop)?;
+        let quotas = quotas(config, &handle, stop)?;
         let task = Task::new(Parts {
             config: config.clone(),
             address,
@@ -395,6 +404,15 @@ fn start(
     thread::Builder::new()
         .name("conclave-node".to_owned())
         .spawn(move || own.block_on(task.run(inputs, messages)))
+}
+
+/// What tenants may have, followed until `stop`.
+fn quotas(config: &Config, node: &Handle, stop: &CancellationToken) -> Result<Quotas, StartError> {
+    let path = config.quotas_file.as_deref();
+    quotas::begin(path, node, stop).map_err(|source| StartError::Quotas {
+        path: path.unwrap_or(Path::new("")).to_owned(),
+        source,
+    })
 }
 
 /// Where this node's spans go, if anywhere.

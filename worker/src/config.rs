@@ -371,9 +371,10 @@ fn known(key: &str, prefix: &str, keys: &'static [&'static str]) -> Result<(), C
     }
     let nearest = keys
         .iter()
-        .map(|known| (strsim::jaro_winkler(key, known), *known))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|known| (strsim::normalized_damerau_levenshtein(key, known), *known))
+        .filter(|(likeness, _)| *likeness >= 0.5)
+        // Of equals the first.
+        .reduce(|best, next| if next.0 > best.0 { next } else { best })
         .map(|(_, known)| known);
     let key = format!("{prefix}{key}");
     Err(ConfigError::UnknownKey { key, nearest })
@@ -417,10 +418,12 @@ mod tests {
             error.contains("`tls.ca_flie`") && error.contains("`ca_file`"),
             "{error}"
         );
-        let error = Config::from_toml(&format!("zzz = 3\n{MINIMAL}"))
-            .unwrap_err()
-            .to_string();
-        assert!(!error.contains("did you mean"), "{error}");
+        // Alike in a letter or an ending, and that is all.
+        for unlike in ["zzz = 3", "tls = {foo = 1}", "kernel = 1", "step = 1"] {
+            let error = Config::from_toml(&format!("{unlike}\n{MINIMAL}"));
+            let error = error.unwrap_err().to_string();
+            assert!(!error.contains("did you mean"), "{error}");
+        }
     }
 
     #[test]

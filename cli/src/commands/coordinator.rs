@@ -2,7 +2,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use conclave_coordinator::{Config, Coordinator, StartError};
+use conclave_coordinator::{Config, Coordinator, StartError, config::ConfigError};
 use serde_json::json;
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     ending::{asked_to_end, unless_asked_again},
     error::CliError,
     metrics, out,
-    settings::{Overrides, SetArgs},
+    settings::{Overrides, SetArgs, Wrong},
     tls::TlsArgs,
 };
 
@@ -82,7 +82,7 @@ Exit status: 2 the settings are wrong, 4 it could not start (a port in use, a
 data folder that cannot be used), 1 it ended by itself, 0 it drained.";
 
 impl CoordinatorArgs {
-    fn settings(&self, tls: &TlsArgs) -> Result<String, CliError> {
+    fn settings(&self, tls: &TlsArgs) -> Result<Config, CliError> {
         let mut flags = Overrides::default();
         flags
             .set_path("data_dir", self.data_dir.as_deref())
@@ -97,14 +97,38 @@ impl CoordinatorArgs {
             .set_path("tls.key_file", tls.key.as_deref())
             .set("tls.server_name", tls.server_name.clone())
             .add(&self.set);
-        flags.over(self.config.as_deref())
+        flags.read(self.config.as_deref(), |text| {
+            Config::parse(text).map_err(wrong)
+        })
+    }
+}
+
+fn wrong(error: ConfigError) -> Wrong {
+    match error {
+        ConfigError::Parse(error) => Wrong::Shape {
+            at: error.span(),
+            why: error.message().to_owned(),
+        },
+        ConfigError::UnknownKey { ref key, .. } => Wrong::Unknown {
+            key: key.clone(),
+            why: error.to_string(),
+        },
+        ConfigError::Invalid { key, why } => Wrong::Value {
+            key: key.to_owned(),
+            why,
+        },
+        ConfigError::In { source, .. } => wrong(*source),
+        // Not of a text.
+        ConfigError::Read { .. } => Wrong::Shape {
+            at: None,
+            why: error.to_string(),
+        },
     }
 }
 
 /// Serves until a signal, or until the coordinator ends by itself.
 pub async fn run(global: &Global, args: CoordinatorArgs) -> Result<(), CliError> {
-    let config = Config::parse(&args.settings(&global.tls)?)
-        .map_err(|error| CliError::usage(error.to_string()))?;
+    let config = args.settings(&global.tls)?;
     let coordinator = Coordinator::start(config, metrics::install()?)
         .await
         .map_err(start_error)?;
@@ -134,6 +158,7 @@ fn start_error(error: StartError) -> CliError {
     match error {
         StartError::Config(_)
         | StartError::Tokens(_)
+        | StartError::Quotas { .. }
         | StartError::Jwks(_)
         | StartError::Tls(_)
         | StartError::Name(_)
@@ -164,7 +189,7 @@ mod tests {
             "--set",
             "snapshot_every=64",
         ]);
-        let config = Config::parse(&only.args.settings(&TlsArgs::default()).unwrap()).unwrap();
+        let config = only.args.settings(&TlsArgs::default()).unwrap();
         assert!(config.open);
         assert_eq!(
             (config.listen.as_str(), config.snapshot_every),
@@ -172,12 +197,67 @@ mod tests {
         );
     }
 
+    /// What is told of these arguments.
+    fn refused(args: &[&str]) -> String {
+        let only = Only::parse_from([&["x"], args].concat());
+        let error = only.args.settings(&TlsArgs::default()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
     #[test]
-    fn a_misspelled_setting_names_the_nearest() {
-        let only = Only::parse_from(["x", "--open", "--set", "snapshots_every=64"]);
-        let error = Config::parse(&only.args.settings(&TlsArgs::default()).unwrap())
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("did you mean `snapshot_every`"), "{error}");
+    fn what_is_wrong_with_an_option_is_told_of_the_option() {
+        let text = refused(&["--open", "--set", "snapshots_every=64"]);
+        assert!(
+            text.starts_with("--set snapshots_every: ")
+                && text.contains("did you mean `snapshot_every`"),
+            "{text}"
+        );
+        for (option, told) in [
+            (
+                "snapshot_every=abc",
+                "--set snapshot_every: a whole number, 0 or more, is needed, not the text \"abc\"",
+            ),
+            (
+                "snapshot_every=3",
+                "--set snapshot_every: must be at least 16",
+            ),
+        ] {
+            assert_eq!(refused(&["--open", "--set", option]), told);
+        }
+        let text = refused(&["--open", "--listen", "nonsense"]);
+        assert!(text.starts_with("--listen: "), "{text}");
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_told_with_its_line_whatever_the_options_say() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().display().to_string();
+        let told = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            refused(&["--config", &path, "--set", "max_keys=7"])
+        };
+        for (text, line, words) in [
+            (
+                "open = true\n\nelection_ms = \"1s\"\n",
+                3,
+                "`election_ms`: a whole number",
+            ),
+            (
+                "open = true\nelection_ms = 1\n",
+                2,
+                "`election_ms`: must be",
+            ),
+            (
+                "open = true\n[tls]\ncertfile = 'x'\n",
+                3,
+                "did you mean `cert_file`",
+            ),
+            ("open = true\nnonsense here\n", 2, ""),
+        ] {
+            let told = told(text);
+            let place = format!("{path}, line {line}: ");
+            assert!(told.starts_with(&place) && told.contains(words), "{told}");
+        }
     }
 }

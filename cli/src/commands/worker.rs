@@ -2,7 +2,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use conclave_worker::{Config, StartError, Worker};
+use conclave_worker::{Config, StartError, Worker, config::ConfigError};
 use serde_json::json;
 use toml::Table;
 
@@ -12,7 +12,7 @@ use crate::{
     ending::{asked_to_end, unless_asked_again},
     error::CliError,
     metrics, out,
-    settings::{Overrides, SetArgs},
+    settings::{Overrides, SetArgs, Wrong},
 };
 
 /// Flags of `worker`.
@@ -80,7 +80,7 @@ Exit status: 2 the settings or a model are wrong, 4 it could not start (e.g. a
 port in use), 1 it ended by itself, 0 it drained.";
 
 impl WorkerArgs {
-    fn settings(&self, global: &Global) -> Result<String, CliError> {
+    fn settings(&self, global: &Global) -> Result<Config, CliError> {
         let mut flags = Overrides::default();
         flags
             .set("worker_id", self.worker_id.clone())
@@ -101,7 +101,26 @@ impl WorkerArgs {
             .set_path("tls.key_file", global.tls.key.as_deref())
             .set("tls.server_name", global.tls.server_name.clone())
             .add(&self.set);
-        flags.over(self.config.as_deref())
+        flags.read(self.config.as_deref(), |text| {
+            Config::from_toml(text).map_err(wrong)
+        })
+    }
+}
+
+fn wrong(error: ConfigError) -> Wrong {
+    match error {
+        ConfigError::Parse(error) => Wrong::Shape {
+            at: error.span(),
+            why: error.message().to_owned(),
+        },
+        ConfigError::UnknownKey { ref key, .. } => Wrong::Unknown {
+            key: key.clone(),
+            why: error.to_string(),
+        },
+        ConfigError::Invalid { key, problem } => Wrong::Value {
+            key: key.to_owned(),
+            why: problem,
+        },
     }
 }
 
@@ -121,8 +140,7 @@ fn model(text: &str) -> Table {
 
 /// Serves until a signal, or until the worker ends by itself.
 pub async fn run(global: &Global, args: WorkerArgs) -> Result<(), CliError> {
-    let mut config = Config::from_toml(&args.settings(global)?)
-        .map_err(|error| CliError::usage(error.to_string()))?;
+    let mut config = args.settings(global)?;
     if config.token.is_empty() && config.token_file.is_none() {
         config.token = global.token()?.unwrap_or_default();
     }
@@ -199,7 +217,7 @@ mod tests {
             "--set",
             "kv_memory_mib=64",
         ]);
-        let config = Config::from_toml(&only.args.settings(&only.global).unwrap()).unwrap();
+        let config = only.args.settings(&only.global).unwrap();
         assert_eq!(config.coordinators.len(), 2);
         assert_eq!(
             (
