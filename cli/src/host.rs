@@ -354,6 +354,6 @@ async fn status(link: &Link) -> Result<StatusResponse, CliError> {
 }
 
 /// `1 worker`, `2 workers`.
-pub fn count(number: u16, noun: &str) -> String {
+pub fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }

@@ -230,7 +230,7 @@ impl SpecArgs {
         };
         if prompt.trim().is_empty() {
             return Err(CliError::usage(
-                "the question is empty: conclave ask \"How many primes are below 30?\"",
+                "the question is empty: put it in quotes, or say - to read it from standard input",
             ));
         }
         let turn = |role: &str, content: String| Message {
@@ -320,10 +320,9 @@ impl SpecArgs {
         } else if let Some(regex) = &self.regex {
             Kind::Regex(regex.clone())
         } else if let Some(path) = &self.schema {
-            Kind::JsonSchema(
-                fs::read_to_string(path)
-                    .map_err(|source| CliError::usage(format!("{}: {source}", path.display())))?,
-            )
+            Kind::JsonSchema(fs::read_to_string(path).map_err(|error| {
+                CliError::usage(format!("--schema {}: {error}", path.display()))
+            })?)
         } else {
             return Ok(None);
         };
@@ -430,10 +429,14 @@ mod tests {
         assert!(parse(&["q", "--deadline", "5"]).is_err());
         assert!(parse(&["q", "--deadline", "0s"]).is_err());
         assert!(parse(&["q", "--label", "novalue"]).is_err());
-        assert!(matches!(
-            parse(&["  "]).unwrap().to_spec(""),
-            Err(CliError::Usage(_))
-        ));
+        let empty = parse(&["  "]).unwrap().to_spec("").unwrap_err();
+        assert_eq!(empty.exit_code(), 2);
+        // `ask` and `submit` both say it.
+        let text = empty.to_string();
+        assert!(
+            text.contains("in quotes") && !text.contains("ask"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -154,9 +154,18 @@ async fn an_unknown_model_fails_with_the_names_that_are_served() {
     let mut client = cluster.client(0).await;
     let mut wrong = request("what colour?");
     wrong.spec.as_mut().unwrap().model = "nonesuch".to_owned();
-    let job_id = client.submit_job(wrong).await.unwrap().into_inner().job_id;
-    let job = done(&mut client, &job_id).await;
+    let accepted = client.submit_job(wrong.clone()).await.unwrap().into_inner();
+    let job = done(&mut client, &accepted.job_id).await;
     assert_eq!(job.state(), JobState::Failed);
+    // The worker is here by now: whoever submits it again hears so at once.
+    wrong.idempotency_key = "again".to_owned();
+    let accepted = client.submit_job(wrong).await.unwrap().into_inner();
+    assert!(
+        accepted.waits.contains("`nonesuch` (served: mock)"),
+        "{}",
+        accepted.waits
+    );
+    assert_eq!(submit(&mut client, "what colour?").await.waits, "");
     assert!(
         job.message.contains("`nonesuch`; served: mock"),
         "{}",

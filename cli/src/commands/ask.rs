@@ -113,8 +113,8 @@ pub async fn run(global: &Global, args: AskArgs) -> Result<(), CliError> {
     if !args.json {
         out::note(format!(
             "Starting {} and {} on loopback.",
-            host::count(args.coordinators, "coordinator"),
-            host::count(args.workers, "worker"),
+            host::count(args.coordinators.into(), "coordinator"),
+            host::count(args.workers.into(), "worker"),
         ));
     }
     let (cluster, client) =
@@ -135,6 +135,7 @@ async fn ask(
     start: Instant,
 ) -> Result<(), CliError> {
     let accepted = unless_interrupted(submit::submit(client, submit::mint_key(), spec)).await?;
+    submit::tell_waits(&accepted);
     let show = Show::choose(args.plain, args.json);
     let job = follow(client, &accepted.job_id, show, OnInterrupt::Cancel).await?;
     let wall = start.elapsed();

@@ -75,6 +75,7 @@ pub async fn run(global: &Global, args: SubmitArgs) -> Result<(), CliError> {
             accepted.job_id
         ));
     }
+    tell_waits(&accepted);
     if !args.wait && !args.watch {
         if args.json {
             let effective = accepted.effective.as_ref();
@@ -84,6 +85,7 @@ pub async fn run(global: &Global, args: SubmitArgs) -> Result<(), CliError> {
                 "existing": accepted.existing,
                 "seed": effective.and_then(|spec| spec.seed),
                 "model": effective.map(|spec| spec.model.as_str()),
+                "waits": (!accepted.waits.is_empty()).then_some(accepted.waits.as_str()),
             }));
         }
         return out::line(&accepted.job_id);
@@ -100,6 +102,13 @@ pub async fn run(global: &Global, args: SubmitArgs) -> Result<(), CliError> {
         return super::verdict(&job);
     }
     super::print_end(&job)
+}
+
+/// Says at once that no worker takes the job, where the leader said so.
+pub fn tell_waits(accepted: &SubmitJobResponse) {
+    if !accepted.waits.is_empty() {
+        out::note(format!("The job waits: {}.", accepted.waits));
+    }
 }
 
 /// A fresh idempotency key.

@@ -92,8 +92,8 @@ fn describe(cluster: &LocalCluster, args: &UpArgs) -> Result<(), CliError> {
     let endpoints = cluster.endpoints();
     out::line(format!(
         "Cluster of {} and {} is up.",
-        host::count(args.coordinators, "coordinator"),
-        host::count(args.workers, "worker"),
+        host::count(args.coordinators.into(), "coordinator"),
+        host::count(args.workers.into(), "worker"),
     ))?;
     out::line(format!("  gRPC     {}", endpoints.join(" ")))?;
     for (name, address) in cluster.http() {

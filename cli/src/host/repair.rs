@@ -20,7 +20,7 @@ pub fn refuse_too_few(folder: &Path, asked: u16) -> Result<(), CliError> {
         Some(last) => Err(CliError::usage(format!(
             "{} holds {}, and {asked} asked for: give --coordinators {}, or another --data-dir",
             folder.display(),
-            count(last + 1, "coordinator"),
+            count(usize::from(last) + 1, "coordinator"),
             last + 1,
         ))),
     }

@@ -1,6 +1,6 @@
 //! The state as the API and the workers see it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use conclave_proto::v1::{
     self as proto, AgentState, AgentStatus, AttemptKey, Draft, JobEvent, JobSpec, Prepare, Role,
@@ -186,6 +186,28 @@ pub fn workers(state: &State) -> Vec<WorkerStatus> {
         .collect()
 }
 
+/// Why no worker that holds a lease could take a job for `model` (empty: the cluster's only one), for
+/// people; `None`: one could.
+pub fn waits(state: &State, model: &str) -> Option<String> {
+    if state.workers().any(|worker| worker.model(model).is_some()) {
+        return None;
+    }
+    let models = state.workers().flat_map(|worker| &worker.models);
+    let served: BTreeSet<&str> = models.map(|model| model.name.as_str()).collect();
+    if served.is_empty() {
+        return Some("no worker is here yet: it begins once one is".to_owned());
+    }
+    let wanted = match model {
+        "" => "it names no model, and there are several".to_owned(),
+        model => format!("no worker serves the model `{model}`"),
+    };
+    let served: Vec<&str> = served.into_iter().collect();
+    Some(format!(
+        "{wanted} (served: {}); unless one comes, it fails within seconds",
+        served.join(", ")
+    ))
+}
+
 /// The role's name in metrics and in `tokens_by_role`.
 pub fn role_name(role: Role) -> &'static str {
     match role {
@@ -228,6 +250,21 @@ mod tests {
         let now = world.job("j").submitted_unix_ms + later_ms;
         let start = start(&world.state, &key, now, &InlineOnly).expect("all is inline");
         start.expect("it runs").deadline_ms
+    }
+
+    #[test]
+    fn a_job_whose_model_nobody_serves_is_told_who_serves_what() {
+        let mut world = World::new();
+        let told = |world: &World, model: &str| waits(&world.state, model);
+        let text = told(&world, "m").expect("nobody is here");
+        assert!(text.contains("no worker is here yet"), "{text}");
+        world.register("w1", "i1", 8);
+        assert_eq!((told(&world, "m"), told(&world, "")), (None, None));
+        let text = told(&world, "nope").expect("nobody serves it");
+        assert!(
+            text.contains("`nope`") && text.contains("(served: m)"),
+            "{text}"
+        );
     }
 
     #[test]

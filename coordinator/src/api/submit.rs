@@ -1,11 +1,12 @@
 //! `SubmitJob`, on the leader.
 
 use std::{
+    pin::pin,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
-use conclave_coordinator_core::{Reply, State, payload, spec};
+use conclave_coordinator_core::{Reply, State, payload, spec, view};
 use conclave_proto::{
     INLINE_LIMIT,
     v1::{
@@ -107,7 +108,7 @@ impl Api {
             unix_ms,
             deadline_unix_ms: deadline(&effective, unix_ms),
         };
-        let reply = self.propose_job(command, wait).await;
+        let (waits, reply) = self.propose_and_look(command, &effective.model, wait).await;
         let unless_known = match reply {
             // Two calls with one key at once: the first one's spec counts.
             Ok(Reply::Submitted { existing: true, .. }) => {
@@ -120,6 +121,7 @@ impl Api {
                     job_id,
                     effective,
                     existing,
+                    waits,
                 });
             }
             // A key that this node has not heard of goes before a quota (law 7).
@@ -148,6 +150,28 @@ impl Api {
             Box::pin(admitted).await.map_err(convert::node_error)?;
         }
         self.blobs.payload(bytes, wait).await
+    }
+
+    /// Beside the reply, why no worker could take the job now: looked at while it is committed, and never
+    /// waited for.
+    async fn propose_and_look(
+        &self,
+        command: SubmitJobCommand,
+        model: &str,
+        wait: Duration,
+    ) -> (String, Result<Reply, NodeError>) {
+        let model = model.to_owned();
+        let look = move |state: &State| view::waits(state, &model).unwrap_or_default();
+        let mut looked = pin!(self.node.read(false, wait, look));
+        let mut proposed = pin!(self.propose_job(command, wait));
+        let mut waits = None;
+        loop {
+            tokio::select! {
+                biased;
+                found = &mut looked, if waits.is_none() => waits = Some(found.unwrap_or_default()),
+                reply = &mut proposed => return (waits.unwrap_or_default(), reply),
+            }
+        }
     }
 
     /// A leader that is lost meanwhile leaves the outcome unknown, and its caller not waiting.
@@ -216,6 +240,7 @@ impl Api {
             job_id,
             effective,
             existing: true,
+            waits: String::new(),
         })))
     }
 
