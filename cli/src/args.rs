@@ -38,7 +38,8 @@ Examples:
 
 Exit status:
   0 answered or done   1 the job failed, or a check found differences
-  2 the command or the request is wrong   3 nobody could serve it in time
+  2 the command, its settings, its token or the request is wrong: change it
+  3 nobody could serve it in time: try again
   4 a part could not start, e.g. its port is in use   130 interrupted
 
 Every command explains itself: conclave COMMAND --help";
@@ -177,15 +178,23 @@ impl Global {
     /// The bearer token: from the file, or the variable CONCLAVE_TOKEN. It is
     /// no flag, because every user of the machine can read a command line.
     pub fn token(&self) -> Result<Option<String>, CliError> {
-        let text = match &self.token_file {
-            Some(path) => {
-                Some(std::fs::read_to_string(path).map_err(|source| CliError::file(path, source))?)
-            }
-            None => std::env::var("CONCLAVE_TOKEN").ok(),
+        let Some(path) = &self.token_file else {
+            let text = std::env::var("CONCLAVE_TOKEN").unwrap_or_default();
+            let token = text.trim();
+            return Ok((!token.is_empty()).then(|| token.to_owned()));
         };
-        Ok(text
-            .map(|text| text.trim().to_owned())
-            .filter(|token| !token.is_empty()))
+        let wrong = |why: &dyn std::fmt::Display| {
+            CliError::usage(format!("--token-file {}: {why}", path.display()))
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+        match text.trim() {
+            "" => Err(wrong(&"it is empty: it holds the token, and nothing else")),
+            lines if lines.starts_with('{') => Err(wrong(
+                &"it holds JSON lines, as a coordinator's tokens_file does: put one token into a \
+                  file of its own, and nothing else",
+            )),
+            token => Ok(Some(token.to_owned())),
+        }
     }
 }
 
@@ -238,5 +247,21 @@ mod tests {
         let path = file.path().display().to_string();
         let cli = Cli::try_parse_from(["conclave", "jobs", "--token-file", &path]).unwrap();
         assert_eq!(cli.global.token().unwrap().as_deref(), Some("secret-token"));
+        for (text, words) in [("\n", "is empty"), ("{\"token\": \"x\"}", "JSON lines")] {
+            std::fs::write(file.path(), text).unwrap();
+            let error = cli.global.token().unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn a_token_file_that_is_not_there_is_named_with_its_option() {
+        let args = ["conclave", "jobs", "--token-file", "/nowhere/token"];
+        let cli = Cli::try_parse_from(args).unwrap();
+        let error = cli.global.token().unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("--token-file /nowhere/token: "), "{text}");
+        assert_eq!(error.exit_code(), 2);
     }
 }

@@ -27,7 +27,7 @@ pub use crate::refusal::{may_retry, reason};
 use crate::{
     error::CliError,
     out,
-    refusal::{BLANK, hint, is_blank, is_outcome, retry_after, was_never_sent, weight},
+    refusal::{BLANK, hint, is_blank, is_misfit, is_outcome, retry_after, was_never_sent, weight},
 };
 
 /// Where `conclave up` listens unless told otherwise.
@@ -67,12 +67,18 @@ pub struct Link {
     address: String,
     channel: Channel,
     auth: Auth,
+    tls: bool,
 }
 
 impl Link {
     /// The address as the user gave it.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Whether the connection is encrypted.
+    pub fn is_tls(&self) -> bool {
+        self.tls
     }
 
     fn transport(&self) -> Transport {
@@ -132,6 +138,7 @@ impl Client {
                     address: address.clone(),
                     channel: connect(dial, address)?,
                     auth: auth.clone(),
+                    tls: dial.is_tls(),
                 })
             })
             .collect::<Result<Vec<_>, CliError>>()?;
@@ -221,7 +228,7 @@ impl Client {
         let deadline = Instant::now() + self.timeout;
         let mut pause = Pause::new(self.links.len());
         let mut told: Option<(Link, Status)> = None;
-        let mut blank = 0;
+        let (mut blank, mut misfits) = (0, 0);
         loop {
             let link = self.preferred().clone();
             let Failure { status, sent } =
@@ -241,6 +248,10 @@ impl Client {
                     call,
                     status: Box::new(status),
                 });
+            }
+            misfits = if is_misfit(&status) { misfits + 1 } else { 0 };
+            if misfits >= self.links.len() {
+                return Err(self.misfit(call, &link, &status));
             }
             if let (Repeat::Never { look }, true) = (repeat, sent) {
                 return Err(CliError::Unavailable(format!(
@@ -270,6 +281,16 @@ impl Client {
             }
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// The error for a call that no endpoint will serve, however often it is tried: the two ends do not fit.
+    pub fn misfit(&self, call: &'static str, last: &Link, status: &Status) -> CliError {
+        CliError::usage(format!(
+            "{call}: {}: {}\n  {}",
+            last.address(),
+            reason(status),
+            hint(status, self.tls)
+        ))
     }
 
     /// The error for a call that no endpoint served in time.

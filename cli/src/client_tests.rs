@@ -214,3 +214,29 @@ async fn an_unclear_end_is_told_as_unclear_only_where_something_may_have_been_do
         "{text}"
     );
 }
+
+#[tokio::test]
+async fn what_no_later_try_could_mend_ends_at_once_and_says_what_to_set() {
+    let endpoints = ["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
+    let client = Client::new(&endpoints, &Dial::plain(), None, Duration::from_secs(30)).unwrap();
+    let misfit = || {
+        let why = "invalid peer certificate: UnknownIssuer";
+        Status::from_error(Box::new(std::io::Error::other(why)))
+    };
+    let began = Instant::now();
+    let call = async |_: Link, _| Err::<Response<()>, _>(misfit());
+    let error = client.unary("X", (), call).await.unwrap_err();
+    assert!(began.elapsed() < FIRST_PAUSE * 10, "{:?}", began.elapsed());
+    assert_eq!(error.exit_code(), 2);
+    let text = error.to_string();
+    assert!(
+        text.contains("UnknownIssuer") && text.contains("--ca"),
+        "{text}"
+    );
+    // Another endpoint may yet be there.
+    let call = async |link: Link, _| match link.address().ends_with('1') {
+        true => Err(misfit()),
+        false => Ok(Response::new(7)),
+    };
+    assert_eq!(client.unary("X", (), call).await.unwrap(), 7);
+}

@@ -3,6 +3,8 @@ use std::{io, path::PathBuf};
 
 use tonic::{Code, Status};
 
+use crate::refusal::refused_hint;
+
 /// Every way a command can fail. The message names the fix where there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -13,7 +15,7 @@ pub enum CliError {
     #[error("{0}")]
     Unavailable(String),
     /// The cluster answered with a refusal.
-    #[error("{call}: {} ({})", .status.message(), code_name(.status.code()))]
+    #[error("{call}: {} ({}){}", .status.message(), code_name(.status.code()), below(refused_hint(.status)))]
     Refused {
         /// The RPC that was refused.
         call: &'static str,
@@ -102,6 +104,11 @@ impl CliError {
     pub fn is_silent(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
+}
+
+/// What to do, on a line of its own.
+pub fn below(advice: Option<&str>) -> String {
+    advice.map_or_else(String::new, |advice| format!("\n  {advice}"))
 }
 
 /// `: why`, without saying again that it was cancelled.
@@ -231,5 +238,16 @@ mod tests {
             status: Box::new(Status::not_found("no job x")),
         };
         assert_eq!(error.to_string(), "GetJob: no job x (NOT_FOUND)");
+        for refused in [
+            Status::unauthenticated("who?"),
+            Status::permission_denied("not you"),
+        ] {
+            let error = CliError::Refused {
+                call: "GetJob",
+                status: Box::new(refused),
+            };
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("--token-file FILE"), "{error}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What an endpoint's refusal means: whether another may serve the call, what it tells, what to do.
 use std::{error::Error as _, time::Duration};
 
-use conclave_credentials::dial::NO_TLS;
+use conclave_credentials::Misfit;
 use tonic::{Code, Status};
 
 use crate::error::{causes, with_causes};
@@ -26,66 +26,96 @@ pub fn is_blank(status: &Status) -> bool {
 }
 
 /// How much an endpoint's answer tells of why the cluster does not serve a call: a leader's
-/// refusal more than that there is no leader, that more than a blank node's, and any answer more
-/// than none.
+/// refusal more than that there is no leader, that more than a blank node's or that the two ends do not
+/// fit, and any answer more than none.
 pub fn weight(status: &Status) -> u8 {
     match status.code() {
         _ if is_outcome(status, "unknown") => 4,
         Code::ResourceExhausted => 3,
-        _ if is_blank(status) => 1,
+        _ if is_blank(status) || is_misfit(status) => 1,
         Code::DeadlineExceeded => 0,
         _ if status.source().is_some() => 0,
         _ => 2,
     }
 }
 
-/// What the reason of a failed plain connection holds, and what to do about it.
-const PLAIN: [(&str, &str); 3] = [
-    // How a TLS alert reads as HTTP/2.
-    ("frame with invalid size", SPEAK_TLS),
-    ("broken pipe", MAYBE_TLS),
-    ("connection reset", MAYBE_TLS),
-];
-const SPEAK_TLS: &str = "TLS is spoken there, it seems: name the authority that signed its certificate, --ca FILE (or CONCLAVE_CA).";
-const MAYBE_TLS: &str = "If TLS is spoken there, name the authority that signed its certificate, --ca FILE (or CONCLAVE_CA).";
+/// What to do about a misfit; `tls`: we spoke it.
+fn advice(misfit: Misfit, tls: bool) -> &'static str {
+    match misfit {
+        Misfit::NotPlain if !tls => {
+            "TLS is spoken there, it seems: name the authority that signed its certificate, --ca FILE (or CONCLAVE_CA). Or it is no gRPC port: metrics have one of their own."
+        }
+        Misfit::NotPlain => "It is no gRPC port, it seems: metrics have one of their own.",
+        Misfit::NoTls => {
+            "The endpoint is plain: leave --ca (and CONCLAVE_CA) out, or set [tls] at the coordinator."
+        }
+        Misfit::Issuer => {
+            "Its certificate is signed by another authority than those in the file of --ca."
+        }
+        Misfit::Name => "Dial the name that its certificate bears, or say --server-name NAME.",
+        Misfit::Dates => {
+            "Its certificate has ended, or not begun: docs/OPERATIONS.md, \"Rotate certificates\". Or this machine's clock is wrong."
+        }
+        Misfit::Certificate => "Its certificate cannot be believed: give the coordinator another.",
+        Misfit::NoneShown => {
+            "It asks for a certificate of yours: --cert FILE and --key FILE (or CONCLAVE_CERT, CONCLAVE_KEY)."
+        }
+        Misfit::Shown => "It does not take the certificate in the file of --cert.",
+    }
+}
 
-/// The same of a TLS connection.
-const TLS: [(&str, &str); 5] = [
-    (
-        NO_TLS,
-        "The endpoint is plain: leave --ca (and CONCLAVE_CA) out, or set [tls] at the coordinator.",
-    ),
-    (
-        "UnknownIssuer",
-        "Its certificate is signed by another authority than those in the file of --ca.",
-    ),
-    (
-        "not valid for name",
-        "Dial the name that its certificate bears, or say --server-name NAME.",
-    ),
-    (
-        "certificate expired",
-        "Its certificate has ended: docs/OPERATIONS.md, \"Rotate certificates\".",
-    ),
-    (
-        "CertificateRequired",
-        "It asks for a certificate of yours: --cert FILE and --key FILE.",
-    ),
-];
+/// What the reason of a connection that broke may mean, if it was plain.
+const MAYBE_TLS: &str = "If TLS is spoken there, name the authority that signed its certificate, --ca FILE (or CONCLAVE_CA).";
 
 /// What to do about a connection that failed for how TLS is spoken or not, if it did for that; `tls`: we did
 /// speak it.
 pub fn tls_hint(reason: &str, tls: bool) -> Option<&'static str> {
-    let known = if tls { &TLS[..] } else { &PLAIN[..] };
-    let found = known.iter().find(|(word, _)| reason.contains(word));
-    found.map(|(_, hint)| *hint)
+    if let Some(misfit) = Misfit::told(reason) {
+        return Some(advice(misfit, tls));
+    }
+    let broke = ["broken pipe", "connection reset"];
+    let broke = broke.iter().any(|word| reason.contains(word));
+    (broke && !tls).then_some(MAYBE_TLS)
+}
+
+/// Whether no later try goes better before somebody changes a setting or a file at one of the two ends.
+pub fn is_misfit(status: &Status) -> bool {
+    status.source().and_then(Misfit::of).is_some()
+}
+
+/// How tonic tells of an answer that is no gRPC.
+const NO_GRPC: &str = "grpc-status header missing";
+
+/// What to do about a refusal that no later try goes better than: of a token, or by a port that is another's.
+pub fn refused_hint(status: &Status) -> Option<&'static str> {
+    match status.code() {
+        Code::Unauthenticated => Some(
+            "Name the file with a token that it knows: --token-file FILE (or set CONCLAVE_TOKEN).",
+        ),
+        Code::PermissionDenied => {
+            Some("Name another token: --token-file FILE (or CONCLAVE_TOKEN).")
+        }
+        _ if status.message().starts_with(NO_GRPC) => {
+            Some("It is no gRPC port, it seems: metrics have one of their own.")
+        }
+        _ => None,
+    }
+}
+
+/// What an endpoint that gave no answer to a plain question did instead.
+pub fn instead(status: &Status) -> String {
+    match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied => {
+            format!("answers, and refuses this caller: {}", status.message())
+        }
+        _ => format!("does not answer: {}", reason(status)),
+    }
 }
 
 /// What to do about it; `tls`: the call was to go over TLS.
 pub fn hint(status: &Status, tls: bool) -> &'static str {
-    if weight(status) == 0
-        && let Some(hint) = tls_hint(&reason(status), tls)
-    {
+    let broke = status.source().is_some();
+    if let Some(hint) = tls_hint(&reason(status), tls).filter(|_| broke) {
         return hint;
     }
     match weight(status) {
@@ -137,10 +167,21 @@ mod tests {
         let alert = "h2 protocol error: http2 error: transport error: connection error detected: frame with invalid size";
         let plain = tls_hint(alert, false).unwrap();
         assert!(plain.contains("--ca FILE"), "{plain}");
-        assert_eq!(tls_hint(alert, true), None);
-        let reason = format!("{NO_TLS} (received corrupt message of type InvalidContentType)");
-        let over_tls = tls_hint(&reason, true).unwrap();
+        let no_grpc = tls_hint(alert, true).unwrap();
+        assert!(!no_grpc.contains("--ca"), "{no_grpc}");
+        assert!(
+            tls_hint("broken pipe", false)
+                .unwrap()
+                .contains("--ca FILE")
+        );
+        assert_eq!(tls_hint("broken pipe", true), None);
+        let reason = "no TLS is spoken there (received corrupt message of type InvalidContentType)";
+        let over_tls = tls_hint(reason, true).unwrap();
         assert!(over_tls.contains("leave --ca"), "{over_tls}");
         assert_eq!(tls_hint("connection refused", false), None);
+        let metrics =
+            Status::unimplemented("grpc-status header missing, mapped from HTTP status code 404");
+        assert!(refused_hint(&metrics).is_some_and(|hint| hint.contains("no gRPC port")));
+        assert_eq!(refused_hint(&Status::unimplemented("not here")), None);
     }
 }

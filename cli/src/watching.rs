@@ -8,6 +8,7 @@ use tonic::{Request, Status};
 use crate::{
     client::{Client, Pause, may_retry},
     error::CliError,
+    refusal::is_misfit,
 };
 
 /// Longest time without a word from any endpoint before giving up. A watch
@@ -66,6 +67,14 @@ async fn follow_within(
             },
             Err(status) => status,
         };
+        watch.misfits = if is_misfit(&status) {
+            watch.misfits + 1
+        } else {
+            0
+        };
+        if watch.misfits >= client.links().len() {
+            return Err(client.misfit("WatchJob", &link, &status));
+        }
         if !may_retry(&status) {
             return Err(CliError::Refused {
                 call: "WatchJob",
@@ -105,6 +114,8 @@ struct Watch<'a> {
     cursor: Vec<u8>,
     last_word: Instant,
     pause: Pause,
+    /// Endpoints, one after the other, that cannot serve before something is changed.
+    misfits: usize,
 }
 
 impl<'a> Watch<'a> {
@@ -114,6 +125,7 @@ impl<'a> Watch<'a> {
             cursor,
             last_word: Instant::now(),
             pause: Pause::new(client.links().len()),
+            misfits: 0,
         }
     }
 

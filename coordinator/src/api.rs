@@ -8,6 +8,7 @@ mod hand_over;
 mod hop;
 pub mod members;
 pub mod save;
+mod stranger;
 pub mod submit;
 pub mod upgrade;
 pub mod watch;

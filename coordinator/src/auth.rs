@@ -7,7 +7,7 @@ pub mod tokens;
 
 use std::sync::Arc;
 
-use conclave_credentials::Watched;
+use conclave_credentials::{Watched, watched::Refused};
 use tonic::{
     Status,
     metadata::{AsciiMetadataValue, MetadataMap},
@@ -179,6 +179,16 @@ impl Auth {
                 .join(" or "),
             caller.role.name()
         )))
+    }
+
+    /// Files that changed and cannot be used as they are, each with its setting.
+    pub fn refused_files(&self) -> impl Iterator<Item = (&'static str, Refused)> {
+        let tokens = self.tokens.as_ref().and_then(|tokens| tokens.refused());
+        let jwks = self.jwt.as_ref().and_then(|jwks| jwks.refused());
+        let found = [("tokens_file", tokens), ("jwt.jwks_file", jwks)];
+        found
+            .into_iter()
+            .filter_map(|(setting, refused)| Some((setting, refused?)))
     }
 
     fn certified(&self, metadata: &MetadataMap) -> Result<(), Status> {

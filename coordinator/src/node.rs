@@ -111,8 +111,8 @@ pub struct NodeStatus {
     pub live_jobs: usize,
     /// Idempotency keys that are kept.
     pub keys: usize,
-    /// Its quotas file cannot be used as it is.
-    pub quotas_refused: bool,
+    /// Why its quotas file cannot be used as it is, if it cannot.
+    pub quotas_refused: Option<String>,
     /// Workers that were lost lately, as this node saw it, the newest last; also those that came back.
     pub lost_workers: Arc<Vec<LostWorker>>,
     /// It is being shut down.
@@ -191,8 +191,8 @@ pub enum Input {
         /// Told at once.
         done: Done,
     },
-    /// What tenants may have from now on; `None`: the file cannot be used, what it said before goes on.
-    Quotas(Option<Quotas>),
+    /// What tenants may have from now on; or why the file cannot be used: what it said before goes on.
+    Quotas(Result<Quotas, String>),
     /// Read the state.
     Read(Read),
     /// Something of a worker's session.

@@ -93,10 +93,8 @@ impl Table {
 enum News {
     /// It says what it said.
     Same,
-    /// Something else, which cannot be used.
-    Unusable,
-    /// These.
-    Quotas(Quotas),
+    /// Something else: these, or why it cannot be used.
+    Other(Result<Quotas, String>),
 }
 
 /// Quotas from the text of a file.
@@ -189,10 +187,8 @@ impl Watched {
             let Ok(found) = tokio::task::spawn_blocking(read).await else {
                 continue;
             };
-            match self.look(found) {
-                News::Same => {}
-                News::Unusable => node.tell(Input::Quotas(None)).await,
-                News::Quotas(quotas) => node.tell(Input::Quotas(Some(quotas))).await,
+            if let News::Other(quotas) = self.look(found) {
+                node.tell(Input::Quotas(quotas)).await;
             }
         }
     }
@@ -206,20 +202,16 @@ impl Watched {
             .last
             .as_ref()
             .map_err(|why| format!("cannot read it: {why}"));
-        match text.and_then(|text| parse(text).map_err(|e| e.to_string())) {
-            Ok(quotas) => {
-                tracing::info!(file = %self.path.display(), "the quotas file changed");
-                News::Quotas(quotas)
-            }
-            Err(why) => {
-                tracing::warn!(
-                    file = %self.path.display(),
-                    why,
-                    "the quotas file cannot be used: the quotas before it go on"
-                );
-                News::Unusable
-            }
+        let quotas = text.and_then(|text| parse(text).map_err(|e| e.to_string()));
+        match &quotas {
+            Ok(_) => tracing::info!(file = %self.path.display(), "the quotas file changed"),
+            Err(why) => tracing::warn!(
+                file = %self.path.display(),
+                why,
+                "the quotas file cannot be used: the quotas before it go on"
+            ),
         }
+        News::Other(quotas)
     }
 }
 
@@ -283,17 +275,23 @@ mod tests {
         let (first, mut watched) = Watched::read(&path).unwrap();
         assert_eq!(first, parse(FILE).unwrap());
         assert_eq!(watched.look(Ok(FILE.to_owned())), News::Same);
-        assert_eq!(watched.look(Ok("nonsense".to_owned())), News::Unusable);
+        let unusable = |news: News| match news {
+            News::Other(Err(why)) => why,
+            news => panic!("it cannot be used: {news:?}"),
+        };
+        let why = unusable(watched.look(Ok("nonsense".to_owned())));
+        assert!(why.contains("line 1"), "{why}");
         assert_eq!(
             watched.look(Ok("nonsense".to_owned())),
             News::Same,
             "said once"
         );
-        assert_eq!(watched.look(Err("it is gone".to_owned())), News::Unusable);
+        let why = unusable(watched.look(Err("it is gone".to_owned())));
+        assert!(why.contains("it is gone"), "{why}");
         let other = "[default]\nlive_jobs = 11";
         let second = watched.look(Ok(other.to_owned()));
-        assert_eq!(second, News::Quotas(parse(other).unwrap()));
+        assert_eq!(second, News::Other(Ok(parse(other).unwrap())));
         let back = watched.look(Ok(FILE.to_owned()));
-        assert_eq!(back, News::Quotas(first));
+        assert_eq!(back, News::Other(Ok(first)));
     }
 }

@@ -35,7 +35,7 @@ const CALLS_WINDOW: u32 = (1 << 31) - 1;
 
 /// An address that cannot be dialled.
 #[derive(Debug, thiserror::Error)]
-#[error("`{address}` is not host:port")]
+#[error("`{address}` is not HOST:PORT, e.g. 10.0.0.6:7400")]
 pub struct BadAddress {
     /// What was given.
     pub address: String,
@@ -127,9 +127,10 @@ impl Network {
         if let Some(channel) = known.get(address) {
             return Ok(channel.clone());
         }
-        let endpoint = self.dial.endpoint(address);
+        let endpoint = self.dial.endpoint(address).ok();
         let endpoint = endpoint
-            .map_err(|_| BadAddress {
+            .filter(|endpoint| endpoint.uri().port().is_some())
+            .ok_or_else(|| BadAddress {
                 address: address.to_owned(),
             })?
             .connect_timeout(DIAL)

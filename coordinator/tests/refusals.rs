@@ -60,6 +60,21 @@ async fn removals_that_would_lose_the_cluster_are_refused_and_say_what() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_was_added_knows_that_it_votes() {
+    // Each hears of a commit with a heartbeat: without waiting for it, most would still say learner.
+    let slow = |config: &mut Config| config.heartbeat_ms = 200;
+    let cluster = Cluster::blank(3, slow).await;
+    cluster.init().await;
+    for i in 0..3 {
+        let asked = cluster.admin(i).await.status(StatusRequest {}).await;
+        let status = asked.unwrap().into_inner();
+        assert_ne!(status.role, "learner", "{}", status.address);
+        // And without a leader it could say who the others are.
+        assert_eq!(status.members.len(), 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_forced_removal_goes_through_where_the_quorum_is_lost_by_it() {
     let mut cluster = Cluster::new(3).await;
     let (leader, live) = (cluster.leader().await, cluster.follower().await);

@@ -9,10 +9,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint, Error, Uri};
 use tower::service_fn;
 
-use crate::{material::Material, watched::Watched};
-
-/// How an error begins where the peer speaks no TLS.
-pub const NO_TLS: &str = "no TLS is spoken there";
+use crate::{material::Material, misfit::NO_TLS, watched::Watched};
 
 /// How connections are opened. Cheap to clone.
 #[derive(Clone, Debug, Default)]

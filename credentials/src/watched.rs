@@ -24,6 +24,16 @@ const FAILURES: &str = "conclave_credentials_reload_failures_total";
 #[derive(Debug)]
 pub struct Watched<T> {
     now: RwLock<Arc<T>>,
+    refused: RwLock<Option<Refused>>,
+}
+
+/// Files that changed and cannot be used as they are now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// All that are read together.
+    pub files: Vec<PathBuf>,
+    /// What is wrong, in words that show no secret.
+    pub why: String,
 }
 
 impl<T> Watched<T> {
@@ -31,12 +41,21 @@ impl<T> Watched<T> {
     pub fn fixed(value: T) -> Arc<Self> {
         Arc::new(Self {
             now: RwLock::new(Arc::new(value)),
+            refused: RwLock::default(),
         })
     }
 
     /// What the files said when they were last right.
     pub fn now(&self) -> Arc<T> {
         self.now
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Why the files cannot be used as they are now, and what they said before counts; `None`: they can.
+    pub fn refused(&self) -> Option<Refused> {
+        self.refused
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -98,6 +117,10 @@ impl<T: Send + Sync + 'static> Watched<T> {
     fn set(&self, value: T) {
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
     }
+
+    fn refuse(&self, refused: Option<Refused>) {
+        *self.refused.write().unwrap_or_else(PoisonError::into_inner) = refused;
+    }
 }
 
 fn describe(what: &'static str) {
@@ -152,12 +175,13 @@ where
             Err(why) => Err(why.clone()),
         };
         self.seen = found;
+        let Some(watched) = self.value.upgrade() else {
+            return;
+        };
         match parsed {
             Ok(value) => {
-                let Some(watched) = self.value.upgrade() else {
-                    return;
-                };
                 watched.set(value);
+                watched.refuse(None);
                 tracing::info!(
                     what = self.what,
                     "credentials changed: the new ones are used from now on"
@@ -167,9 +191,11 @@ where
                 counter!(FAILURES, "what" => self.what).increment(1);
                 tracing::warn!(
                     what = self.what,
-                    why,
+                    why = why.as_str(),
                     "credentials changed and cannot be used: the old ones go on; mend the files"
                 );
+                let files = self.files.clone();
+                watched.refuse(Some(Refused { files, why }));
             }
         }
     }
@@ -254,15 +280,19 @@ mod tests {
         fs::write(file.path(), "nonsense").unwrap();
         follower = follower.looked();
         assert_eq!(*value.now(), 1);
+        let refused = value.refused().unwrap();
+        assert_eq!(refused.files, [file.path()]);
+        assert!(refused.why.contains("invalid digit"), "{refused:?}");
         // Tried once: the same bytes are not told of again.
         assert_eq!(follower.seen, Ok(vec![b"nonsense".to_vec()]));
         fs::remove_file(file.path()).unwrap();
         follower = follower.looked();
         assert!(follower.seen.is_err());
         assert_eq!(*value.now(), 1);
+        assert!(value.refused().is_some());
         fs::write(file.path(), "3").unwrap();
         follower.looked();
-        assert_eq!(*value.now(), 3);
+        assert_eq!((*value.now(), value.refused()), (3, None));
     }
 
     #[test]

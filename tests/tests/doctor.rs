@@ -75,12 +75,21 @@ async fn a_killed_member_is_found_whoever_is_asked_and_nothing_before() {
         let risk = "the quorum: 2 of 3 voters answer: after one more loss";
         assert!(problems.iter().any(|p| p.starts_with(risk)), "{problems:?}");
     }
-    // With another gone nobody decides; whoever is left still says what it sees.
+    // With another gone nobody decides; whoever is left still names both, and that is one problem.
     cluster.kill_coordinator(leader).await;
     let left = 3 - leader - killed;
     let (code, document) = doctor(&endpoints[left..=left]).await;
     assert_eq!(code, Some(1), "{document:#}");
-    assert!(!problems(&document).is_empty(), "{document:#}");
+    let problems = problems(&document);
+    assert_eq!(problems.len(), 1, "{document:#}");
+    assert!(
+        problems[0].starts_with("the quorum: is lost: 1 of 3 voters answers"),
+        "{problems:?}"
+    );
+    for gone in [killed, leader] {
+        let cure = document["findings"].to_string();
+        assert!(cure.contains(&endpoints[gone]), "{document:#}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,6 +172,22 @@ async fn over_tls_it_tells_what_to_set_and_which_certificate_ends() {
     let (code, document) = doctor(&endpoints).await;
     assert_eq!(code, Some(1));
     assert!(document.to_string().contains("--ca FILE"), "{document:#}");
+
+    // Nor does a call go on trying where no later one could go better.
+    let (_, port) = endpoint.split_once(':').expect("a port");
+    let other_name = format!("127.0.0.1:{port}");
+    for (asked, flags, word) in [
+        (&other_name, &flags[..], "--server-name NAME"),
+        (&endpoint, &[][..], "--ca FILE"),
+    ] {
+        let mut jobs = Command::new(conclave_binary());
+        jobs.args(["jobs", "--endpoint", asked]).args(flags);
+        let asked = tokio::time::timeout(DIAGNOSIS / 2, jobs.kill_on_drop(true).output());
+        let ended = asked.await.expect("at once").expect("it runs");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(2), "{said}");
+        assert!(said.contains(word), "{said}");
+    }
 
     // Renewed while it runs: the files are read again within seconds, and nobody tells when.
     certify(folder.path(), &ca, 90);

@@ -1,5 +1,9 @@
 //! `conclave audit`: take a job's record along, check it, run it again.
-use std::{fs, io::Write as _, path::PathBuf};
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Subcommand};
 use conclave_proto::v1::{ExportJobRequest, export_job_response::Item};
@@ -39,7 +43,7 @@ Examples:
 pub struct ExportArgs {
     /// The job's id
     pub job_id: String,
-    /// Where to write; \"-\" is standard output [default: JOB.audit]
+    /// Where to write; "-" is standard output [default: JOB.audit]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Print the records as JSON, one a line, instead of writing a file
@@ -61,7 +65,7 @@ Examples:
 Of what was erased only the digest is left, so nobody can check it any more:
 such a record fails unless --allow-erased says that this was expected.
 
-Exit status: 0 the record holds, 1 it does not.")]
+Exit status: 0 the record holds, 1 it does not, 2 the file cannot be read.")]
 pub struct VerifyArgs {
     /// The audit file
     pub file: PathBuf,
@@ -140,9 +144,17 @@ pub async fn fetch(client: &Client, job_id: &str) -> Result<AuditFile, CliError>
         .await
 }
 
+/// The bytes of a record's file.
+///
+/// # Errors
+/// A usage error: one that is not there says nothing of whether the record holds.
+pub fn read(path: &Path) -> Result<Vec<u8>, CliError> {
+    fs::read(path).map_err(|error| CliError::usage(format!("{}: {error}", path.display())))
+}
+
 fn verify_command(args: &VerifyArgs) -> Result<(), CliError> {
     let key = args.public_key.as_deref().map(parse_key).transpose()?;
-    let bytes = fs::read(&args.file).map_err(|source| CliError::file(&args.file, source))?;
+    let bytes = read(&args.file)?;
     let found = verify(&bytes, key.as_deref()).and_then(|(file, verified)| {
         if !args.allow_erased {
             verify_complete(&file)?;
@@ -248,6 +260,13 @@ mod tests {
             text.contains("signed by") && !text.contains("unanchored"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_no_record_that_does_not_hold() {
+        let error = read(Path::new("/nowhere/x.audit")).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().starts_with("/nowhere/x.audit: "));
     }
 
     #[test]

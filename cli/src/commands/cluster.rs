@@ -1,26 +1,22 @@
 //! `conclave cluster`: create a cluster, change its members, see its health.
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use conclave_proto::v1::{
-    AddRequest, InitRequest, LineageKind, LineageRecord, ListWorkersRequest, MembersRequest,
-    MembersResponse, RemoveRequest, StatusRequest, StatusResponse, TransferRequest, UpgradeRequest,
-    UpgradeResponse, WorkerStatus,
+    AddRequest, InitRequest, ListWorkersRequest, MembersRequest, MembersResponse, RemoveRequest,
+    TransferRequest, UpgradeRequest, UpgradeResponse, WorkerStatus,
 };
 use serde_json::{Value, json};
 use tonic::{Request, Response, Status};
 
-use super::membership;
+use super::{membership, status};
 use crate::{
     args::Global,
-    client::{Client, Link, QUIET, may_retry, reason},
-    error::CliError,
+    client::{Client, Link, may_retry, reason},
+    error::{CliError, below},
     out,
-    refusal::tls_hint,
-    view::{json, time::utc},
+    refusal::{is_misfit, tls_hint},
+    view::json,
 };
 
 /// What to do with the cluster.
@@ -34,7 +30,7 @@ Example, with three coordinators started by `conclave coordinator`:
   conclave cluster init --endpoint 127.0.0.1:7400 --join 127.0.0.1:7401,127.0.0.1:7402")]
     Init {
         /// Blank coordinators to add, HOST:PORT; repeat or separate by commas
-        #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+        #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = address)]
         join: Vec<String>,
         /// How to print.
         #[command(flatten)]
@@ -48,7 +44,8 @@ Example, with three coordinators started by `conclave coordinator`:
     Members(Print),
     /// Add a blank coordinator: a learner first, a voter once it caught up
     Add {
-        /// Where it listens, HOST:PORT
+        /// Where it listens, HOST:PORT, as the other members dial it
+        #[arg(value_name = "HOST:PORT", value_parser = address)]
         address: String,
         /// Keep it a learner
         #[arg(long)]
@@ -112,6 +109,16 @@ fn node_id(text: &str) -> Result<u64, String> {
     parsed.map_err(|_| {
         format!("`{text}` is no node id: 16 hexadecimal digits, as `cluster members` lists them")
     })
+}
+
+/// Where a coordinator listens: a host and a port.
+fn address(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    let is_host = !host.is_empty() && !host.contains(['/', ' ', '@']);
+    if is_host && port.parse::<u16>().is_ok_and(|port| port > 0) {
+        return Ok(text.to_owned());
+    }
+    Err("it is not HOST:PORT, e.g. 10.0.0.6:7400".to_owned())
 }
 
 /// Shows what a change of the members came to.
@@ -182,7 +189,7 @@ pub async fn run(global: &Global, command: ClusterCommand) -> Result<(), CliErro
             print_members(&members, print)
         }
         ClusterCommand::Upgrade(print) => upgrade(&client, print).await,
-        ClusterCommand::Status(print) => status(&client, print).await,
+        ClusterCommand::Status(print) => status::status(&client, print).await,
         ClusterCommand::Workers(print) => {
             let workers = workers(&client).await?;
             if print.json {
@@ -238,16 +245,24 @@ async fn on_this_node<M>(
         Ok(Err(status)) => status,
         Err(_) => Status::deadline_exceeded(format!("no answer within {} s", within.as_secs())),
     };
+    let address = link.address();
+    if is_misfit(&status) {
+        return Err(CliError::usage(format!(
+            "{call}: {address}: {}{}",
+            reason(&status),
+            below(tls_hint(&reason(&status), link.is_tls()))
+        )));
+    }
     if !may_retry(&status) {
         return Err(CliError::Refused {
             call,
             status: Box::new(status),
         });
     }
-    let address = link.address();
     Err(CliError::Unavailable(format!(
-        "{call}: {address}: {}; `conclave cluster status --endpoint {address}` shows what it is",
-        reason(&status)
+        "{call}: {address}: {}; `conclave cluster status --endpoint {address}` shows what it is{}",
+        reason(&status),
+        below(tls_hint(&reason(&status), link.is_tls()))
     )))
 }
 
@@ -319,120 +334,6 @@ pub fn print_members(members: &MembersResponse, print: Print) -> Result<(), CliE
     Ok(())
 }
 
-/// Asks each endpoint by itself: a node that is alone still answers.
-async fn status(client: &Client, print: Print) -> Result<(), CliError> {
-    let asked = client.links().iter().map(|link| async move {
-        let mut request = Request::new(StatusRequest {});
-        // Each answers by itself, at once: one that takes longer hangs.
-        let within = client.timeout().min(2 * QUIET);
-        request.set_timeout(within);
-        let reply = tokio::time::timeout(within, link.cluster().status(request)).await;
-        (
-            link.address().to_owned(),
-            reply.map_err(|_| format!("no answer within {} ms", within.as_millis())),
-        )
-    });
-    let answers = futures::future::join_all(asked).await;
-    let mut any = false;
-    let mut advice = None;
-    let mut clusters = BTreeSet::new();
-    let mut documents = Vec::new();
-    let mut lineage = BTreeMap::new();
-    for (address, reply) in answers {
-        let reply = reply.and_then(|reply| reply.map_err(|status| reason(&status)));
-        any |= reply.is_ok();
-        let tls = |error: &String| tls_hint(error, client.is_tls());
-        advice = advice.or(reply.as_ref().err().and_then(tls));
-        if let Ok(reply) = &reply
-            && !reply.get_ref().cluster_id.is_empty()
-        {
-            clusters.insert(reply.get_ref().cluster_id.clone());
-            let rows = reply.get_ref().lineage.iter();
-            lineage.extend(rows.map(|from| (from.cluster_id.clone(), lineage_row(from))));
-        }
-        match (reply, print.json) {
-            (Ok(reply), true) => documents.push(json::status(&reply.into_inner())),
-            (Err(error), true) => documents.push(json!({ "address": address, "error": error })),
-            (Ok(reply), false) => out::line(status_row(&address, &reply.into_inner()))?,
-            (Err(error), false) => out::line(format!("{address}  does not answer: {error}"))?,
-        }
-    }
-    if print.json {
-        out::document(&json!({ "nodes": documents }))?;
-    }
-    if !print.json {
-        lineage.values().try_for_each(out::line)?;
-    }
-    if clusters.len() > 1 {
-        let clusters: Vec<String> = clusters.into_iter().collect();
-        return Err(CliError::Differs(format!(
-            "these endpoints belong to {} clusters: {}\n  {}",
-            clusters.len(),
-            clusters.join(", "),
-            if lineage.is_empty() {
-                "A coordinator with another cluster's data folder leads its own: stop it and give it its own folder."
-            } else {
-                "Of one cluster and the one that it came out of, only the newer may go on: stop the older one's coordinators and add them on empty folders."
-            }
-        )));
-    }
-    if any {
-        Ok(())
-    } else {
-        let advice = advice.map_or_else(String::new, |advice| format!("\n  {advice}"));
-        Err(CliError::Unavailable(format!(
-            "no endpoint answered{advice}"
-        )))
-    }
-}
-
-fn status_row(address: &str, status: &StatusResponse) -> String {
-    let leader = if status.leader_address.is_empty() {
-        "none known"
-    } else {
-        &status.leader_address
-    };
-    format!(
-        "{address}  {:<9}  term {}  leader {leader}  applied {}/{}  {}  {}  cluster {}",
-        status.role,
-        status.term,
-        status.applied_index,
-        status.commit_index,
-        log_version(status),
-        status.version,
-        if status.cluster_id.is_empty() {
-            "-"
-        } else {
-            &status.cluster_id
-        },
-    )
-}
-
-/// What the cluster uses, and what this node speaks if that is another.
-fn log_version(status: &StatusResponse) -> String {
-    match (status.cluster_log_version, status.log_version) {
-        (0, speaks) => format!("log v{speaks}"),
-        (uses, speaks) if uses == speaks => format!("log v{uses}"),
-        (uses, speaks) => format!("log v{uses} (speaks v{speaks})"),
-    }
-}
-
-/// What every operator of a cluster that was begun anew should see.
-fn lineage_row(from: &LineageRecord) -> String {
-    let how = match from.kind() {
-        LineageKind::Restored => "was restored from a snapshot of",
-        LineageKind::Recovered => "was recovered by one member of",
-        LineageKind::Unspecified => "came out of",
-    };
-    format!(
-        "cluster {} {how} {} at entry {}, {}",
-        from.cluster_id,
-        from.from_cluster_id,
-        from.index,
-        utc(from.unix_ms)
-    )
-}
-
 fn worker_row(worker: &WorkerStatus) -> String {
     let state = if worker.draining { "draining" } else { "ready" };
     format!(
@@ -449,6 +350,16 @@ fn worker_row(worker: &WorkerStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_member_is_added_by_host_and_port() {
+        for good in ["10.0.0.6:7400", "db2:7400", "[::1]:7400"] {
+            assert_eq!(address(good).as_deref(), Ok(good));
+        }
+        for bad in ["foo", "foo:", ":7400", "foo:0", "http://foo:7400", "a b:1"] {
+            assert!(address(bad).unwrap_err().contains("HOST:PORT"), "{bad}");
+        }
+    }
 
     #[test]
     fn a_node_id_is_read_as_it_is_printed() {

@@ -14,8 +14,9 @@ use crate::{
     args::Global,
     client::{Client, Link},
     duration,
-    error::CliError,
+    error::{CliError, below},
     out,
+    refusal::{instead, is_misfit, refused_hint},
 };
 
 /// Longest wait for one endpoint to say what it is.
@@ -151,7 +152,7 @@ pub async fn ensure(global: &Global, args: EnsureArgs) -> Result<(), CliError> {
     let until = Instant::now() + args.within;
     let mut said = Vec::new();
     loop {
-        let found = ask(&client).await;
+        let found = ask(&client).await?;
         let member = found.iter().position(|(_, status)| {
             let status = status.as_ref();
             status.is_some_and(|s| !s.cluster_id.is_empty())
@@ -195,15 +196,29 @@ pub async fn ensure(global: &Global, args: EnsureArgs) -> Result<(), CliError> {
 }
 
 /// Each address by itself: what it says it is, or `None`.
-async fn ask(client: &Client) -> Vec<Found> {
+///
+/// # Errors
+/// One of them refuses this caller, or the two ends do not fit: waiting would not help.
+async fn ask(client: &Client) -> Result<Vec<Found>, CliError> {
     let asked = client.links().iter().map(|link: &Link| async move {
         let mut request = Request::new(StatusRequest {});
         request.set_timeout(ANSWER);
         let reply = timeout(ANSWER, link.cluster().status(request)).await;
-        let status = reply.ok().and_then(Result::ok).map(|r| r.into_inner());
-        (link.address().to_owned(), status)
+        let status = match reply {
+            Ok(Ok(status)) => Some(status.into_inner()),
+            Ok(Err(status)) if is_misfit(&status) => {
+                return Err(client.misfit("Status", link, &status));
+            }
+            Ok(Err(status)) if refused_hint(&status).is_some() => {
+                let advice = below(refused_hint(&status));
+                let why = format!("{} {}{advice}", link.address(), instead(&status));
+                return Err(CliError::usage(why));
+            }
+            Ok(Err(_)) | Err(_) => None,
+        };
+        Ok((link.address().to_owned(), status))
     });
-    futures::future::join_all(asked).await
+    futures::future::try_join_all(asked).await
 }
 
 async fn members(client: &Client) -> Result<MembersResponse, CliError> {

@@ -21,6 +21,7 @@ pub mod recover;
 pub mod replay;
 pub mod review;
 pub mod snapshot;
+pub mod status;
 pub mod submit;
 pub mod up;
 pub mod watch;

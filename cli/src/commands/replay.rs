@@ -1,7 +1,6 @@
 //! `conclave audit replay`: run every recorded agent again.
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -18,7 +17,7 @@ use crate::{
         recording::{Recorded, Recording},
         verify::verify,
     },
-    commands::audit::describe,
+    commands::audit::{describe, read},
     error::{CliError, chain},
     model_source, out,
     view::names,
@@ -35,7 +34,8 @@ Examples:
   conclave audit replay question.audit
   conclave audit replay question.audit --model /models/my.gguf
 
-Exit status: 0 all identical, 1 something differs or cannot be replayed.")]
+Exit status: 0 all identical, 1 something differs or cannot be replayed, 2 the
+file cannot be read.")]
 pub struct ReplayArgs {
     /// The audit file
     pub file: PathBuf,
@@ -49,7 +49,7 @@ pub struct ReplayArgs {
 
 /// Verifies, replays, compares.
 pub async fn run(args: ReplayArgs) -> Result<(), CliError> {
-    let bytes = fs::read(&args.file).map_err(|source| CliError::file(&args.file, source))?;
+    let bytes = read(&args.file)?;
     let differs = |error: &dyn std::fmt::Display| {
         CliError::Differs(format!("{}: {error}", args.file.display()))
     };

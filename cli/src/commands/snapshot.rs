@@ -23,6 +23,7 @@ use crate::{
     client::{Client, Link, may_retry, reason},
     error::CliError,
     out,
+    refusal::is_misfit,
     view::time::utc,
 };
 
@@ -166,6 +167,7 @@ async fn begin(client: &Client) -> Result<Streaming<SnapshotFrame>, CliError> {
         last = Some((link.clone(), status));
     }
     Err(match last {
+        Some((link, status)) if is_misfit(&status) => client.misfit(CALL, &link, &status),
         Some((link, status)) => client.unreachable(CALL, &link, &status),
         None => CliError::usage("no endpoint given: use --endpoint HOST:PORT"),
     })
@@ -400,7 +402,7 @@ fn refused(error: RestoreError) -> CliError {
         RestoreError::File {
             source: SnapshotFileError::Io(source),
             path,
-        } => CliError::File { path, source },
+        } => CliError::usage(format!("{}: {source}", path.display())),
         RestoreError::Io(path, source) => CliError::File { path, source },
         found @ RestoreError::File { .. } => CliError::Differs(found.to_string()),
         other => CliError::usage(other.to_string()),

@@ -2,7 +2,7 @@
 //! names; digests are hex; confidences are nats.
 use conclave_proto::v1::{
     AgentStatus, Answer, AuditHead, Draft, Job, JobSpec, LineageKind, LineageRecord, Member,
-    MembersResponse, StatusResponse, Usage, Vote, WorkerStatus, job_event::Event,
+    MembersResponse, RefusedFile, StatusResponse, Usage, Vote, WorkerStatus, job_event::Event,
     watch_job_response::Update,
 };
 use serde_json::{Map, Value, json};
@@ -231,7 +231,13 @@ pub fn status(status: &StatusResponse) -> Value {
         "max_live_jobs": status.max_live_jobs,
         "quotas_refused": status.quotas_refused,
         "certificate_expires_unix_s": status.certificate_expires_unix_s,
+        "refused_files": status.refused_files.iter().map(refused_file).collect::<Vec<_>>(),
     })
+}
+
+/// A file that changed and cannot be used.
+fn refused_file(file: &RefusedFile) -> Value {
+    json!({ "setting": file.setting, "paths": file.paths, "why": file.why })
 }
 
 /// How a cluster came out of another one.

@@ -6,10 +6,11 @@ use std::{
 };
 
 use conclave_coordinator_core::view;
+use conclave_credentials::watched::Refused;
 use conclave_proto::v1::{
     AddRequest, InitRequest, ListWorkersRequest, ListWorkersResponse, LostWorker, Member,
-    MembersRequest, MembersResponse, RemoveRequest, SaveSnapshotRequest, StatusRequest,
-    StatusResponse, TransferRequest, UpgradeRequest, UpgradeResponse,
+    MembersRequest, MembersResponse, RefusedFile, RemoveRequest, SaveSnapshotRequest,
+    StatusRequest, StatusResponse, TransferRequest, UpgradeRequest, UpgradeResponse,
     cluster_client::ClusterClient, cluster_server::Cluster,
 };
 use tonic::{Request, Response, Status, metadata::MetadataMap};
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     auth::Role,
     disk::free_bytes,
-    node::{Input, NodeError, lookout::roomy_successor, task::unix_ms},
+    node::{Input, MemberInfo, NodeError, lookout::roomy_successor, task::unix_ms},
 };
 
 /// Who may change the membership, and who may look at it.
@@ -73,21 +74,18 @@ impl Api {
             .await
             .map_err(convert::node_error)?;
         let status = self.node.now();
-        let member = |(id, info): (&u64, &crate::node::MemberInfo)| {
+        let heard = |(id, info): (&u64, &MemberInfo)| {
             let known = progress.get(id).copied().unwrap_or_default();
             Member {
-                node_id: *id,
-                address: info.address.clone(),
-                learner: info.learner,
-                leader: *id == status.leader_id,
                 match_index: known.match_index,
                 active: known.active,
+                ..member(*id, info, status.leader_id)
             }
         };
         Ok(MembersResponse {
             cluster_id: status.cluster_id.clone().unwrap_or_default(),
             term: status.term,
-            members: status.members.iter().map(member).collect(),
+            members: status.members.iter().map(heard).collect(),
         })
     }
 
@@ -193,14 +191,43 @@ impl Api {
             unready: status.unready().unwrap_or_default(),
             live_jobs: status.live_jobs as u64,
             max_live_jobs: self.config.max_live_jobs as u64,
-            quotas_refused: status.quotas_refused,
+            quotas_refused: status.quotas_refused.is_some(),
+            refused_files: self.refused_files(status.quotas_refused),
             certificate_expires_unix_s: self
                 .certificate
                 .as_ref()
                 .and_then(|material| material.now().expires)
                 .unwrap_or_default(),
             lineage: status.lineage.clone(),
+            members: status
+                .members
+                .iter()
+                .map(|(id, info)| member(*id, info, status.leader_id))
+                .collect(),
         }
+    }
+
+    /// What this node was to read again, and could not use.
+    fn refused_files(&self, quotas: Option<String>) -> Vec<RefusedFile> {
+        let tls = self.certificate.as_ref().and_then(|tls| tls.refused());
+        let credentials = self.auth.refused_files();
+        let credentials = credentials.chain(tls.map(|refused| ("[tls]", refused)));
+        let quotas = quotas.map(|why| {
+            let files = self.config.quotas_file.iter().cloned().collect();
+            ("quotas_file", Refused { files, why })
+        });
+        let found = credentials.chain(quotas);
+        found
+            .map(|(setting, refused)| RefusedFile {
+                setting: setting.to_owned(),
+                paths: refused
+                    .files
+                    .iter()
+                    .map(|p| p.display().to_string())
+                    .collect(),
+                why: refused.why,
+            })
+            .collect()
     }
 
     fn operator(&self, metadata: &MetadataMap) -> Result<(), Status> {
@@ -209,6 +236,17 @@ impl Api {
 
     fn observer(&self, metadata: &MetadataMap) -> Result<(), Status> {
         self.auth.require(metadata, &OBSERVERS).map(|_| ())
+    }
+}
+
+/// A member, without what only its leader knows.
+fn member(node_id: u64, info: &MemberInfo, leader_id: u64) -> Member {
+    Member {
+        node_id,
+        address: info.address.clone(),
+        learner: info.learner,
+        leader: node_id == leader_id,
+        ..Member::default()
     }
 }
 
@@ -314,5 +352,35 @@ impl Cluster for ClusterService {
         let lost = self.0.node.now().lost_workers;
         let lost = lost.iter().filter(|lost| !back(lost)).cloned().collect();
         Ok(Response::new(ListWorkersResponse { workers, lost }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use tokio::sync::{mpsc, watch};
+
+    use crate::{
+        api::tests::{api, status},
+        node::NodeStatus,
+    };
+
+    #[tokio::test]
+    async fn a_quotas_file_that_cannot_be_used_is_told_with_its_path() {
+        let node = watch::Sender::new(status());
+        let (inputs, _queue) = mpsc::channel(1);
+        let (mut api, _folder) = api(inputs, &node);
+        api.config.quotas_file = Some(PathBuf::from("/etc/quotas.toml"));
+        assert_eq!(api.describe().refused_files, []);
+        node.send_replace(NodeStatus {
+            quotas_refused: Some("unknown key `live_job`".to_owned()),
+            ..status()
+        });
+        let told = api.describe().refused_files;
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].setting, "quotas_file");
+        assert_eq!(told[0].paths, ["/etc/quotas.toml"]);
+        assert!(told[0].why.contains("live_job"), "{told:?}");
     }
 }

@@ -7,11 +7,12 @@ use std::{
 
 use conclave_coordinator_core::State;
 use conclave_proto::v1::{
-    AddRequest, MembersResponse, RemoveRequest, SetMemberAddress, command::Command as Body,
+    AddRequest, MembersResponse, RemoveRequest, SetMemberAddress, StatusRequest,
+    cluster_client::ClusterClient, command::Command as Body,
 };
-use tonic::{Code, Status};
+use tonic::Status;
 
-use super::{Api, convert};
+use super::{Api, convert, stranger::no_member};
 use crate::node::{Change, Input, MemberInfo, NodeError, NodeStatus};
 
 /// How long a new member may take to catch up.
@@ -35,7 +36,7 @@ impl Api {
         let address = request.address;
         let _turn = self.turn(format!("the addition of {address}"))?;
         let found = self.network.identify(&address, wait).await;
-        let found = found.map_err(|e| no_member(&address, &e))?;
+        let found = found.map_err(|e| no_member(&address, &e, self.certificate.is_some()))?;
         let mine = self.node.now().cluster_id.unwrap_or_default();
         if !found.cluster_id.is_empty() && found.cluster_id != mine {
             return Err(Status::failed_precondition(format!(
@@ -61,7 +62,7 @@ impl Api {
         let known = self.node.now().members.get(&node_id).cloned();
         let set = SetMemberAddress {
             node_id,
-            address,
+            address: address.clone(),
             removed: false,
         };
         self.command(Body::SetMemberAddress(set)).await?;
@@ -70,8 +71,32 @@ impl Api {
         }
         if !request.learner && known.is_none_or(|m| m.learner) {
             self.promote(node_id, until).await?;
+            self.votes_knowingly(&address).await;
         }
         self.members().await
+    }
+
+    /// Waits until the voter at `address` knows that it is one, so that whoever looks at it next is not told
+    /// of a learner. It hears so with the next heartbeat; one that does not is a voter all the same.
+    async fn votes_knowingly(&self, address: &str) {
+        let Ok(channel) = self.network.calls(address) else {
+            return;
+        };
+        let mut service = ClusterClient::new(channel);
+        let within = self.config.election() * 2;
+        let heard = async {
+            let mut look = tokio::time::interval(LOOK);
+            loop {
+                look.tick().await;
+                let mut request = self.network.request(StatusRequest {});
+                request.set_timeout(within);
+                match service.status(request).await {
+                    Ok(status) if status.get_ref().role == "learner" => {}
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(within, heard).await;
     }
 
     /// Gives a learner its vote, once it could lead.
@@ -304,21 +329,6 @@ fn leader_stays(status: &NodeStatus) -> String {
     )
 }
 
-/// Why `address` cannot be added. FAILED_PRECONDITION: this leader is sound, and another endpoint would
-/// hear the same.
-fn no_member(address: &str, why: &Status) -> Status {
-    Status::failed_precondition(match why.code() {
-        Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled => format!(
-            "{address} does not answer: start a coordinator there first, on an empty folder"
-        ),
-        _ => format!(
-            "{address} answers, and does not say what it is ({}): it is no coordinator, or takes \
-             another peers' token",
-            why.message()
-        ),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{
@@ -327,6 +337,7 @@ mod tests {
     };
 
     use tokio::sync::{mpsc, watch};
+    use tonic::Code;
 
     use super::*;
     use crate::{
@@ -364,6 +375,20 @@ mod tests {
             text.starts_with(&address) && text.contains("start"),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn an_address_without_a_port_is_told_as_one() {
+        let node = watch::Sender::new(of_voters(&[1]));
+        let (inputs, _queue) = mpsc::channel(1);
+        let (api, _folder) = api(inputs, &node);
+        let add = AddRequest {
+            address: "foo".to_owned(),
+            learner: false,
+        };
+        let refused = api.add(add, CATCH_UP).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains("HOST:PORT"), "{refused}");
     }
 
     /// Member 3, which is down, was made a voter by a change that no caller

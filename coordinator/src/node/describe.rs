@@ -130,7 +130,7 @@ impl Task {
             lineage: self.state.lineage().to_vec(),
             live_jobs: self.state.live_jobs(),
             keys: self.state.key_count(),
-            quotas_refused: self.quotas_refused,
+            quotas_refused: self.quotas_refused.clone(),
             lost_workers: self.lost.shown(),
             leaving: self.leaving,
             stuck: false,

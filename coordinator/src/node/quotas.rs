@@ -51,13 +51,17 @@ impl Task {
         })
     }
 
-    /// These quotas count from now on; without any, those before go on.
-    pub(super) fn set_quotas(&mut self, quotas: Option<Quotas>) {
-        self.quotas_refused = quotas.is_none();
-        metrics::file_refused(self.quotas_refused);
-        let Some(quotas) = quotas else {
-            return;
+    /// These quotas count from now on; where the file cannot be used, those before go on.
+    pub(super) fn set_quotas(&mut self, quotas: Result<Quotas, String>) {
+        metrics::file_refused(quotas.is_err());
+        let quotas = match quotas {
+            Ok(quotas) => quotas,
+            Err(why) => {
+                self.quotas_refused = Some(why);
+                return;
+            }
         };
+        self.quotas_refused = None;
         for gone in self.quotas.named().filter(|name| !quotas.names(name)) {
             metrics::show_nothing(&self.label, gone);
         }

@@ -53,8 +53,8 @@ pub struct Task {
     pub(super) leader: Option<Leader>,
     /// What tenants may have.
     pub(super) quotas: Quotas,
-    /// The file says something else, and cannot be used.
-    pub(super) quotas_refused: bool,
+    /// The file says something else, and cannot be used: why.
+    pub(super) quotas_refused: Option<String>,
     pub(super) leadership: Leadership,
     pub(super) handle: Handle,
     pub(super) status: watch::Sender<NodeStatus>,
@@ -161,7 +161,7 @@ impl Task {
             lanes: None,
             leader: None,
             quotas: parts.quotas,
-            quotas_refused: false,
+            quotas_refused: None,
             handle: parts.handle,
             status: parts.status,
             pulse: parts.pulse,

@@ -1,6 +1,7 @@
 //! What is wrong with what was seen: no call is made here.
 
 mod machine;
+mod outage;
 mod workers;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -8,10 +9,11 @@ use std::{collections::BTreeSet, time::Duration};
 use conclave_proto::v1::{LostWorker, Member, MembersResponse, StatusResponse, WorkerStatus};
 
 use self::{
-    machine::{certificate, clocks, disk},
+    machine::{certificate, clocks, disk, files},
+    outage::{leaderless, nobody, none_created},
     workers::workers,
 };
-use crate::refusal::tls_hint;
+use crate::host::count;
 
 /// Entries that a member may be behind its leader.
 const BEHIND: u64 = 1_024;
@@ -28,16 +30,23 @@ pub struct Seen {
     pub lost: Vec<LostWorker>,
     /// This machine's clock, Unix ms.
     pub here_unix_ms: i64,
-    /// TLS was spoken.
-    pub tls: bool,
 }
 
 /// A coordinator that was asked.
 pub struct Node {
     /// Where.
     pub address: String,
-    /// What it said, or why it did not.
-    pub answer: Result<Answer, String>,
+    /// What it said, or what it did instead.
+    pub answer: Result<Answer, Gone>,
+}
+
+/// What a coordinator did that did not answer.
+#[derive(Debug)]
+pub struct Gone {
+    /// It is silent, or refuses; why.
+    pub why: String,
+    /// What to change, where it is there and never answers this caller: its token, or TLS.
+    pub for_good: Option<&'static str>,
 }
 
 /// What a coordinator said.
@@ -70,6 +79,8 @@ pub struct Finding {
     pub what: String,
     /// What to do.
     pub cure: String,
+    /// What belongs to it, and is no problem of its own.
+    pub with_it: Vec<String>,
 }
 
 impl Node {
@@ -110,9 +121,26 @@ impl Seen {
         leaders.pop()
     }
 
+    /// As the leader knows them; without one, as whoever has most of the log does.
+    pub fn known_members(&self) -> &[Member] {
+        if let Ok(found) = &self.members {
+            return &found.members;
+        }
+        let answers = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.answer.as_ref().ok());
+        let newest = answers.max_by_key(|answer| answer.status.commit_index);
+        newest.map_or(&[], |answer| &answer.status.members)
+    }
+
     fn voters(&self) -> Vec<&Member> {
-        let members = self.members.iter().flat_map(|found| &found.members);
+        let members = self.known_members().iter();
         members.filter(|member| !member.learner).collect()
+    }
+
+    fn member_at(&self, address: &str) -> Option<&Member> {
+        self.known_members().iter().find(|m| m.address == address)
     }
 
     /// The node of this id answered.
@@ -131,18 +159,25 @@ impl Seen {
         let workers = match &self.workers {
             Ok(workers) => {
                 let agents: u32 = workers.iter().map(|w| w.agents).sum();
-                format!("{} workers run {agents} agents", workers.len())
+                let run = if workers.len() == 1 { "runs" } else { "run" };
+                let agents = count(agents as usize, "agent");
+                format!("{} {run} {agents}", count(workers.len(), "worker"))
             }
             Err(_) => "the workers are not known".to_owned(),
         };
         let voters = match self.voters().len() {
             0 => String::new(),
-            count => format!(" (the cluster has {count} voters)"),
+            voters => format!(" (the cluster has {})", count(voters, "voter")),
         };
         format!(
-            "{} of {} coordinators answer{voters}; {leader}; {workers}.",
+            "{} of {} {}{voters}; {leader}; {workers}.",
             answers.len(),
-            self.nodes.len()
+            count(self.nodes.len(), "coordinator"),
+            if self.nodes.len() == 1 {
+                "answers"
+            } else {
+                "answer"
+            },
         )
     }
 }
@@ -158,6 +193,7 @@ impl Findings {
             about: about.to_owned(),
             what: what.into(),
             cure: cure.into(),
+            with_it: Vec::new(),
         });
     }
 
@@ -170,39 +206,57 @@ impl Findings {
     }
 }
 
-/// Everything that is wrong, and what to do about it; problems first.
+/// Everything that is wrong, and what to do about it; problems first. What follows from another problem
+/// stands with it.
 pub fn examine(seen: &Seen) -> Vec<Finding> {
     let mut found = Findings::default();
-    silent(seen, &mut found);
-    leadership(seen, &mut found);
-    quorum(seen, &mut found);
-    for (address, answer) in seen.answers() {
-        node(seen, address, answer, &mut found);
+    let answers = seen.answers();
+    if answers.is_empty() {
+        nobody(seen, &mut found);
+        return found.0;
     }
-    versions(seen, &mut found);
-    workers(seen, &mut found);
+    let is_blank = |(_, answer): &(&str, &Answer)| answer.status.role == "blank";
+    if answers.iter().all(is_blank) {
+        none_created(seen, &mut found);
+        silent(seen, false, &mut found);
+    } else {
+        let alone = leaderless(seen, &mut found);
+        silent(seen, alone, &mut found);
+        if !alone {
+            leadership(seen, &mut found);
+            quorum(seen, &mut found);
+            workers(seen, &mut found);
+        }
+        for (address, answer) in &answers {
+            node(seen, address, answer, alone, &mut found);
+        }
+        versions(seen, &mut found);
+    }
     found.0.sort_by_key(|finding| finding.level == Level::Note);
     found.0
 }
 
-fn silent(seen: &Seen, found: &mut Findings) {
+/// Those that gave no answer, but for members that a lost leader explains.
+fn silent(seen: &Seen, leaderless: bool, found: &mut Findings) {
     for node in &seen.nodes {
-        let Err(why) = &node.answer else { continue };
-        let member = seen.members.iter().flat_map(|m| &m.members);
-        let member = member.clone().find(|m| m.address == node.address);
-        let tls = tls_hint(why, seen.tls);
-        let cure = match member {
-            _ if tls.is_some() => tls.unwrap_or_default().to_owned(),
-            _ if why.contains("token") => "use a token of role operator (--token-file)".to_owned(),
-            Some(member) => format!(
+        let Err(gone) = &node.answer else { continue };
+        let member = seen.member_at(&node.address);
+        if leaderless && gone.for_good.is_none() && member.is_some() {
+            continue;
+        }
+        let cure = match (gone.for_good, member) {
+            (Some(cure), _) => cure.to_owned(),
+            (None, Some(member)) => format!(
                 "start it, or mend the network to its gRPC port; is its disk lost: `conclave cluster \
                  remove {:016x}`, then add a new one on an empty folder",
                 member.node_id
             ),
-            None => "start it, or mend the network to its gRPC port; or leave it out of --endpoint"
-                .to_owned(),
+            (None, None) => {
+                "start it, or mend the network to its gRPC port; or leave it out of --endpoint"
+                    .to_owned()
+            }
         };
-        found.problem(&node.address, format!("does not answer: {why}"), cure);
+        found.problem(&node.address, gone.why.clone(), cure);
     }
 }
 
@@ -234,14 +288,7 @@ fn leadership(seen: &Seen, found: &mut Findings) {
             )
         })
         .collect();
-    if !members.is_empty() && (leaders.is_empty() || leaders == BTreeSet::from([0])) {
-        found.problem(
-            "the cluster",
-            "no leader is known: nothing is accepted or decided",
-            "start the members that are down; a majority must reach each other on the gRPC port. A \
-             majority lost for good: docs/OPERATIONS.md, \"A lost quorum\"",
-        );
-    } else if leaders.len() > 1 {
+    if leaders.len() > 1 {
         found.problem(
             "the cluster",
             format!("members do not agree on who leads: {}", named.join("; ")),
@@ -252,14 +299,6 @@ fn leadership(seen: &Seen, found: &mut Findings) {
 }
 
 fn quorum(seen: &Seen, found: &mut Findings) {
-    if let Err(why) = &seen.members {
-        found.problem(
-            "the cluster",
-            format!("the leader does not say who is a member: {why}"),
-            "see the problems above",
-        );
-        return;
-    }
     let voters = seen.voters();
     let answering = voters.iter().filter(|v| seen.answered(v.node_id)).count();
     let majority = voters.len() / 2 + 1;
@@ -284,7 +323,10 @@ fn quorum(seen: &Seen, found: &mut Findings) {
     } else if voters.len() < 3 {
         found.note(
             "the quorum",
-            format!("{} voters survive no loss", voters.len()),
+            match voters.len() {
+                1 => "1 voter survives no loss".to_owned(),
+                count => format!("{count} voters survive no loss"),
+            },
             "add coordinators up to three: `conclave cluster add ADDRESS`",
         );
     } else if voters.len().is_multiple_of(2) {
@@ -297,8 +339,7 @@ fn quorum(seen: &Seen, found: &mut Findings) {
             "add one, or remove one",
         );
     }
-    let members = seen.members.iter().flat_map(|m| &m.members);
-    for member in members.filter(|m| m.learner) {
+    for member in seen.known_members().iter().filter(|m| m.learner) {
         found.note(
             &member.address,
             "is a learner: it has no vote",
@@ -307,8 +348,8 @@ fn quorum(seen: &Seen, found: &mut Findings) {
     }
 }
 
-/// One coordinator that answered.
-fn node(seen: &Seen, address: &str, answer: &Answer, found: &mut Findings) {
+/// One coordinator that answered; `alone`: no leader is known, which is why it is not ready.
+fn node(seen: &Seen, address: &str, answer: &Answer, alone: bool, found: &mut Findings) {
     let status = &answer.status;
     match status.role.as_str() {
         "blank" => {
@@ -324,7 +365,7 @@ fn node(seen: &Seen, address: &str, answer: &Answer, found: &mut Findings) {
         }
         _ => {}
     }
-    if !status.unready.is_empty() {
+    if !status.unready.is_empty() && !alone {
         let what = format!("is not ready: {}", status.unready);
         found.problem(address, what, "look at its log if this stays so");
     }
@@ -344,7 +385,8 @@ fn node(seen: &Seen, address: &str, answer: &Answer, found: &mut Findings) {
     }
     disk(address, status, found);
     certificate(address, status, seen.here_unix_ms, found);
-    if status.quotas_refused {
+    files(address, status, found);
+    if status.quotas_refused && status.refused_files.is_empty() {
         found.problem(
             address,
             "cannot use its quotas file as it is, and goes on with the quotas before",

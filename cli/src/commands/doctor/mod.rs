@@ -13,13 +13,14 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 use tonic::{Request, Response, Status};
 
-use self::examine::{Answer, Finding, Level, Node, Seen, examine};
+use self::examine::{Answer, Finding, Gone, Level, Node, Seen, examine};
 use super::cluster::Print;
 use crate::{
     args::Global,
     client::{Client, Link, QUIET, reason},
     error::CliError,
     out,
+    refusal::{instead, is_misfit, refused_hint, tls_hint},
     view::json,
 };
 
@@ -55,6 +56,9 @@ pub async fn run(global: &Global, args: DoctorArgs) -> Result<(), CliError> {
         out::document(&document(&seen, &findings))?;
     } else {
         findings.iter().try_for_each(print)?;
+        if findings.is_empty() {
+            out::line("nothing is wrong")?;
+        }
         out::line(seen.summary())?;
     }
     let problems = findings.iter().filter(|f| f.level == Level::Problem);
@@ -71,13 +75,17 @@ fn print(finding: &Finding) -> Result<(), CliError> {
         Level::Note => "note   ",
     };
     out::line(format!("{level}  {}: {}", finding.about, finding.what))?;
-    out::line(format!("         do: {}", finding.cure))
+    out::line(format!("         do: {}", finding.cure))?;
+    let with_it = finding.with_it.iter();
+    with_it
+        .map(|line| format!("         - {line}"))
+        .try_for_each(out::line)
 }
 
 fn document(seen: &Seen, findings: &[Finding]) -> Value {
     let node = |node: &Node| match &node.answer {
         Ok(answer) => json::status(&answer.status),
-        Err(error) => json!({ "address": node.address, "error": error }),
+        Err(gone) => json!({ "address": node.address, "error": gone.why }),
     };
     let lost = |lost: &LostWorker| json!({ "worker_id": lost.worker_id, "unix_ms": lost.unix_ms });
     let finding = |finding: &Finding| {
@@ -90,6 +98,7 @@ fn document(seen: &Seen, findings: &[Finding]) -> Value {
             "about": finding.about,
             "what": finding.what,
             "do": finding.cure,
+            "with_it": finding.with_it,
         })
     };
     json!({
@@ -128,30 +137,31 @@ async fn look(global: &Global, client: &Client) -> Result<Seen, CliError> {
                 link.cluster().list_workers(request).await
             });
             let (members, workers) = tokio::join!(members, workers);
-            (members, workers)
+            let told = |status: Status| reason(&status);
+            (members.map_err(told), workers.map_err(told))
         }
     };
-    let named = members.iter().flat_map(|found| &found.members);
+    let (workers, lost) = match workers {
+        Ok(found) => (Ok(found.workers), found.lost),
+        Err(why) => (Err(why), Vec::new()),
+    };
+    let mut seen = Seen {
+        nodes,
+        members,
+        workers,
+        lost,
+        here_unix_ms: unix_ms(),
+    };
+    let named = seen.known_members().iter();
     let others: Vec<String> = named
         .map(|member| member.address.clone())
         .filter(|address| !address.is_empty() && !known.contains(address))
         .collect();
     if !others.is_empty() {
         let others = global.client_of(&others)?;
-        nodes.extend(ask_all(others.links()).await);
+        seen.nodes.extend(ask_all(others.links()).await);
     }
-    let (workers, lost) = match workers {
-        Ok(found) => (Ok(found.workers), found.lost),
-        Err(why) => (Err(why), Vec::new()),
-    };
-    Ok(Seen {
-        nodes,
-        members,
-        workers,
-        lost,
-        here_unix_ms: unix_ms(),
-        tls: global.tls.ca.is_some(),
-    })
+    Ok(seen)
 }
 
 async fn ask_all(links: &[Link]) -> Vec<Node> {
@@ -172,28 +182,69 @@ async fn ask(link: &Link) -> Node {
             took,
         }
     });
+    let answer = answer.map_err(|status| gone(&status, link.is_tls()));
     Node {
         address: link.address().to_owned(),
         answer,
     }
 }
 
-/// Calls once, with a deadline; the error in words.
+/// What a node did that did not answer; `tls`: we spoke it.
+fn gone(status: &Status, tls: bool) -> Gone {
+    let why = instead(status);
+    let hint = tls_hint(&why, tls);
+    match (refused_hint(status), hint) {
+        (None, Some(maybe)) if !is_misfit(status) => Gone {
+            why: format!("{why}. {maybe}"),
+            for_good: None,
+        },
+        (token, tls) => Gone {
+            why,
+            for_good: token.or(tls),
+        },
+    }
+}
+
+/// Calls once, with a deadline.
 async fn within<Q, R>(
     longest: Duration,
     message: Q,
     call: impl AsyncFnOnce(Request<Q>) -> Result<Response<R>, Status>,
-) -> Result<R, String> {
+) -> Result<R, Status> {
     let mut request = Request::new(message);
     request.set_timeout(longest);
     match tokio::time::timeout(longest, call(request)).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(reason(&status)),
-        Err(_) => Err(format!("no answer within {} ms", longest.as_millis())),
+        Ok(answer) => answer.map(Response::into_inner),
+        Err(_) => {
+            let late = format!("no answer within {} ms", longest.as_millis());
+            Err(Status::deadline_exceeded(late))
+        }
     }
 }
 
 fn unix_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_token_is_no_silence() {
+        let refused = gone(&Status::unauthenticated("this token is not known"), true);
+        assert!(
+            refused.why.starts_with("answers, and refuses"),
+            "{refused:?}"
+        );
+        assert!(
+            refused
+                .for_good
+                .is_some_and(|cure| cure.contains("--token-file FILE"))
+        );
+        let silent = gone(&Status::deadline_exceeded("no answer"), true);
+        assert!(silent.why.starts_with("does not answer"), "{silent:?}");
+        assert_eq!(silent.for_good, None);
+    }
 }

@@ -62,6 +62,24 @@ pub(super) fn disk(address: &str, status: &StatusResponse, found: &mut Findings)
     }
 }
 
+/// Files that it was to read again, and could not use.
+pub(super) fn files(address: &str, status: &StatusResponse, found: &mut Findings) {
+    for file in &status.refused_files {
+        let paths = file.paths.join(", ");
+        found.problem(
+            address,
+            format!(
+                "{} changed and cannot be used, what it said before goes on: {}",
+                file.setting, file.why
+            ),
+            format!(
+                "mend {paths} there: it is read again within seconds, without a restart (a restart \
+                 would fail on it)"
+            ),
+        );
+    }
+}
+
 /// A certificate is read again when its file changes: what is told is what callers are shown now.
 pub(super) fn certificate(
     address: &str,

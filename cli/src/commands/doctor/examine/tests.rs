@@ -1,3 +1,5 @@
+use conclave_proto::v1::RefusedFile;
+
 use super::*;
 
 const GIB: u64 = 1 << 30;
@@ -55,7 +57,13 @@ fn healthy() -> Seen {
         }]),
         lost: Vec::new(),
         here_unix_ms: 1_000_000,
-        tls: true,
+    }
+}
+
+fn gone(why: &str) -> Gone {
+    Gone {
+        why: why.to_owned(),
+        for_good: None,
     }
 }
 
@@ -88,15 +96,16 @@ fn nothing_is_found_where_nothing_is_wrong() {
     assert_eq!(found(|_| {}), Vec::<String>::new());
     assert_eq!(
         healthy().summary(),
-        "3 of 3 coordinators answer (the cluster has 3 voters); host-1 leads in term 4; 1 workers \
-         run 3 agents."
+        "3 of 3 coordinators answer (the cluster has 3 voters); host-1 leads in term 4; 1 worker \
+         runs 3 agents."
     );
 }
 
 #[test]
 fn a_member_that_is_down_is_named_and_so_is_what_it_costs() {
-    let gone = |seen: &mut Seen| seen.nodes[2].answer = Err("connection refused".to_owned());
-    let found = found(gone);
+    let down =
+        |seen: &mut Seen| seen.nodes[2].answer = Err(gone("does not answer: connection refused"));
+    let found = found(down);
     assert_eq!(found.len(), 2, "{found:?}");
     assert_eq!(
         found[0],
@@ -104,7 +113,7 @@ fn a_member_that_is_down_is_named_and_so_is_what_it_costs() {
     );
     assert!(found[1].contains("2 of 3 voters answer: after one more loss"));
     let mut seen = healthy();
-    gone(&mut seen);
+    down(&mut seen);
     assert!(
         examine(&seen)[0]
             .cure
@@ -112,25 +121,134 @@ fn a_member_that_is_down_is_named_and_so_is_what_it_costs() {
     );
 }
 
-#[test]
-fn without_a_majority_it_says_so_first() {
-    let found = found(|seen| {
-        for node in &mut seen.nodes[..2] {
-            node.answer = Err("no answer within 2000 ms".to_owned());
-        }
-        changed(seen, 2, |s| s.leader_id = 0);
-        changed(seen, 2, |s| s.unready = "no leader is known".to_owned());
-        seen.workers = Err("no leader is known".to_owned());
-    });
-    let said = found.join("\n");
-    for words in [
-        "no leader is known: nothing is accepted",
-        "1 of 3 voters answer, 2 are needed",
-        "is not ready: no leader is known",
-        "does not say which there are",
-    ] {
-        assert!(said.contains(words), "{words}: {said}");
+/// Two of three are down: what the last one says, and what a leader would have said.
+fn lost_quorum(seen: &mut Seen) {
+    for node in &mut seen.nodes[..2] {
+        node.answer = Err(gone("does not answer: connection refused"));
     }
+    let members = seen.members.as_ref().expect("known").members.clone();
+    changed(seen, 2, |s| {
+        s.leader_id = 0;
+        s.unready = "no leader is known".to_owned();
+        s.members = members;
+    });
+    seen.members = Err("no leader with a quorum was found in time".to_owned());
+    seen.workers = Err("no leader with a quorum was found in time".to_owned());
+}
+
+#[test]
+fn a_lost_quorum_is_one_problem_and_what_follows_stands_with_it() {
+    let mut seen = healthy();
+    lost_quorum(&mut seen);
+    let found = examine(&seen);
+    let [lost] = found.as_slice() else {
+        panic!("one cause: {found:?}");
+    };
+    assert_eq!(lost.about, "the quorum");
+    assert!(
+        lost.what
+            .starts_with("is lost: 1 of 3 voters answers, 2 are needed"),
+        "{lost:?}"
+    );
+    assert!(
+        lost.cure.starts_with("start host-1 and host-2") && lost.cure.contains("A lost quorum"),
+        "{lost:?}"
+    );
+    let with_it = lost.with_it.join("\n");
+    for words in [
+        "host-1 does not answer: connection refused",
+        "host-2 does not answer",
+        "host-3 is not ready: no leader is known",
+        "members and workers",
+    ] {
+        assert!(with_it.contains(words), "{words}: {with_it}");
+    }
+    // A trouble of its own stays one.
+    changed(&mut seen, 2, |s| s.disk_free_bytes = 1);
+    assert_eq!(examine(&seen).len(), 2);
+}
+
+#[test]
+fn a_leader_that_has_just_lost_the_others_is_none() {
+    one(
+        |seen| {
+            for node in &mut seen.nodes[1..] {
+                node.answer = Err(gone("does not answer: connection refused"));
+            }
+            seen.workers = Err("no leader with a quorum was found in time".to_owned());
+        },
+        "Problem the quorum: is lost: 1 of 3 voters answers",
+    );
+}
+
+#[test]
+fn members_that_answer_and_have_no_leader_are_one_problem() {
+    one(
+        |seen| {
+            for at in 0..3 {
+                changed(seen, at, |s| {
+                    s.leader_id = 0;
+                    s.role = "follower".to_owned();
+                    s.unready = "no leader is known".to_owned();
+                });
+            }
+            seen.members = Err("no leader".to_owned());
+            seen.workers = Err("no leader".to_owned());
+        },
+        "Problem the cluster: no leader is known: nothing is accepted",
+    );
+}
+
+#[test]
+fn where_nobody_answers_or_all_are_blank_that_is_the_problem() {
+    one(
+        |seen| {
+            for node in &mut seen.nodes {
+                node.answer = Err(gone("does not answer: connection refused"));
+            }
+            seen.members = Err("no endpoint answers".to_owned());
+            seen.workers = Err("no endpoint answers".to_owned());
+        },
+        "Problem the endpoints: none of 3 answers",
+    );
+    let blank = |seen: &mut Seen| {
+        for at in 0..3 {
+            changed(seen, at, |s| {
+                s.role = "blank".to_owned();
+                s.cluster_id.clear();
+                s.leader_id = 0;
+                s.unready = "this node belongs to no cluster yet".to_owned();
+            });
+        }
+        seen.members = Err("this node belongs to no cluster yet".to_owned());
+        seen.workers = Err("this node belongs to no cluster yet".to_owned());
+    };
+    one(blank, "Problem the cluster: none was created yet");
+    let mut seen = healthy();
+    blank(&mut seen);
+    let cure = &examine(&seen)[0].cure;
+    assert!(
+        cure.contains("cluster init --endpoint host-1 --join host-2,host-3"),
+        "{cure}"
+    );
+}
+
+#[test]
+fn a_member_that_refuses_the_token_is_there() {
+    let refuses = |seen: &mut Seen, at: usize| {
+        seen.nodes[at].answer = Err(Gone {
+            why: "answers, and refuses this caller: who?".to_owned(),
+            for_good: Some("--token-file FILE"),
+        });
+    };
+    let mut seen = healthy();
+    lost_quorum(&mut seen);
+    refuses(&mut seen, 1);
+    let found = examine(&seen);
+    let about: Vec<&str> = found.iter().map(|f| f.about.as_str()).collect();
+    assert_eq!(about, ["the cluster", "host-2"], "{found:?}");
+    assert!(found[1].what.contains("refuses this caller"), "{found:?}");
+    assert!(found[1].cure.contains("--token-file"), "{found:?}");
 }
 
 #[test]
@@ -249,15 +367,25 @@ fn a_worker_that_was_lost_is_named_a_problem_while_it_is_news() {
 }
 
 #[test]
-fn a_plain_question_to_a_tls_port_is_told_what_to_set() {
-    for (tls, why, word) in [
-        (false, "frame with invalid size", "--ca FILE"),
-        (true, "no TLS is spoken there (x)", "leave --ca"),
-    ] {
-        let mut seen = healthy();
-        seen.tls = tls;
-        seen.nodes[2].answer = Err(why.to_owned());
-        let cures: Vec<String> = examine(&seen).into_iter().map(|f| f.cure).collect();
-        assert!(cures.iter().any(|cure| cure.contains(word)), "{cures:?}");
-    }
+fn a_file_that_could_not_be_read_again_is_named_with_its_member() {
+    let file = RefusedFile {
+        setting: "tokens_file".to_owned(),
+        paths: vec!["/etc/tokens.jsonl".to_owned()],
+        why: "tokens file, line 3: not JSON (column 5)".to_owned(),
+    };
+    let refused = |seen: &mut Seen| {
+        changed(seen, 2, |s| {
+            s.quotas_refused = true;
+            s.refused_files.push(file.clone());
+        })
+    };
+    one(
+        refused,
+        "Problem host-3: tokens_file changed and cannot be used, what it said before goes on: \
+         tokens file, line 3",
+    );
+    let mut seen = healthy();
+    refused(&mut seen);
+    let cure = &examine(&seen)[0].cure;
+    assert!(cure.contains("mend /etc/tokens.jsonl"), "{cure}");
 }
