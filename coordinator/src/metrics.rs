@@ -33,6 +33,7 @@ pub fn describe() {
     describe_disk();
     describe_clock();
     describe_jobs();
+    describe_workers();
     tenants::describe();
     begin_at_zero();
     describe_histogram!(
@@ -229,12 +230,6 @@ fn describe_jobs() {
         Unit::Count,
         "Agents of live jobs, by state"
     );
-    describe_gauge!("conclave_workers", Unit::Count, "Workers that hold a lease");
-    describe_gauge!(
-        "conclave_worker_sessions",
-        Unit::Count,
-        "Worker sessions open here"
-    );
     describe_gauge!(
         "conclave_watchers",
         Unit::Count,
@@ -244,6 +239,25 @@ fn describe_jobs() {
         "conclave_submissions_refused_total",
         Unit::Count,
         "Submissions refused, by reason"
+    );
+    describe_counter!(
+        "conclave_jobs_would_expand_total",
+        Unit::Count,
+        "Jobs that ended while this member led with an answer that was uncertain"
+    );
+    describe_counter!(
+        "conclave_jobs_agreed_early_total",
+        Unit::Count,
+        "Jobs that ended while this member led before their plan did, because their drafts agreed"
+    );
+}
+
+fn describe_workers() {
+    describe_gauge!("conclave_workers", Unit::Count, "Workers that hold a lease");
+    describe_gauge!(
+        "conclave_worker_sessions",
+        Unit::Count,
+        "Worker sessions open here"
     );
     describe_counter!(
         "conclave_leases_renewed_total",
@@ -259,16 +273,6 @@ fn describe_jobs() {
         "conclave_leases_withheld_total",
         Unit::Count,
         "Heartbeats without renewal: work, but no steps"
-    );
-    describe_counter!(
-        "conclave_jobs_would_expand_total",
-        Unit::Count,
-        "Jobs that ended while this member led with an answer that was uncertain"
-    );
-    describe_counter!(
-        "conclave_jobs_agreed_early_total",
-        Unit::Count,
-        "Jobs that ended while this member led before their plan did, because their drafts agreed"
     );
 }
 
