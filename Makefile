@@ -4,7 +4,7 @@ CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
 
-.PHONY: help test model binary tests deploy-test image image-test chaos faults simulate laws fuzz deaths load fmt lint doc bench bench-peers bench-coordinator
+.PHONY: help test model binary tests deploy-test image image-test chaos faults simulate laws fuzz deaths load deny fmt lint doc bench bench-peers bench-coordinator
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -46,6 +46,9 @@ simulate: ## 1,000 worlds of both cores, each law asked as things happen [SEED=0
 
 laws: ## takes the code of each law out, and shows that its test fails
 	cargo run --locked -p conclave-tests --bin laws
+
+deny: ## licences, sources, advisories of all that is built in (fetches cargo-deny, which takes minutes once)
+	.ci/deny
 
 fmt: ## format
 	cargo fmt --all
