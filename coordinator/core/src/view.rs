@@ -268,6 +268,25 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_run_is_not_started() {
+        let mut world = World::with_job(&choice(width(1)));
+        world.go("j");
+        let key = world.key("j", 1);
+        let starts = |world: &World| {
+            let start = start(&world.state, &key, 0, &InlineOnly);
+            start.expect("all is inline").is_some()
+        };
+        assert!(starts(&world));
+        world.apply(conclave_proto::v1::command::Command::CancelJob(
+            conclave_proto::v1::CancelJobCommand {
+                job_id: "j".into(),
+                ..Default::default()
+            },
+        ));
+        assert!(!starts(&world), "it was cancelled meanwhile");
+    }
+
+    #[test]
     fn a_worker_is_told_how_long_the_deadline_leaves_it() {
         assert_eq!(told(700, 0), 700);
         assert_eq!(told(700, 300), 400);

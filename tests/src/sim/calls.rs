@@ -34,7 +34,10 @@ impl Coordinator {
                 let body = self.stamped(body, cx);
                 self.accept(body, from, number, cx);
             }
-            Ask::Get(job_id) => self.read(Wanted::Job(from, number, job_id), cx),
+            Ask::Get(job_id) => {
+                let applied = cx.ledger.highest;
+                self.read(Wanted::Job(from, number, job_id, applied), cx);
+            }
         }
     }
 
@@ -48,7 +51,7 @@ impl Coordinator {
     /// Tells a client or a watcher that its read came to nothing.
     pub(super) fn refuse(&mut self, wanted: Wanted, cx: &mut Cx) {
         match wanted {
-            Wanted::Job(from, number, _) => {
+            Wanted::Job(from, number, ..) => {
                 cx.send(self.addr(), from, Wire::Told(number, Box::new(Told::Busy)));
             }
             Wanted::Watch(stream) => self.end_watch(stream, cx),
@@ -102,7 +105,8 @@ impl Coordinator {
         let mut moved = false;
         for wanted in self.reads.ready(self.state.applied_index()) {
             match wanted {
-                Wanted::Job(from, number, job_id) => {
+                Wanted::Job(from, number, job_id, least) => {
+                    cx.ledger.served(self.id, self.state.applied_index(), least);
                     if self.leader.is_none() {
                         cx.coverage.hit("deeds", "a read answered by a follower");
                     }

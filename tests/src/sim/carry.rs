@@ -245,7 +245,12 @@ impl Coordinator {
             return Ok(());
         }
         let snapshot: Snapshot = snapshot_of(&manifest, conf_state);
-        let (index, keep) = (manifest.index, Keep::entries(self.snapshot_every / 2));
+        // Some keep nothing for members that lag.
+        let keep = match self.snapshot_every % 3 {
+            0 => 0,
+            _ => self.snapshot_every / 2,
+        };
+        let (index, keep) = (manifest.index, Keep::entries(keep));
         if self.disk.put(manifest, bytes).is_err() {
             cx.fault("no room for a snapshot");
             self.save_after = cx.now + SAVE_AGAIN_MS;

@@ -122,7 +122,17 @@ impl Coordinator {
                 let waiter = Waiter::Leader(term, purpose);
                 self.propose(body, waiter, PROPOSAL_MS, cx);
             }
-            Act::Send { session, message } => self.send_in(session, message, cx),
+            Act::Send { session, message } => {
+                match &message {
+                    ToWorker::Ack(ack) => cx.ledger.acked(&self.state, &ack.keys),
+                    ToWorker::Start(start) => {
+                        let key = start.key.clone().unwrap_or_default();
+                        cx.ledger.starts(&self.state, &key);
+                    }
+                    _ => {}
+                }
+                self.send_in(session, message, cx);
+            }
             Act::Welcome { session } => {
                 self.send_in(session, ToWorker::Welcome(Welcome::default()), cx);
             }

@@ -30,8 +30,8 @@ pub(super) enum Waiter {
 /// What waits for a read point.
 #[derive(Debug)]
 pub(super) enum Wanted {
-    /// A client's look at a job.
-    Job(Addr, u64, String),
+    /// A client's look at a job; and what had been applied somewhere when it came.
+    Job(Addr, u64, String, u64),
     /// The leader of this term stood still, for so many times.
     Leader(u64, u64),
     /// A watcher's stream: is its job there?

@@ -89,6 +89,21 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_drains_does_so_to_its_end() {
+        let mut world = world();
+        let drain = conclave_proto::v1::DrainWorker {
+            worker_id: "w1".into(),
+            incarnation: "i1".into(),
+        };
+        world.apply(conclave_proto::v1::command::Command::DrainWorker(drain));
+        let drains = |world: &World| world.state.worker("w1").is_some_and(|w| w.draining);
+        world.register("w1", "i1", 8);
+        assert!(drains(&world), "it only came back");
+        world.register("w1", "i2", 8);
+        assert!(!drains(&world), "another process");
+    }
+
+    #[test]
     fn a_new_incarnation_requeues_the_attempts_of_the_old() {
         let mut world = world();
         let applied = world.register("w1", "i2", 8);

@@ -1,5 +1,5 @@
-//! A lease lasts for its time to live by the lease clock, and no longer; and that clock runs no faster than
-//! time does. Held against a book of leases of its own, kept from the commands alone.
+//! A lease lasts for its time to live by the lease clock, and no longer; that clock runs no faster than time
+//! does; and a process that drains does so to its end. Held against a book of leases of its own, kept from the commands alone.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,8 @@ const MOST_MS: u64 = 1_000;
 #[derive(Debug, Default)]
 pub(super) struct LeasesKept {
     clock_ms: u64,
-    /// By worker: the process, and when its lease ends.
-    leases: BTreeMap<String, (String, u64)>,
+    /// By worker: the process, when its lease ends, and whether it drains, which it does to its end.
+    leases: BTreeMap<String, (String, u64, bool)>,
 }
 
 impl LeasesKept {
@@ -29,8 +29,17 @@ impl LeasesKept {
     ) -> Check {
         match &command.command {
             Some(Body::RegisterWorker(c)) if applied.reply == Reply::Ok => {
-                let lease = (c.incarnation.clone(), self.clock_ms + LEASE_TTL_MS);
+                let known = self.leases.get(&c.worker_id);
+                let drains =
+                    known.is_some_and(|(process, _, drains)| *drains && *process == c.incarnation);
+                let ends = self.clock_ms + LEASE_TTL_MS;
+                let lease = (c.incarnation.clone(), ends, drains);
                 self.leases.insert(c.worker_id.clone(), lease);
+            }
+            Some(Body::DrainWorker(c)) if applied.reply == Reply::Ok => {
+                if let Some(lease) = self.leases.get_mut(&c.worker_id) {
+                    lease.2 = true;
+                }
             }
             Some(Body::RenewLeases(c)) => {
                 for renewed in &c.leases {
@@ -63,13 +72,16 @@ impl LeasesKept {
             ));
         }
         let held = || {
-            let workers = state.workers();
-            workers.map(|w| (w.worker_id.as_str(), w.incarnation.as_str(), w.expires_ms))
+            state.workers().map(|w| {
+                let name = (w.worker_id.as_str(), w.incarnation.as_str());
+                (name, w.expires_ms, w.draining)
+            })
         };
-        let known = self.leases.iter();
-        if held()
-            .eq(known.map(|(worker, (process, ends))| (worker.as_str(), process.as_str(), *ends)))
-        {
+        let known = self.leases.iter().map(|(worker, lease)| {
+            let (process, ends, drains) = lease;
+            ((worker.as_str(), process.as_str()), *ends, *drains)
+        });
+        if held().eq(known) {
             return Ok(());
         }
         let held: Vec<_> = held().collect();
@@ -119,7 +131,7 @@ mod tests {
             );
         }
         assert!(state.workers().next().is_none(), "it ended");
-        let known = ("i".to_owned(), law.clock_ms + 1);
+        let known = ("i".to_owned(), law.clock_ms + 1, false);
         law.leases.insert("w".into(), known);
         assert!(law.compare(&state, 1 << 20).is_err(), "it ended early");
         assert_eq!(apply(&mut law, &mut state, register(), 1 << 20), Ok(()));

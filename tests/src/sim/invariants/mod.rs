@@ -39,7 +39,7 @@ use conclave_coordinator_core::{
     payload,
 };
 use conclave_proto::v1::{
-    Command, JobSpec, attempt_finished, command::Command as Body, decide::Next,
+    AttemptKey, Command, JobSpec, attempt_finished, command::Command as Body, decide::Next,
     watch_job_response::Update,
 };
 use conclave_worker_core::Fault;
@@ -233,6 +233,24 @@ impl Ledger {
     /// Events that a read that begins now must show at least.
     pub(super) fn floor(&self, job_id: &str) -> usize {
         self.reads.floor(job_id)
+    }
+
+    /// A read that came when some member had applied up to `least` is served.
+    pub(super) fn served(&mut self, node: u64, index: u64, least: u64) {
+        let check = reads_go_forward::ReadsGoForward::served(node, index, least);
+        self.hold("reads go forward", check);
+    }
+
+    /// A leader tells a worker to start this.
+    pub(super) fn starts(&mut self, state: &State, key: &AttemptKey) {
+        let check = one_result::starts(state, key);
+        self.hold("one current attempt, one result", check);
+    }
+
+    /// A leader tells a worker that it may forget these.
+    pub(super) fn acked(&mut self, state: &State, keys: &[AttemptKey]) {
+        let check = one_result::acked(state, keys);
+        self.hold("one current attempt, one result", check);
     }
 
     /// A read showed so many events, and the job's end or not; its caller may have been `told` of that.

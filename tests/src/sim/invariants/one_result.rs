@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use conclave_coordinator_core::{Applied, Reply, agent::Agent, job::Job, payload};
-use conclave_proto::v1::{AgentState, Command, command::Command as Body};
+use conclave_coordinator_core::{Applied, Reply, State, agent::Agent, job::Job, payload};
+use conclave_proto::v1::{AgentState, AttemptKey, Command, command::Command as Body};
 
 use super::Check;
 
@@ -85,6 +85,30 @@ impl OneResult {
     }
 }
 
+/// A worker may forget what nobody waits for any more: a result that was accepted or refused, or one of an
+/// attempt that is over.
+pub(super) fn acked(state: &State, keys: &[AttemptKey]) -> Check {
+    let waits = |key: &&AttemptKey| {
+        let agent = state.job(&key.job_id).and_then(|job| job.agent(key.agent));
+        agent.is_some_and(|agent| agent.attempt == key.attempt && agent.holds_worker())
+    };
+    match keys.iter().find(waits) {
+        None => Ok(()),
+        Some(key) => Err(format!(
+            "{key:?} is acknowledged, and its result is not committed"
+        )),
+    }
+}
+
+/// A worker is told to start what the state says runs, and nothing else.
+pub(super) fn starts(state: &State, key: &AttemptKey) -> Check {
+    let agent = state.job(&key.job_id).and_then(|job| job.agent(key.agent));
+    match agent {
+        Some(agent) if agent.attempt == key.attempt && agent.state == AgentState::Running => Ok(()),
+        _ => Err(format!("{key:?} is to start, and does not run")),
+    }
+}
+
 fn seen(agent: &Agent) -> Seen {
     let draft = agent.draft.as_ref().map(payload::digest);
     (agent.state, agent.attempt, draft)
@@ -92,7 +116,35 @@ fn seen(agent: &Agent) -> Seen {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::super::oracle, *};
+
+    #[test]
+    fn an_acknowledgement_that_comes_too_early_is_found() {
+        let (state, job_id) = oracle::running(2);
+        let key = |attempt| AttemptKey {
+            job_id: job_id.clone(),
+            agent: 1,
+            attempt,
+        };
+        assert_eq!(
+            acked(&state, &[key(0), key(2)]),
+            Ok(()),
+            "another attempt runs"
+        );
+        assert!(acked(&state, &[key(0), key(1)]).is_err(), "it still runs");
+    }
+
+    #[test]
+    fn a_start_of_what_does_not_run_is_found() {
+        let (state, job_id) = oracle::running(1);
+        let key = |attempt| AttemptKey {
+            job_id: job_id.clone(),
+            agent: 1,
+            attempt,
+        };
+        assert_eq!(starts(&state, &key(1)), Ok(()));
+        assert!(starts(&state, &key(2)).is_err());
+    }
 
     #[test]
     fn an_attempt_in_two_processes_is_found() {

@@ -7,6 +7,12 @@ use super::Check;
 
 pub(super) fn check(job: &Job) -> Check {
     for agent in &job.agents {
+        if agent.failures > agent.attempt {
+            return Err(format!(
+                "job {} agent {}: {} failures of {} attempts",
+                job.id, agent.spec.agent, agent.failures, agent.attempt
+            ));
+        }
         let open = matches!(agent.state, AgentState::Queued | AgentState::Running);
         if agent.failures > MAX_FAILURES || (agent.failures == MAX_FAILURES && open) {
             return Err(format!(
@@ -27,6 +33,8 @@ mod tests {
         let mut job = oracle::job();
         assert_eq!(check(&job), Ok(()));
         job.agents[0].failures = MAX_FAILURES;
+        assert!(check(&job).is_err(), "one attempt failed several times");
+        job.agents[0].attempt = MAX_FAILURES;
         job.agents[0].state = AgentState::Failed;
         assert_eq!(check(&job), Ok(()));
         job.agents[0].state = AgentState::Queued;

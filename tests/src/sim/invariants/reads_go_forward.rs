@@ -1,4 +1,5 @@
-//! A linearizable read shows at least what a read that had ended before it began showed.
+//! A linearizable read is served where all is applied that anybody had applied when it came; it shows at
+//! least what a read that had ended before it began showed.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,17 @@ impl ReadsGoForward {
             return Ok(());
         }
         Err(format!("job {job_id}: its end was told, and is not shown"))
+    }
+
+    /// A read that came when some member had applied up to `least` was served at `index`. What was applied
+    /// anywhere was committed, so that whoever leads then knows of it.
+    pub(super) fn served(node: u64, index: u64, least: u64) -> Check {
+        if index >= least {
+            return Ok(());
+        }
+        Err(format!(
+            "coordinator {node} serves a read at {index}, and {least} had been applied when it came"
+        ))
     }
 
     /// A read that began at this floor showed so many events.
@@ -50,6 +62,12 @@ mod tests {
             "it began before the other ended"
         );
         assert!(law.done("j", law.floor("j"), 4).is_err());
+    }
+
+    #[test]
+    fn a_read_point_that_is_too_early_is_found() {
+        assert_eq!(ReadsGoForward::served(1, 7, 7), Ok(()));
+        assert!(ReadsGoForward::served(1, 6, 7).is_err());
     }
 
     #[test]
