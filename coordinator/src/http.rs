@@ -3,14 +3,12 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
-use metrics_exporter_prometheus::PrometheusHandle;
+use conclave_probes::Probed;
 use tokio::{net::TcpListener, sync::watch};
-use tokio_util::sync::CancellationToken;
 
 use crate::node::{NodeRole, NodeStatus};
 
@@ -18,11 +16,10 @@ use crate::node::{NodeRole, NodeStatus};
 /// one, and a rollout that waits for it would never bring the member that is missing.
 const LEADERLESS: Duration = Duration::from_secs(30);
 
-#[derive(Clone)]
-struct App {
-    metrics: PrometheusHandle,
+/// What the port says of a node.
+pub struct View {
     status: watch::Receiver<NodeStatus>,
-    readiness: Arc<Mutex<Readiness>>,
+    readiness: Mutex<Readiness>,
 }
 
 /// What `/readyz` said before.
@@ -54,33 +51,6 @@ impl Readiness {
     }
 }
 
-/// Serves on `listener` until `stop`.
-///
-/// # Errors
-/// What the socket says.
-pub async fn serve(
-    listener: TcpListener,
-    metrics: PrometheusHandle,
-    status: watch::Receiver<NodeStatus>,
-    stop: CancellationToken,
-) -> io::Result<()> {
-    let routes = Router::new()
-        .route(
-            "/metrics",
-            get(|State(app): State<App>| async move { app.metrics.render() }),
-        )
-        .route("/healthz", get(healthy))
-        .route("/readyz", get(ready))
-        .with_state(App {
-            metrics,
-            status,
-            readiness: Arc::default(),
-        });
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-}
-
 /// Binds the socket.
 ///
 /// # Errors
@@ -91,32 +61,41 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
 }
 
-/// Alive as long as the node's loop runs.
-async fn healthy(State(app): State<App>) -> impl IntoResponse {
-    if app.status.has_changed().is_err() {
-        // The disk failed under the loop (law 11): its thread is gone.
-        return (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the node's thread ended\n".to_owned(),
-        );
-    }
-    match &app.status.borrow().stopped {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(why) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("the node stopped: {why}\n"),
-        ),
+impl View {
+    /// Of the node that says this of itself.
+    pub fn new(status: watch::Receiver<NodeStatus>) -> Self {
+        Self {
+            status,
+            readiness: Mutex::default(),
+        }
     }
 }
 
-/// Ready once this replica has caught up with a leader that it knows; see [`Readiness::look`].
-async fn ready(State(app): State<App>) -> impl IntoResponse {
-    let status = app.status.borrow().clone();
-    let mut readiness = app.readiness.lock().unwrap_or_else(PoisonError::into_inner);
-    match readiness.look(&status, Instant::now()) {
-        None if status.leaderless() => (StatusCode::OK, "ready, without a leader\n".to_owned()),
-        None => (StatusCode::OK, "ready\n".to_owned()),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+impl Probed for View {
+    /// Alive as long as the node's loop runs.
+    fn healthy(&self) -> Result<String, String> {
+        if self.status.has_changed().is_err() {
+            // The disk failed under the loop (law 11): its thread is gone.
+            return Err("the node's thread ended".to_owned());
+        }
+        match &self.status.borrow().stopped {
+            None => Ok("ok".to_owned()),
+            Some(why) => Err(format!("the node stopped: {why}")),
+        }
+    }
+
+    /// Ready once this replica has caught up with a leader that it knows; see [`Readiness::look`].
+    fn ready(&self) -> Result<String, String> {
+        let status = self.status.borrow().clone();
+        let mut readiness = self
+            .readiness
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match readiness.look(&status, Instant::now()) {
+            None if status.leaderless() => Ok("ready, without a leader".to_owned()),
+            None => Ok("ready".to_owned()),
+            Some(why) => Err(why),
+        }
     }
 }
 

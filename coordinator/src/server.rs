@@ -22,7 +22,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use raft::eraftpb::Message as RaftMessage;
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -57,6 +57,8 @@ use crate::{
 const INPUTS: usize = 4096;
 /// Raft messages that wait for the loop; more are dropped, and sent anew.
 const MESSAGES: usize = 4096;
+/// How long the last write to the disk may take, if the drain took all of its time.
+const LAST_WRITE: Duration = Duration::from_secs(2);
 /// How long the last spans may take to leave, if the drain took all of its time.
 const LAST_SPANS: Duration = Duration::from_secs(1);
 /// Room in one message for what goes round a payload, bytes.
@@ -120,7 +122,8 @@ pub struct Coordinator {
     /// Stops the node's loop and its helpers.
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
-    thread: Option<thread::JoinHandle<()>>,
+    /// Resolves once the node's thread has let go of everything.
+    ended: oneshot::Receiver<()>,
     exporter: Option<Exporter>,
 }
 
@@ -169,7 +172,7 @@ impl Coordinator {
         let Secrets { auth, dial, tls } = Secrets::read(&config, &address)?;
         let network = Network::new(auth.clone(), dial, config.max_message_bytes + ENVELOPE);
         let opened = Opened::open(&config, address.clone(), &network, &stop, files)?;
-        let (node, thread) = (opened.handle.clone(), opened.thread);
+        let (node, ended) = (opened.handle.clone(), opened.ended);
         let reserve = Reserve::new(config.data_dir.clone(), config.disk_reserve_bytes);
         let api = Arc::new(Api {
             auth: auth.clone(),
@@ -203,8 +206,9 @@ impl Coordinator {
         let mut tasks = vec![tokio::spawn(served)];
         tasks.extend(lookout::begin(&config, &network, &node, reserve, &stop));
         if let Some(listener) = http_listener {
-            let served = http::serve(listener, metrics, node.status(), serve.clone());
-            tasks.push(tokio::spawn(log_end(served)));
+            let view = http::View::new(node.status());
+            let served = conclave_probes::serve(listener, metrics, view, serve.clone());
+            tasks.push(tokio::spawn(served));
         }
         Ok(Self {
             grpc_addr,
@@ -214,7 +218,7 @@ impl Coordinator {
             serve,
             stop,
             tasks,
-            thread: Some(thread),
+            ended,
             exporter: opened.exporter,
         })
     }
@@ -244,7 +248,7 @@ impl Coordinator {
     }
 
     /// Hands leadership over, lets calls end (GOAWAY), stops; all within
-    /// `deadline`, then at once.
+    /// `deadline`, then at once. A loop that hangs in its disk is left behind.
     pub async fn shutdown(mut self, deadline: Duration) {
         let until = Instant::now() + deadline;
         let half = Instant::now() + deadline / 2;
@@ -259,9 +263,11 @@ impl Coordinator {
             let _ = tokio::time::timeout_at(until.into(), task).await;
         }
         self.stop.cancel();
-        if let Some(thread) = self.thread.take() {
-            // Ends with the disk write that it is in.
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        // It ends with the disk write that it is in, which a disk that hangs never does.
+        let last = until.max(Instant::now() + LAST_WRITE);
+        let ended = tokio::time::timeout_at(last.into(), &mut self.ended).await;
+        if ended.is_err() {
+            tracing::error!("the node's loop hangs in its disk: it is left behind");
         }
         if let Some(exporter) = self.exporter.take() {
             let left = until.saturating_duration_since(Instant::now());
@@ -318,7 +324,7 @@ struct Opened {
     snapshots: Snapshots,
     traces: Option<Traces>,
     exporter: Option<Exporter>,
-    thread: thread::JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
 }
 
 impl Opened {
@@ -377,7 +383,7 @@ impl Opened {
             runtime: tokio::runtime::Handle::current(),
             stop: stop.clone(),
         });
-        let thread = start(task, input_queue, message_queue)?;
+        let ended = start(task, input_queue, message_queue)?;
         tokio::spawn(watchdog);
         tokio::spawn(contact);
         Ok(Self {
@@ -387,23 +393,29 @@ impl Opened {
             snapshots,
             traces,
             exporter,
-            thread,
+            ended,
         })
     }
 }
 
-/// A thread and a small runtime of its own: an fsync blocks nothing else.
+/// A thread and a small runtime of its own: an fsync blocks nothing else. What is returned resolves with its end.
 fn start(
     task: Task,
     inputs: mpsc::Receiver<Input>,
     messages: mpsc::Receiver<RaftMessage>,
-) -> io::Result<thread::JoinHandle<()>> {
+) -> io::Result<oneshot::Receiver<()>> {
     let own = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()?;
+    let (alive, ended) = oneshot::channel();
     thread::Builder::new()
         .name("conclave-node".to_owned())
-        .spawn(move || own.block_on(task.run(inputs, messages)))
+        .spawn(move || {
+            // Dropped last, by a panic too.
+            let _alive = alive;
+            own.block_on(task.run(inputs, messages));
+        })?;
+    Ok(ended)
 }
 
 /// What tenants may have, followed until `stop`.
@@ -456,12 +468,5 @@ fn advertised(config: &Config, bound: SocketAddr) -> String {
     match config.advertise.as_str() {
         "" => bound.to_string(),
         advertise => advertise.to_owned(),
-    }
-}
-
-/// Runs a listener to its end, and says so if it did not end well.
-async fn log_end(served: impl Future<Output = io::Result<()>>) {
-    if let Err(error) = served.await {
-        tracing::error!(%error, "the HTTP listener ended");
     }
 }

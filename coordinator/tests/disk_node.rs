@@ -249,6 +249,22 @@ async fn a_leader_whose_disk_hangs_lets_calls_and_watches_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_holds_up_no_shutdown() {
+    let mut cluster = Cluster::new(1).await;
+    let disk = Disk::default();
+    restart_on(&mut cluster, 0, &disk).await;
+    cluster.leader().await;
+    let mut client = cluster.client(0).await;
+    disk.hang();
+    let _unknown = client.submit_job(request("what colour?")).await;
+    let running = cluster.members[0].running.take().unwrap();
+    let ended = running.shutdown(Duration::from_secs(1));
+    let ended = tokio::time::timeout(PATIENCE, ended).await;
+    disk.heal();
+    ended.expect("it waits for the disk");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_whose_log_is_gone_does_not_start() {
     let mut cluster = Cluster::new(1).await;
     let mut client = cluster.client(0).await;

@@ -148,9 +148,10 @@ fn files_and_functions_stay_small() {
 }
 
 /// Crate folder -> what of ours it may depend on (tests and benches aside).
-const MAY_IMPORT: [(&str, &[&str]); 9] = [
+const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ("proto", &[]),
     ("credentials", &[]),
+    ("probes", &[]),
     ("traces", &["conclave-credentials", "conclave-proto"]),
     ("kernels", &[]),
     ("worker/core", &[]),
@@ -159,6 +160,7 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
         &[
             "conclave-credentials",
             "conclave-kernels",
+            "conclave-probes",
             "conclave-proto",
             "conclave-traces",
             "conclave-worker-core",
@@ -170,6 +172,7 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
         &[
             "conclave-coordinator-core",
             "conclave-credentials",
+            "conclave-probes",
             "conclave-proto",
             "conclave-traces",
         ],

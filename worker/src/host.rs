@@ -138,18 +138,17 @@ impl Opened {
             source,
         })?;
         let running = Arc::new(OnceLock::new());
-        let views = http::Views {
-            metrics: metrics_handle,
+        let view = http::View {
             running: Arc::clone(&running),
             healthy_step: config.healthy_step(),
         };
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
-        let stopped = stop.clone().cancelled_owned();
-        tasks.spawn(async move {
-            if let Err(error) = http::serve(listener, views, stopped).await {
-                tracing::error!(%error, "the worker's HTTP server ended");
-            }
-        });
+        tasks.spawn(conclave_probes::serve(
+            listener,
+            metrics_handle,
+            view,
+            stop.clone(),
+        ));
         Ok(Self {
             http_addr,
             running,
