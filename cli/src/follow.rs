@@ -147,6 +147,7 @@ async fn awaiting_review(client: &Client, job_id: &str, held: &Notify) -> Job {
         held.notified().await;
         let message = GetJobRequest {
             job_id: job_id.to_owned(),
+            ..GetJobRequest::default()
         };
         let job = client
             .unary("GetJob", message, async |link, request| {

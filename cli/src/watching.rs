@@ -7,6 +7,7 @@ use tonic::{Request, Status};
 
 use crate::{
     client::{Client, Pause, may_retry},
+    commands::jobs,
     error::CliError,
     refusal::is_misfit,
 };
@@ -30,7 +31,7 @@ pub enum Seen<'a> {
     },
 }
 
-/// Follows `job_id` to its end and returns it as it ended. `tokens` asks for
+/// Follows `job_id` to its end and returns it as it ended, with all of its drafts. `tokens` asks for
 /// the agents' text as well as state events; `cursor` resumes an earlier watch
 /// (empty: from the beginning).
 pub async fn follow(
@@ -62,7 +63,7 @@ async fn follow_within(
         };
         let status = match open(&link, request).await {
             Ok(stream) => match watch.drain(stream, &mut seen).await? {
-                Ended::Done(job) => return Ok(*job),
+                Ended::Done(job) => return jobs::complete(client, *job).await,
                 Ended::Broken(status) => status,
             },
             Err(status) => status,

@@ -5,9 +5,9 @@ use std::{
 };
 
 use conclave_proto::v1::{
-    CancelJobRequest, GetJobRequest, Job, JobEvent, JobState, ListJobsRequest, ListJobsResponse,
-    ReviewJobRequest, SubmitJobRequest, SubmitJobResponse, TokenDelta, WatchJobRequest,
-    WatchJobResponse,
+    AgentStatus, CancelJobRequest, Draft, GetJobRequest, Job, JobEvent, JobState, ListJobsRequest,
+    ListJobsResponse, ReviewJobRequest, SubmitJobRequest, SubmitJobResponse, TokenDelta,
+    WatchJobRequest, WatchJobResponse,
     contemplation_server::{Contemplation, ContemplationServer},
     job_event::Event,
     watch_job_response::Update,
@@ -27,6 +27,8 @@ struct Script {
     end: Option<Status>,
     /// What submissions get.
     submit: Option<Status>,
+    /// Drafts of its job, one a page.
+    drafts: u32,
     /// What it was asked.
     cursors: Mutex<Vec<Vec<u8>>>,
     keys: Mutex<Vec<String>>,
@@ -80,8 +82,14 @@ impl Contemplation for Script {
         }
     }
 
-    async fn get_job(&self, _: Request<GetJobRequest>) -> Reply<Job> {
-        Err(Status::not_found("no such job"))
+    async fn get_job(&self, request: Request<GetJobRequest>) -> Reply<Job> {
+        match self.drafts {
+            0 => Err(Status::not_found("no such job")),
+            drafts => Ok(Response::new(page(
+                drafts,
+                request.into_inner().drafts_from,
+            ))),
+        }
     }
 
     async fn list_jobs(&self, _: Request<ListJobsRequest>) -> Reply<ListJobsResponse> {
@@ -140,6 +148,48 @@ fn done() -> Update {
     };
     job.set_state(JobState::Done);
     Update::Done(job)
+}
+
+/// Of a job with so many drafts, the page with the one of agent `from`.
+fn page(drafts: u32, from: u32) -> Job {
+    let agent = |agent| AgentStatus {
+        agent,
+        draft: (agent == from.max(1)).then(|| Draft {
+            answer: format!("of {agent}"),
+            ..Draft::default()
+        }),
+        ..AgentStatus::default()
+    };
+    Job {
+        job_id: "j1".into(),
+        state: JobState::Done.into(),
+        agents: (1..=drafts).map(agent).collect(),
+        next_draft: if from.max(1) < drafts {
+            from.max(1) + 1
+        } else {
+            0
+        },
+        ..Job::default()
+    }
+}
+
+#[tokio::test]
+async fn a_job_longer_than_a_message_is_brought_page_by_page() {
+    let long = Script {
+        updates: vec![Update::Done(page(4, 0))],
+        drafts: 4,
+        ..Script::default()
+    };
+    let (address, _) = play(long).await;
+    let client = client(&[address], None);
+    let watched = follow(&client, "j1", false, Vec::new(), |_, _| Ok(()));
+    let asked = jobs::get(&client, "j1");
+    for job in [watched.await.unwrap(), asked.await.unwrap()] {
+        let said = |a: &AgentStatus| a.draft.as_ref().map(|d| d.answer.clone());
+        let said: Vec<_> = job.agents.iter().filter_map(said).collect();
+        assert_eq!(said, ["of 1", "of 2", "of 3", "of 4"]);
+        assert_eq!(job.next_draft, 0);
+    }
 }
 
 fn client(addresses: &[String], token: Option<&str>) -> Client {
@@ -301,6 +351,7 @@ async fn a_submission_is_repeated_with_the_same_key_and_token() {
     // The endpoint that answered is asked first from now on.
     let message = GetJobRequest {
         job_id: "j9".into(),
+        ..GetJobRequest::default()
     };
     let get =
         async |link: crate::client::Link, request| link.contemplation().get_job(request).await;

@@ -64,7 +64,7 @@ impl JobTraces {
             self.jobs.insert(job.id.clone(), followed);
             self.look(job, &timeline, None);
             if job.ended_unix_ms > since
-                && let Ok(shown) = view::job(job, &self.blobs, false)
+                && let Ok(shown) = view::job(job, &self.blobs, None)
             {
                 self.traces
                     .say(spans::job(trace, job, &shown, &timeline, &Times::default()));

@@ -103,6 +103,7 @@ async fn a_call_needs_a_token_that_is_known_and_of_a_role_that_may() {
     let job_id = submitted.unwrap().into_inner().job_id;
     let get = |job_id: &str| GetJobRequest {
         job_id: job_id.to_owned(),
+        ..GetJobRequest::default()
     };
     assert_eq!(
         code(jobs.get_job(with("bobby-token", get(&job_id))).await),
@@ -377,7 +378,6 @@ async fn a_certificate_is_renewed_while_calls_run_and_none_fails() {
     assert_eq!(counted(&expires), 3_786_912_000.0);
 }
 
-/// Adds or takes away a line of the tokens file.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_that_has_ended_replaces_none_that_holds() {
     let pki = Pki::new();

@@ -309,6 +309,7 @@ async fn tenants_never_see_each_others_jobs() {
     let job_id = submitted.into_inner().job_id;
     let get = || GetJobRequest {
         job_id: job_id.clone(),
+        ..GetJobRequest::default()
     };
     client.get_job(with("alice-token", get())).await.unwrap();
     client.get_job(with("admin-token", get())).await.unwrap();
@@ -438,7 +439,10 @@ async fn a_payload_that_is_damaged_everywhere_is_said_to_be_missing() {
     let mut client = cluster.client(0).await;
     let job_id = submit(&mut client, &"why? ".repeat(20_000)).await.job_id;
     assert_eq!(damage_blobs(&cluster.members[0].folder), 1);
-    let get = GetJobRequest { job_id };
+    let get = GetJobRequest {
+        job_id,
+        ..GetJobRequest::default()
+    };
     let gone = tokio::time::timeout(harness::PATIENCE, client.get_job(get))
         .await
         .expect("an answer, not an endless search")

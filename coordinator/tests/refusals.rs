@@ -410,6 +410,7 @@ async fn expired(cluster: &Cluster, job_id: &str) -> Status {
         loop {
             let request = conclave_proto::v1::GetJobRequest {
                 job_id: job_id.to_owned(),
+                ..conclave_proto::v1::GetJobRequest::default()
             };
             match client.get_job(request).await {
                 Ok(_) => tokio::time::sleep(Duration::from_millis(100)).await,

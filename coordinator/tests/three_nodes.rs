@@ -183,6 +183,7 @@ async fn without_a_quorum_calls_end_in_time_and_name_who_is_missing() {
     let refused = client
         .get_job(conclave_proto::v1::GetJobRequest {
             job_id: job_id.clone(),
+            ..conclave_proto::v1::GetJobRequest::default()
         })
         .await
         .unwrap_err();
@@ -217,6 +218,7 @@ async fn a_member_that_is_cut_off_turns_its_callers_away() {
         let started = Instant::now();
         let get = conclave_proto::v1::GetJobRequest {
             job_id: job_id.clone(),
+            ..conclave_proto::v1::GetJobRequest::default()
         };
         let refused = client.get_job(get).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");

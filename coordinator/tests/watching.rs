@@ -126,6 +126,7 @@ async fn a_watcher_of_a_job_that_is_forgotten_is_told_so() {
     let gone = async {
         let get = GetJobRequest {
             job_id: job_id.clone(),
+            ..GetJobRequest::default()
         };
         while client.get_job(get.clone()).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -117,7 +117,10 @@ impl Client {
     /// Reads one job.
     pub async fn job(&self, id: &str) -> Result<Job, Status> {
         self.retry(|mut client| {
-            let request = GetJobRequest { job_id: id.into() };
+            let request = GetJobRequest {
+                job_id: id.into(),
+                ..GetJobRequest::default()
+            };
             async move { Ok(client.get_job(request).await?.into_inner()) }
         })
         .await

@@ -115,10 +115,31 @@ pub async fn run(global: &Global, args: JobsArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Reads one job.
+/// Reads one job, with all of its drafts.
 pub async fn get(client: &Client, job_id: &str) -> Result<Job, CliError> {
+    let job = page(client, job_id, 0).await?;
+    complete(client, job).await
+}
+
+/// Adds the drafts that one message had no room for.
+pub async fn complete(client: &Client, mut job: Job) -> Result<Job, CliError> {
+    while job.next_draft != 0 {
+        let next = page(client, &job.job_id, job.next_draft).await?;
+        for (agent, paged) in job.agents.iter_mut().zip(next.agents) {
+            if agent.agent == paged.agent && agent.attempt == paged.attempt {
+                agent.draft = agent.draft.take().or(paged.draft);
+            }
+        }
+        let goes_on = next.next_draft > job.next_draft;
+        job.next_draft = if goes_on { next.next_draft } else { 0 };
+    }
+    Ok(job)
+}
+
+async fn page(client: &Client, job_id: &str, drafts_from: u32) -> Result<Job, CliError> {
     let message = GetJobRequest {
         job_id: job_id.to_owned(),
+        drafts_from,
     };
     client
         .unary("GetJob", message, async |link, request| {

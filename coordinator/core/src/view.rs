@@ -7,19 +7,60 @@ use conclave_proto::v1::{
     Start, Usage, WorkerStatus, job_event,
 };
 
+use prost::Message as _;
+
 use crate::{
     agent::Agent,
     job::Job,
     payload::{self, MissingBlob, Payloads},
     state::State,
+    worker::Worker,
 };
+
+/// Bytes of a shown job besides its spec, its answer and its agents: names, sums, a signed head, a reason.
+const FRAME: usize = 4 << 10;
+/// Bytes that go round one agent and its draft.
+const NEST: usize = 32;
+
+/// Which drafts a shown job brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drafts {
+    /// Those of agents from this number on.
+    pub from: u32,
+    /// As many as fit into a message of so many bytes, one at least; which is next says `Job.next_draft`.
+    pub most: usize,
+}
+
+impl Drafts {
+    /// Every one.
+    pub const ALL: Self = Self {
+        from: 0,
+        most: usize::MAX,
+    };
+}
+
+/// The longest draft of which one fits into a message of `most` bytes beside all else that a job shows, its
+/// answer, as long again, among it.
+pub fn longest_draft(most: usize) -> usize {
+    most / 8 * 3
+}
 
 /// The job as `GetJob` returns it. The audit head is not signed here: the shell holds the key
 /// ([`crate::audit::signed_bytes`]). Without `drafts`, agents come without what they wrote.
 ///
 /// # Errors
 /// A payload is a blob that is not here.
-pub fn job(job: &Job, blobs: &dyn Payloads, drafts: bool) -> Result<proto::Job, MissingBlob> {
+pub fn job(
+    job: &Job,
+    blobs: &dyn Payloads,
+    drafts: Option<Drafts>,
+) -> Result<proto::Job, MissingBlob> {
+    let mut spec = spec(job, blobs)?;
+    if spec.model.is_empty() {
+        // Which of the cluster's models "the only one" was.
+        job.model().clone_into(&mut spec.model);
+    }
+    let mut page = Page::new(job, &spec, drafts);
     let mut usage = Usage::default();
     let mut tokens_by_role = BTreeMap::new();
     let mut agents = Vec::with_capacity(job.agents.len());
@@ -33,14 +74,9 @@ pub fn job(job: &Job, blobs: &dyn Payloads, drafts: bool) -> Result<proto::Job, 
                 .or_insert(0) += generated;
         }
         agents.push(AgentStatus {
-            draft: draft.filter(|_| drafts),
+            draft: draft.and_then(|draft| page.take(agent.spec.agent, draft)),
             ..agent.status()
         });
-    }
-    let mut spec = spec(job, blobs)?;
-    if spec.model.is_empty() {
-        // Which of the cluster's models "the only one" was.
-        job.model().clone_into(&mut spec.model);
     }
     Ok(proto::Job {
         job_id: job.id.clone(),
@@ -57,7 +93,49 @@ pub fn job(job: &Job, blobs: &dyn Payloads, drafts: bool) -> Result<proto::Job, 
         audit: Some(job.audit.head()),
         replay: job.replay as i32,
         tokens_by_role,
+        next_draft: page.next,
     })
+}
+
+/// The drafts of a message as it is filled.
+struct Page {
+    from: Option<u32>,
+    /// Bytes that are left.
+    room: usize,
+    any: bool,
+    /// The first agent whose draft found no room; 0: none.
+    next: u32,
+}
+
+impl Page {
+    fn new(job: &Job, spec: &JobSpec, drafts: Option<Drafts>) -> Self {
+        let agents = job.agents.iter().map(|a| a.status().encoded_len() + NEST);
+        let answer = job.answer.as_ref().map_or(0, prost::Message::encoded_len);
+        let rest = spec.encoded_len() + answer + job.message.len() + FRAME;
+        let most = drafts.map_or(0, |drafts| drafts.most);
+        Self {
+            from: drafts.map(|drafts| drafts.from),
+            room: most.saturating_sub(rest + agents.sum::<usize>()),
+            any: false,
+            next: 0,
+        }
+    }
+
+    /// The draft, if it is asked for and there is room.
+    fn take(&mut self, agent: u32, draft: Draft) -> Option<Draft> {
+        let asked = self.from.is_some_and(|from| agent >= from);
+        if !asked || self.next != 0 {
+            return None;
+        }
+        let bytes = draft.encoded_len();
+        if self.any && bytes > self.room {
+            self.next = agent;
+            return None;
+        }
+        self.any = true;
+        self.room = self.room.saturating_sub(bytes);
+        Some(draft)
+    }
 }
 
 /// The job's effective spec.
@@ -164,26 +242,29 @@ fn time_left(job: &Job, now_unix_ms: i64) -> u64 {
     }
 }
 
-/// Workers that hold a lease, as `ListWorkers` returns them.
+/// Workers that hold a lease, as `ListWorkers` returns them; one that drains, until nothing runs there: it leaves,
+/// and its lease only has to run out.
 pub fn workers(state: &State) -> Vec<WorkerStatus> {
-    state
-        .workers()
-        .map(|worker| WorkerStatus {
-            worker_id: worker.worker_id.clone(),
-            incarnation: worker.incarnation.clone(),
-            models: worker.models.iter().map(|m| m.name.clone()).collect(),
-            max_sequences: worker.max_sequences,
-            agents: state
-                .placed_on(&worker.worker_id, &worker.incarnation)
-                .count() as u32,
-            draining: worker.draining,
-            lease_remaining_ms: worker.expires_ms.saturating_sub(state.lease_clock_ms()) as i64,
-            numeric_class: worker
-                .models
-                .first()
-                .map_or_else(String::new, |m| m.numeric_class.clone()),
-        })
-        .collect()
+    let shown = state.workers().map(|worker| worker_status(state, worker));
+    shown.filter(|w| !w.draining || w.agents > 0).collect()
+}
+
+fn worker_status(state: &State, worker: &Worker) -> WorkerStatus {
+    WorkerStatus {
+        worker_id: worker.worker_id.clone(),
+        incarnation: worker.incarnation.clone(),
+        models: worker.models.iter().map(|m| m.name.clone()).collect(),
+        max_sequences: worker.max_sequences,
+        agents: state
+            .placed_on(&worker.worker_id, &worker.incarnation)
+            .count() as u32,
+        draining: worker.draining,
+        lease_remaining_ms: worker.expires_ms.saturating_sub(state.lease_clock_ms()) as i64,
+        numeric_class: worker
+            .models
+            .first()
+            .map_or_else(String::new, |m| m.numeric_class.clone()),
+    }
 }
 
 /// Why no worker that holds a lease could take a job for `model` (empty: the cluster's only one), for
@@ -228,7 +309,7 @@ fn add(sum: &mut Usage, one: &Usage) {
 
 #[cfg(test)]
 mod tests {
-    use conclave_proto::v1::Budget;
+    use conclave_proto::v1::{Budget, DrainWorker, command::Command as Body};
 
     use super::*;
     use crate::{
@@ -284,6 +365,62 @@ mod tests {
             },
         ));
         assert!(!starts(&world), "it was cancelled meanwhile");
+    }
+
+    #[test]
+    fn a_shown_job_brings_what_fits_and_names_what_is_next() {
+        let mut world = World::with_job(&choice(width(6)));
+        world.go("j");
+        for agent in 1..=5 {
+            let draft = Draft {
+                thought: "t".repeat(10_000),
+                ..crate::testkit::draft("y", 1)
+            };
+            world.hand_in("j", agent, &draft);
+        }
+        let of = world.job("j");
+        let all = job(of, &InlineOnly, Some(Drafts::ALL)).expect("all is inline");
+        assert_eq!(all.next_draft, 0);
+        let (most, mut from, mut pages) = (36_000, 0, Vec::new());
+        loop {
+            let drafts = Some(Drafts { from, most });
+            let shown = job(of, &InlineOnly, drafts).expect("all is inline");
+            assert!(shown.encoded_len() <= most, "{}", shown.encoded_len());
+            assert_eq!(shown.usage, all.usage, "sums are of all");
+            let with = shown.agents.iter().filter(|a| a.draft.is_some());
+            let numbers: Vec<u32> = with.map(|a| a.agent).collect();
+            pages.push(numbers);
+            from = shown.next_draft;
+            if from == 0 {
+                break;
+            }
+        }
+        assert_eq!(pages, [vec![1, 2, 3], vec![4, 5]]);
+        let one = Some(Drafts { from: 2, most: 1 });
+        let one = job(of, &InlineOnly, one).expect("all is inline");
+        assert!(one.agents[1].draft.is_some(), "one goes at any rate");
+        assert_eq!(one.next_draft, 3);
+        let none = job(of, &InlineOnly, None).expect("all is inline");
+        assert!(none.agents.iter().all(|a| a.draft.is_none()) && none.next_draft == 0);
+    }
+
+    #[test]
+    fn a_worker_that_drains_is_listed_while_something_runs_there() {
+        let mut world = World::with_job(&choice(width(1)));
+        world.go("j");
+        let listed = |world: &World| {
+            let of = |w: &WorkerStatus| (w.worker_id.clone(), w.draining, w.agents);
+            workers(&world.state).iter().map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(&world), [("w1".to_owned(), false, 1)]);
+        world.apply(Body::DrainWorker(DrainWorker {
+            worker_id: "w1".into(),
+            incarnation: "i1".into(),
+        }));
+        assert_eq!(listed(&world), [("w1".to_owned(), true, 1)]);
+        world.hand_in("j", 1, &crate::testkit::draft("y", 1));
+        assert_eq!(listed(&world), []);
+        assert!(world.state.worker("w1").is_some(), "its lease lasts");
     }
 
     #[test]

@@ -63,7 +63,7 @@ mod tests {
     };
 
     fn said(world: &World, workers: &Workers) -> Option<String> {
-        let job = view::job(world.job("j"), &InlineOnly, false).expect("all is inline");
+        let job = view::job(world.job("j"), &InlineOnly, None).expect("all is inline");
         workers.awaited_by(&job)
     }
 

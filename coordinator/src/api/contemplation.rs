@@ -2,7 +2,12 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use conclave_coordinator_core::{Reply, State, job::Job as CoreJob, view, waiting::Workers};
+use conclave_coordinator_core::{
+    Reply, State,
+    job::Job as CoreJob,
+    view::{self, Drafts},
+    waiting::Workers,
+};
 use conclave_proto::v1::{
     CancelJobCommand, CancelJobRequest, GetJobRequest, Job, JobState, ListJobsRequest,
     ListJobsResponse, Message, ReviewJobCommand, ReviewJobRequest, SubmitJobRequest,
@@ -83,7 +88,8 @@ impl Api {
         ))
     }
 
-    /// A job as the API shows it, its head signed.
+    /// A job as the API shows it, its head signed: with the drafts of agents from `drafts_from` on that one
+    /// message has room for.
     ///
     /// # Errors
     /// As [`Api::job`], and for payloads that are nowhere.
@@ -91,12 +97,17 @@ impl Api {
         &self,
         caller: &Principal,
         job_id: &str,
+        drafts_from: u32,
         wait: Duration,
     ) -> Result<Job, Status> {
+        let drafts = Drafts {
+            from: drafts_from,
+            most: longest_reply(self.config.max_message_bytes),
+        };
         let Seen { job, seed, workers } = self.job(caller, job_id, wait).await?;
         let local = self.blobs.local.clone();
         let mut job = self
-            .with_blobs(wait, move || view::job(&job, &local, true))
+            .with_blobs(wait, move || view::job(&job, &local, Some(drafts)))
             .await?;
         say_why_it_waits(&mut job, &workers);
         job.audit = job.audit.map(|head| audit::sign(&seed, job_id, head));
@@ -149,16 +160,12 @@ impl Api {
         };
         let (jobs, more, workers) = self.read(wait, read).await?;
         let local = self.blobs.local.clone();
-        let show = move || {
-            jobs.iter()
-                .map(|job| view::job(job, &local, false))
-                .collect()
-        };
-        let mut jobs: Vec<Job> = self.with_blobs(wait, show).await?;
+        let show = move || page(jobs.iter().map(|job| view::job(job, &local, None)));
+        let (mut jobs, cut) = self.with_blobs(wait, show).await?;
         for job in &mut jobs {
             say_why_it_waits(job, &workers);
         }
-        let more = cut_page(&mut jobs) || more;
+        let more = cut || more;
         let next_page_token = jobs
             .last()
             .filter(|_| more)
@@ -187,7 +194,7 @@ impl Api {
         };
         self.change_job(Body::CancelJob(cancel), &job_id, wait)
             .await?;
-        self.show(&caller, &job_id, wait).await
+        self.show(&caller, &job_id, 0, wait).await
     }
 
     async fn review(
@@ -223,7 +230,7 @@ impl Api {
         };
         self.change_job(Body::ReviewJob(review), &job_id, wait)
             .await?;
-        self.show(&caller, &job_id, wait).await
+        self.show(&caller, &job_id, 0, wait).await
     }
 
     async fn change_job(&self, body: Body, job_id: &str, wait: Duration) -> Result<(), Status> {
@@ -243,22 +250,28 @@ fn say_why_it_waits(job: &mut Job, workers: &Workers) {
     }
 }
 
-/// Leaves out what only `GetJob` shows, and what is too much for one page; true
-/// if jobs were left out.
-fn cut_page(jobs: &mut Vec<Job>) -> bool {
-    let (count, mut bytes) = (jobs.len(), 0);
-    for job in &mut *jobs {
+/// Of a message of `max_message_bytes`, what a job in it may take: the rest is for what goes round it, a watch's
+/// cursor above all. Clients of gRPC read no more than 4 MiB, unless they say so, as that setting does.
+fn longest_reply(max_message_bytes: usize) -> usize {
+    max_message_bytes - max_message_bytes / 16
+}
+
+/// The first of these as a list shows them, and whether some were left out: without what only `GetJob` shows. No
+/// more are made than one page has.
+fn page<E>(jobs: impl Iterator<Item = Result<Job, E>>) -> Result<(Vec<Job>, bool), E> {
+    let (mut shown, mut bytes) = (Vec::new(), 0);
+    for job in jobs {
+        let mut job = job?;
         if let Some(spec) = &mut job.spec {
             shorten(&mut spec.messages);
         }
-    }
-    let fits = |job: &Job| {
         bytes += job.encoded_len();
-        bytes <= PAGE_BYTES
-    };
-    let kept = jobs.iter().map(fits).take_while(|fits| *fits).count();
-    jobs.truncate(kept.max(1));
-    jobs.len() < count
+        if bytes > PAGE_BYTES && !shown.is_empty() {
+            return Ok((shown, true));
+        }
+        shown.push(job);
+    }
+    Ok((shown, false))
 }
 
 /// Keeps the beginning of the last message: what a list names a job by.
@@ -308,8 +321,11 @@ impl Contemplation for ContemplationService {
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
         let caller = self.0.auth.require(request.metadata(), &USERS)?;
         let wait = self.0.patience(request.metadata());
-        let job_id = request.into_inner().job_id;
-        timed("GetJob", self.0.show(&caller, &job_id, wait))
+        let GetJobRequest {
+            job_id,
+            drafts_from,
+        } = request.into_inner();
+        timed("GetJob", self.0.show(&caller, &job_id, drafts_from, wait))
             .await
             .map(Response::new)
     }
@@ -390,15 +406,14 @@ mod tests {
             }),
             ..Job::default()
         };
-        let mut jobs = vec![job("a", &long), job("b", "short"), job("c", &long)];
-        assert!(cut_page(&mut jobs));
-        assert_eq!(jobs.len(), 2);
+        let page = |jobs: Vec<Job>| page(jobs.into_iter().map(Ok::<_, ()>)).unwrap();
+        let (jobs, more) = page(vec![job("a", &long), job("b", "short"), job("c", &long)]);
+        assert_eq!((jobs.len(), more), (2, true));
         let shown = &jobs[0].spec.as_ref().unwrap().messages;
         assert_eq!(shown.len(), 1);
         assert_eq!(shown[0].content, "ü".repeat(LISTED_BYTES / 2));
-        let mut jobs = vec![job("a", &long.repeat(3)), job("b", "short")];
-        assert!(cut_page(&mut jobs));
-        assert_eq!(jobs.len(), 1, "a page is never empty");
-        assert!(!cut_page(&mut jobs));
+        let (jobs, more) = page(vec![job("a", &long.repeat(3)), job("b", "short")]);
+        assert_eq!((jobs.len(), more), (1, true), "a page is never empty");
+        assert!(!page(jobs).1);
     }
 }

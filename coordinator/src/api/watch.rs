@@ -18,7 +18,6 @@ use conclave_proto::v1::{
 use futures::{Stream, StreamExt as _, future, stream};
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
 
 use super::{
@@ -113,10 +112,7 @@ impl Api {
             _seat: seat,
         };
         tokio::spawn(watch.relay());
-        let end = stream::once(ended).filter_map(|end| future::ready(end.ok()));
-        let updates = ReceiverStream::new(updates).map(|(update, _room)| Ok(update));
-        let updates = updates.chain(end.map(Err));
-        Ok(Box::pin(updates))
+        Ok(outbound(updates, ended))
     }
 
     async fn job_seen(&self, caller: &Principal, id: &str, wait: Duration) -> Result<(), Status> {
@@ -261,9 +257,14 @@ impl Watch {
                 // The feed of an ended job may have been made by this very watch.
                 self.api.feeds.ended(&self.job_id);
                 let wait = self.api.config.request_timeout();
-                let job = self.api.show(&self.caller, &self.job_id, wait).await?;
+                let job = self.api.show(&self.caller, &self.job_id, 0, wait).await?;
                 let sent = self.send(Update::Done(job)).await;
-                return Ok(sent.err().unwrap_or(Leg::Over));
+                // The seat is the watcher's until it has that, too.
+                let taken = match sent {
+                    Ok(()) => self.emptied().await,
+                    refused => refused,
+                };
+                return Ok(taken.err().unwrap_or(Leg::Over));
             }
             tokio::select! {
                 rung = bell.changed() => if rung.is_err() { return Ok(Leg::Next) },
@@ -343,7 +344,8 @@ impl Watch {
         self.pass(message).await
     }
 
-    /// Waits until nothing waits for the watcher: the end holds the whole job, and is made for who takes it.
+    /// Waits until nothing waits for the watcher: the end is as long as a message may be, and is made for who
+    /// takes it.
     async fn emptied(&self) -> Result<(), Leg> {
         let all = self.room.acquire_many(QUEUE_BYTES as u32);
         let emptied = tokio::time::timeout(self.stall, all).await;
@@ -363,6 +365,18 @@ impl Watch {
         let sent = tokio::time::timeout(self.stall, sent).await;
         sent.unwrap_or(Err(Leg::Stalled))
     }
+}
+
+/// What the watcher is sent, and at last why it ends, if not by `done`.
+fn outbound(updates: mpsc::Receiver<Waiting>, ended: oneshot::Receiver<Status>) -> Updates {
+    let updates = stream::unfold((updates, None), |(mut updates, sent)| async move {
+        // Whoever asks for the next has passed on what was sent before: until then it waits here, too.
+        drop::<Option<OwnedSemaphorePermit>>(sent);
+        let (update, room) = updates.recv().await?;
+        Some((Ok(update), (updates, Some(room))))
+    });
+    let end = stream::once(ended).filter_map(|end| future::ready(end.ok()));
+    Box::pin(updates.chain(end.map(Err)))
 }
 
 /// The first of the events `behind` a cursor.

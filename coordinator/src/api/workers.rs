@@ -9,14 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use conclave_coordinator_core::view;
 use conclave_proto::v1::{
-    AttemptResult, CoordinatorMessage, Hello, NotLeader, Progress, Resend, WorkerMessage,
-    attempt_finished, attempt_result, coordinator_message::Message as ToWorker,
+    AttemptError, AttemptResult, CoordinatorMessage, ErrorKind, Hello, NotLeader, Progress, Resend,
+    WorkerMessage, attempt_finished, attempt_result, coordinator_message::Message as ToWorker,
     worker_message::Message as FromWorker, workers_server::Workers,
 };
 use futures::Stream;
 use prost::Message as _;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -32,10 +36,16 @@ use crate::{
 const HELLO: Duration = Duration::from_secs(5);
 /// How long a worker waits here for the end of an election; less than it waits for a welcome.
 const ELECTION: Duration = Duration::from_secs(2);
-/// How long the loop may be too busy to take a session's message.
+/// How long the loop may be too busy to take a session's message, and the worker to take a last one.
 const SEND: Duration = Duration::from_secs(5);
 /// How long a draft's payload may take to reach a majority.
 const SPREAD: Duration = Duration::from_secs(5);
+
+/// The longest message of a session, bytes, unless calls may have longer ones: as long as workers send. A draft
+/// that is too long for a reply is told so, and not by a session that breaks with every try.
+pub const SESSION_BYTES: usize = 16 << 20;
+/// Of why an attempt failed, so much is kept.
+const ERROR_BYTES: usize = 4 << 10;
 
 /// Serves `conclave.v1.Workers`.
 #[derive(Clone)]
@@ -97,13 +107,13 @@ impl Session {
         let session = self.id;
         let _ = self.tell(SessionInput::Closed { session }).await;
         if let Err(status) = result {
-            // A worker that is gone does not read this.
-            let _ = self.outbox.send(Err(status)).await;
+            // A worker that is gone, or hangs, does not read this.
+            let _ = timeout(SEND, self.outbox.send(Err(status))).await;
         }
     }
 
     async fn talk(&mut self, messages: &mut Streaming<WorkerMessage>) -> Result<(), Status> {
-        let first = tokio::time::timeout(HELLO, messages.message())
+        let first = timeout(HELLO, messages.message())
             .await
             .map_err(|_| Status::deadline_exceeded("a session begins with Hello"))??;
         let Some(FromWorker::Hello(mut hello)) = first.and_then(|m| m.message) else {
@@ -178,7 +188,7 @@ impl Session {
             ends || known && (status.term >= hello.term || is_foreign(hello, status))
         });
         tokio::select! {
-            _ = tokio::time::timeout(ELECTION, led) => {}
+            _ = timeout(ELECTION, led) => {}
             () = self.api.closing.cancelled() => {}
             () = self.outbox.closed() => {}
         }
@@ -196,7 +206,7 @@ impl Session {
             term: status.term,
             message: Some(ToWorker::NotLeader(refusal)),
         };
-        let _ = self.outbox.send(Ok(message)).await;
+        let _ = timeout(SEND, self.outbox.send(Ok(message))).await;
         Ok(())
     }
 
@@ -254,13 +264,12 @@ impl Session {
             return Err(Status::invalid_argument("a result without a key"));
         };
         let outcome = match result.result {
-            Some(attempt_result::Result::Draft(draft)) => attempt_finished::Result::Draft(
-                self.api
-                    .blobs
-                    .payload(draft.encode_to_vec(), SPREAD)
-                    .await?,
-            ),
-            Some(attempt_result::Result::Error(error)) => attempt_finished::Result::Error(error),
+            Some(attempt_result::Result::Draft(draft)) => self.draft(draft.encode_to_vec()).await?,
+            Some(attempt_result::Result::Error(mut error)) => {
+                let end = error.message.floor_char_boundary(ERROR_BYTES);
+                error.message.truncate(end);
+                attempt_finished::Result::Error(error)
+            }
             None => return Err(Status::invalid_argument("a result without a body")),
         };
         let incarnation = result.incarnation;
@@ -271,6 +280,26 @@ impl Session {
             result: outcome,
         })
         .await
+    }
+
+    /// A draft as the log has it. One that no reply could hold is a failure that says so: no other attempt
+    /// would be shorter.
+    async fn draft(&self, bytes: Vec<u8>) -> Result<attempt_finished::Result, Status> {
+        let most = self.api.config.max_message_bytes;
+        let longest = view::longest_draft(most);
+        if bytes.len() > longest {
+            let message = format!(
+                "the draft has {} bytes, {longest} may be where a message has {most} (max_message_bytes): ask \
+                 for fewer tokens, or set that higher",
+                bytes.len()
+            );
+            return Ok(attempt_finished::Result::Error(AttemptError {
+                kind: ErrorKind::Permanent as i32,
+                message,
+            }));
+        }
+        let payload = self.api.blobs.payload(bytes, SPREAD).await?;
+        Ok(attempt_finished::Result::Draft(payload))
     }
 
     async fn tell(&self, input: SessionInput) -> Result<(), Status> {

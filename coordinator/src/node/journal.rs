@@ -48,7 +48,7 @@ impl Task {
         if let Ok(true) = contemplate::agreement::was_early(job, &self.blobs.local) {
             metrics::agreed_early();
         }
-        let Ok(shown) = view::job(job, &self.blobs.local, false) else {
+        let Ok(shown) = view::job(job, &self.blobs.local, None) else {
             return;
         };
         convert::count_ended(&shown);

@@ -15,8 +15,11 @@ use tonic::transport::Server;
 use super::ENVELOPE;
 use crate::{
     api::{
-        Api, audit::AuditService, cluster::ClusterService, contemplation::ContemplationService,
-        workers::WorkersService,
+        Api,
+        audit::AuditService,
+        cluster::ClusterService,
+        contemplation::ContemplationService,
+        workers::{SESSION_BYTES, WorkersService},
     },
     auth::Refusals,
     door::{Door, calls::CallsLayer},
@@ -58,10 +61,12 @@ pub(super) async fn serve(
     let most = api.config.max_message_bytes;
     let jobs =
         ContemplationServer::new(ContemplationService(api.clone())).max_decoding_message_size(most);
-    let workers = WorkersServer::new(WorkersService(api.clone())).max_decoding_message_size(most);
+    let workers = WorkersServer::new(WorkersService(api.clone()))
+        .max_decoding_message_size(most.max(SESSION_BYTES));
     let raft = RaftServer::new(peers)
         .max_decoding_message_size(most + ENVELOPE)
         .max_encoding_message_size(most + ENVELOPE);
+    let doors = u64::from(api.config.hosted.max(1));
     let watchers = u32::try_from(api.config.max_watchers).unwrap_or(u32::MAX);
     let layer = CallsLayer::new(api.auth.clone(), refusals.clone());
     let router = Server::builder()
@@ -77,7 +82,7 @@ pub(super) async fn serve(
         .add_service(AuditServer::new(AuditService(api.clone())))
         .add_service(workers)
         .add_service(raft);
-    let (door, incoming) = Door::new(tls, refusals);
+    let (door, incoming) = Door::new(tls, refusals, doors);
     let accept = door.run(listener, stop.clone());
     let report = report_health(health, api.node.status());
     let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());

@@ -296,6 +296,7 @@ pub async fn get(client: &mut ContemplationClient<Channel>, job_id: &str) -> Job
     loop {
         let request = GetJobRequest {
             job_id: job_id.to_owned(),
+            ..GetJobRequest::default()
         };
         match client.get_job(request).await {
             Ok(job) => return job.into_inner(),

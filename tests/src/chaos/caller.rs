@@ -243,7 +243,10 @@ impl Caller {
     /// What the last attempt said.
     pub async fn job(&self, key: &str, id: &str) -> Result<Job, Status> {
         let get = |mut client: Jobs| {
-            let request = GetJobRequest { job_id: id.into() };
+            let request = GetJobRequest {
+                job_id: id.into(),
+                ..GetJobRequest::default()
+            };
             async move { Ok(client.get_job(request).await?.into_inner()) }
         };
         let not_found = |at, status: &Status| {

@@ -121,7 +121,11 @@ async fn replica(
             continue;
         }
         let job_id = accepted.id.clone();
-        let shown = jobs.get_job(GetJobRequest { job_id }).await?.into_inner();
+        let get = GetJobRequest {
+            job_id,
+            ..GetJobRequest::default()
+        };
+        let shown = jobs.get_job(get).await?.into_inner();
         // A straggler of a quorum may report after the end; its draft is no part of the answer.
         let kind = &evidence.kinds[accepted.kind];
         let same = match kind.exact {

@@ -261,7 +261,7 @@ impl Coordinator {
             if updates.is_empty() && ended {
                 let job = self.state.job(&watching.job_id).cloned();
                 if let Some(job) = job
-                    && let Ok(shown) = view::job(&job, &self.disk.blobs, false)
+                    && let Ok(shown) = view::job(&job, &self.disk.blobs, None)
                 {
                     self.send_update(stream, watching, Update::Done(shown), cx);
                     return true;

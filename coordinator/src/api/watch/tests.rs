@@ -176,6 +176,25 @@ async fn a_watcher_that_takes_nothing_loses_its_seat_and_is_told_why() {
 }
 
 #[tokio::test]
+async fn what_was_handed_over_waits_until_the_next_is_asked_for() {
+    let room = Arc::new(Semaphore::new(2));
+    let (queue, updates) = mpsc::channel(2);
+    let (_end, ended) = oneshot::channel();
+    for _ in 0..2 {
+        let taken = room.clone().try_acquire_owned().unwrap();
+        let update = WatchJobResponse::default();
+        queue.send((update, taken)).await.unwrap();
+    }
+    let mut updates = outbound(updates, ended);
+    updates.next().await.unwrap().unwrap();
+    assert_eq!(room.available_permits(), 0);
+    updates.next().await.unwrap().unwrap();
+    assert_eq!(room.available_permits(), 1);
+    assert!(futures::poll!(updates.next()).is_pending());
+    assert_eq!(room.available_permits(), 2);
+}
+
+#[tokio::test]
 async fn what_waits_for_a_watcher_is_bounded_in_bytes() {
     let mut played = played(Duration::from_millis(20));
     push_words(&played.feed, 0..8, &"x".repeat(QUEUE_BYTES / 4));

@@ -60,7 +60,7 @@ pub(super) fn examine(state: &State) {
     let _ = state.expirable(0, 0, 100);
     let _ = view::workers(state);
     for job in state.all_jobs() {
-        let _ = view::job(job, &InlineOnly, true);
+        let _ = view::job(job, &InlineOnly, Some(view::Drafts::ALL));
         let _ = view::prepare(state, job, &InlineOnly);
         for event in &job.events {
             let _ = view::event(job, event, &InlineOnly);

@@ -40,7 +40,7 @@ impl TokensOnce {
     }
 
     pub(super) fn sealed(&self, job: &Job, blobs: &dyn Payloads) -> Check {
-        let shown = view::job(job, blobs, false).map_err(|e| e.to_string())?;
+        let shown = view::job(job, blobs, None).map_err(|e| e.to_string())?;
         let mut sum = Usage::default();
         for usage in self.0.get(&job.id).into_iter().flat_map(BTreeMap::values) {
             sum.prompt_tokens += usage.prompt_tokens;
