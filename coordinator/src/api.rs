@@ -33,10 +33,11 @@ use crate::{
     auth::Auth,
     config::Config,
     disk::reserve::Reserve,
+    door::deadline,
     feed::Feeds,
     metrics,
     node::{Handle, NodeError, NodeRole, NodeStatus},
-    transport::{Network, blobs::BlobNet},
+    transport::{Network, blobs::BlobNet, estranged},
 };
 
 /// Marks a call that a coordinator passed on: it is not passed on again.
@@ -273,15 +274,23 @@ impl Api {
     }
 }
 
-/// Asks every other member who it is; those that do not answer, by name.
+/// Asks every other member who it is; those that do not answer, by name, and those that answer as no members of
+/// one cluster do, with what to compare.
 pub(crate) async fn silent_members(network: &Network, status: &NodeStatus) -> Vec<String> {
     let others = status
         .members
         .iter()
         .filter(|(id, _)| **id != status.node_id);
     let probes = others.map(|(id, member)| async move {
-        let silent = network.identify(&member.address, PROBE).await.is_err();
-        silent.then(|| format!("{id:016x} at {}", member.address))
+        let why = match network.identify(&member.address, PROBE).await {
+            Ok(found) => {
+                let mine = status.cluster_id.as_deref().unwrap_or_default();
+                Some(estranged::other_cluster(&found, mine)?)
+            }
+            Err(refusal) => network.estranged(&member.address, &refusal).await,
+        };
+        let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+        Some(format!("{id:016x} at {}{why}", member.address))
     });
     let asked = futures::future::join_all(probes).await;
     asked.into_iter().flatten().collect()
@@ -297,26 +306,8 @@ pub fn patience(metadata: &MetadataMap, most: Duration) -> Duration {
     let asked = metadata
         .get("grpc-timeout")
         .and_then(|v| v.to_str().ok())
-        .and_then(timeout);
+        .and_then(deadline::parse);
     asked.map_or(most, |asked| most.min(asked.mul_f32(0.9)))
-}
-
-/// `grpc-timeout`: up to 8 digits and a unit.
-fn timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.len() > 8 {
-        return None;
-    }
-    let count: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(count * 3600)),
-        "M" => Some(Duration::from_secs(count * 60)),
-        "S" => Some(Duration::from_secs(count)),
-        "m" => Some(Duration::from_millis(count)),
-        "u" => Some(Duration::from_micros(count)),
-        "n" => Some(Duration::from_nanos(count)),
-        _ => None,
-    }
 }
 
 /// Counts and times a unary call; a refusal that a later try may not meet says when to come again.
@@ -389,15 +380,5 @@ pub(crate) mod tests {
             config,
         };
         (api, folder)
-    }
-
-    #[test]
-    fn the_callers_deadline_is_understood() {
-        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(timeout("2S"), Some(Duration::from_secs(2)));
-        assert!(timeout("99999999H").is_some(), "the longest there is");
-        for wrong in ["", "S", "5", "5X", "-1S", "18446744073709551615H"] {
-            assert_eq!(timeout(wrong), None, "{wrong}");
-        }
     }
 }

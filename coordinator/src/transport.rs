@@ -1,6 +1,7 @@
 //! Between coordinators: channels, lanes of raft messages, snapshots, payloads.
 
 pub mod blobs;
+pub mod estranged;
 pub mod lanes;
 pub mod service;
 pub mod snapshot;

@@ -18,6 +18,9 @@ use tonic::{Request, Response, Status};
 use super::{Api, contemplation::Seen, convert};
 use crate::auth::Role;
 
+/// How long the disk may take for one view, whatever the caller's wait.
+const DISK: Duration = Duration::from_secs(5);
+
 /// Serves `conclave.v1.Audit`.
 #[derive(Clone)]
 pub struct AuditService(pub Arc<Api>);
@@ -84,7 +87,7 @@ impl Api {
     /// again. Ends within `wait`, and fetches nothing twice.
     ///
     /// # Errors
-    /// UNAVAILABLE for a payload that no member has now, DATA_LOSS for one that
+    /// UNAVAILABLE for a payload that no member has now or for a disk that hangs, DATA_LOSS for one that
     /// does not decode.
     pub async fn with_blobs<T: Send + 'static>(
         &self,
@@ -95,8 +98,12 @@ impl Api {
         let mut fetches = Fetches::new(wait);
         loop {
             let run = view.clone();
-            let result = tokio::task::spawn_blocking(move || run())
+            let run = tokio::task::spawn_blocking(move || run());
+            let result = tokio::time::timeout(wait.max(DISK), run)
                 .await
+                .map_err(|_| {
+                    Status::unavailable("this node's disk takes too long: ask another member")
+                })?
                 .map_err(|e| Status::internal(e.to_string()))?;
             match result {
                 Ok(value) => return Ok(value),

@@ -3,12 +3,18 @@
 
 use std::time::{Duration, Instant};
 
+use conclave_proto::v1::IdentifyResponse;
 use futures::future::join_all;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{Handle, Input, NodeStatus};
-use crate::{api::PROBE, config::Config, disk::reserve::Reserve, transport::Network};
+use crate::{
+    api::PROBE,
+    config::Config,
+    disk::reserve::Reserve,
+    transport::{Network, estranged::other_cluster},
+};
 
 /// Period of looking at the disk.
 const LOOK: Duration = Duration::from_secs(1);
@@ -47,7 +53,7 @@ async fn find_seeds(config: Config, network: Network, mut status: watch::Receive
         for seed in &config.seeds {
             if let Ok(found) = network.identify(seed, config.election()).await {
                 let mine = status.borrow().cluster_id.clone();
-                same_cluster(first, seed, &found.cluster_id, mine.as_deref());
+                same_cluster(first, seed, &found, mine.as_deref());
                 network.learn(found.node_id, seed);
             }
         }
@@ -57,14 +63,18 @@ async fn find_seeds(config: Config, network: Network, mut status: watch::Receive
 
 /// Says, once a start, that a seed and this node are of different clusters: one
 /// of the two has another one's data folder.
-fn same_cluster(first: bool, seed: &str, theirs: &str, mine: Option<&str>) {
-    let Some(mine) = mine.filter(|mine| first && !theirs.is_empty() && *mine != theirs) else {
+fn same_cluster(first: bool, seed: &str, found: &IdentifyResponse, mine: Option<&str>) {
+    let Some(mine) = mine.filter(|_| first) else {
+        return;
+    };
+    let Some(why) = other_cluster(found, mine) else {
         return;
     };
     tracing::error!(
         seed,
-        theirs,
+        theirs = found.cluster_id,
         mine,
+        why,
         "this node and its seed belong to different clusters: one of them runs on another \
          cluster's data folder"
     );

@@ -16,6 +16,7 @@ use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::{Semaphore, watch},
     task::spawn_blocking,
+    time::timeout,
 };
 use tonic::Status;
 
@@ -28,6 +29,8 @@ use crate::{
 
 /// Payloads that are fetched at a time because the log names them.
 const FETCHES: usize = 8;
+/// How long the own disk may take beside the wait for others.
+const DISK: Duration = Duration::from_secs(5);
 /// When a submission that met a full disk may come again.
 const FULL: Duration = Duration::from_secs(10);
 
@@ -103,7 +106,10 @@ impl BlobNet {
             });
         }
         let length = bytes.len() as u64;
-        let hash = Box::pin(self.spread(bytes, wait)).await?;
+        let spread = Box::pin(self.spread(bytes, wait));
+        let hash = timeout(wait, spread).await.map_err(|_| {
+            Status::unavailable("no majority of the members stored the payload in time")
+        })??;
         Ok(Payload {
             body: Some(Body::Blob(BlobRef {
                 hash: hash.to_vec(),
@@ -187,8 +193,13 @@ impl BlobNet {
     /// whole one is here already: that one becomes as young as a new one.
     ///
     /// # Errors
-    /// UNAVAILABLE if no member that answers within `wait` has it.
+    /// UNAVAILABLE if no member that answers within `wait` has it, or if this one's disk does not answer.
     pub async fn fetch(&self, hash: Hash, wait: Duration) -> Result<(), Status> {
+        let found = timeout(wait + DISK, self.find(hash, wait)).await;
+        found.map_err(|_| Status::unavailable("this node's disk takes too long"))?
+    }
+
+    async fn find(&self, hash: Hash, wait: Duration) -> Result<(), Status> {
         let until = Instant::now() + wait;
         let local = self.local.clone();
         let whole = spawn_blocking(move || local.renew(&hash)).await;
@@ -216,7 +227,7 @@ impl BlobNet {
             };
             let request = self.network.request(wanted);
             let left = until.saturating_duration_since(Instant::now());
-            let call = tokio::time::timeout(share.min(left), peer.get_blob(request));
+            let call = timeout(share.min(left), peer.get_blob(request));
             let Ok(Ok(answer)) = call.await else {
                 continue;
             };

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use super::{Network, service};
+use super::{Network, estranged, service};
 use crate::node::{Handle, Input};
 
 /// Messages that wait for one peer.
@@ -234,9 +234,9 @@ impl Lane {
             tracing::debug!(to, address, %status, "lane lost");
             return;
         }
-        let why = status.message();
+        let why = estranged::refused(&status).unwrap_or(status.message());
         tracing::warn!(to, address, why, "a member refuses this node's messages");
-        self.refusal = Some((why.to_owned(), Instant::now()));
+        self.refusal = Some((status.message().to_owned(), Instant::now()));
     }
 }
 

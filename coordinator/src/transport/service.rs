@@ -14,7 +14,7 @@ use raft::{
     eraftpb::{Message as RaftMessage, MessageType},
     raw_node::is_local_msg,
 };
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -22,11 +22,11 @@ use tonic::{
     metadata::{AsciiMetadataValue, MetadataMap},
 };
 
-use super::{Network, blobs, snapshot, turns::Turns};
+use super::{Network, blobs, estranged, snapshot, turns::Turns};
 use crate::{
     auth::{Auth, Role},
     disk::{blobs::Blobs, reserve::Reserve, snapshots::Snapshots},
-    node::{Handle, Input},
+    node::{Handle, Input, NodeStatus},
 };
 
 /// Who asks a leader for a sign of life: its cluster and node id.
@@ -70,6 +70,7 @@ impl PeerService {
     }
 
     fn same_cluster(&self, cluster_id: &str) -> Result<(), Status> {
+        self.no_past(cluster_id)?;
         match &self.node.status().borrow().cluster_id {
             Some(mine) if mine == cluster_id => Ok(()),
             Some(mine) => Err(Status::failed_precondition(format!(
@@ -78,6 +79,18 @@ impl PeerService {
             None => Err(Status::failed_precondition(
                 "this node belongs to no cluster yet",
             )),
+        }
+    }
+
+    /// Tells a member of the cluster that this node's own came out of what is left for it to do.
+    fn no_past(&self, cluster_id: &str) -> Result<(), Status> {
+        let status = self.node.status();
+        let status = status.borrow();
+        match &status.cluster_id {
+            Some(mine) if came_from(&status).any(|past| past == cluster_id) => Err(
+                Status::failed_precondition(estranged::begun_anew(cluster_id, mine)),
+            ),
+            _ => Ok(()),
         }
     }
 
@@ -98,6 +111,7 @@ impl PeerService {
             let status = status.borrow();
             (status.node_id, status.cluster_id.is_none())
         };
+        self.no_past(&batch.cluster_id)?;
         if batch.to != me {
             let mine = self.node.now().cluster_id.unwrap_or_default();
             let whose = match mine.as_str() {
@@ -216,6 +230,14 @@ impl PeerService {
     }
 }
 
+/// The clusters that this node's came out of, oldest first.
+fn came_from(status: &NodeStatus) -> impl Iterator<Item = &str> {
+    status
+        .lineage
+        .iter()
+        .map(|from| from.from_cluster_id.as_str())
+}
+
 /// The cluster and the member of it that asks for a sign of life, if one does.
 fn asks(metadata: &MetadataMap) -> Option<(&str, u64)> {
     let (cluster_id, node_id) = metadata.get(ASKS)?.to_str().ok()?.split_once(' ')?;
@@ -261,8 +283,9 @@ impl Raft for PeerService {
         let (queue, chunks) = mpsc::channel(4);
         tokio::spawn(async move {
             for chunk in snapshot::chunks(&state) {
-                // The fetcher went away: it will ask again.
-                if queue.send(Ok(chunk)).await.is_err() {
+                // The fetcher went away, or takes nothing: it will ask again.
+                let taken = timeout(snapshot::SILENCE, queue.send(Ok(chunk))).await;
+                if !matches!(taken, Ok(Ok(()))) {
                     return;
                 }
             }
@@ -332,6 +355,7 @@ impl Raft for PeerService {
     ) -> Result<Response<IdentifyResponse>, Status> {
         self.peer(&request)?;
         let status = self.node.now();
+        let came_from = came_from(&status).map(str::to_owned).collect();
         let mine = status.cluster_id.as_deref();
         if let Some((_, from)) = asks(request.metadata()).filter(|(theirs, _)| mine == Some(theirs))
         {
@@ -344,6 +368,7 @@ impl Raft for PeerService {
             max_log_version: self.max_log_version,
             disk_short: self.reserve.check().is_err(),
             unix_ms: crate::node::task::unix_ms(),
+            came_from,
         }))
     }
 }

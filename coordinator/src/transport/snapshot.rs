@@ -10,8 +10,8 @@ use crate::disk::snapshots::Snapshots;
 
 /// Bytes of state in one chunk.
 pub const CHUNK: usize = 256 << 10;
-/// How long the sender may be silent between two chunks.
-const SILENCE: Duration = Duration::from_secs(10);
+/// How long the sender may be silent before a chunk, and the fetcher leave one untaken.
+pub const SILENCE: Duration = Duration::from_secs(10);
 
 /// Cuts a state into chunks, each with its own digest.
 pub fn chunks(state: &[u8]) -> impl Iterator<Item = SnapshotChunk> + '_ {
@@ -38,6 +38,18 @@ pub async fn fetch(
     manifest: &SnapshotManifest,
     snapshots: &Snapshots,
 ) -> Result<(), Status> {
+    fetch_within(SILENCE, network, address, cluster_id, manifest, snapshots).await
+}
+
+/// [`fetch`] from a sender that may be silent for so long.
+async fn fetch_within(
+    silence: Duration,
+    network: &Network,
+    address: &str,
+    cluster_id: &str,
+    manifest: &SnapshotManifest,
+    snapshots: &Snapshots,
+) -> Result<(), Status> {
     let mut peer = network
         .peer(address)
         .map_err(|e| Status::invalid_argument(e.to_string()))?;
@@ -47,12 +59,14 @@ pub async fn fetch(
         index: manifest.index,
         digest: manifest.digest.clone(),
     });
-    let mut stream = peer.fetch_snapshot(request).await?.into_inner();
+    let silent = |_| Status::deadline_exceeded("the sender of a snapshot fell silent");
+    let begun = tokio::time::timeout(silence, peer.fetch_snapshot(request)).await;
+    let mut stream = begun.map_err(silent)??.into_inner();
     let mut state = Vec::new();
     loop {
-        let next = tokio::time::timeout(SILENCE, stream.message())
+        let next = tokio::time::timeout(silence, stream.message())
             .await
-            .map_err(|_| Status::deadline_exceeded("the sender of a snapshot fell silent"))?;
+            .map_err(silent)?;
         let Some(chunk) = next? else { break };
         let whole = chunk.offset == state.len() as u64
             && blake3::hash(&chunk.data).as_bytes().as_slice() == chunk.digest
@@ -75,6 +89,34 @@ pub async fn fetch(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A member whose disk hangs: it takes the call, and says nothing.
+    #[tokio::test]
+    async fn a_sender_that_never_begins_is_given_up() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let hangs = tower::service_fn(|_: tonic::codegen::http::Request<_>| {
+            std::future::pending::<
+                Result<tonic::codegen::http::Response<tonic::body::Body>, std::convert::Infallible>,
+            >()
+        });
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let server = tonic::transport::Server::builder().serve_with_incoming(hangs, incoming);
+        let server = tokio::spawn(server);
+        let (auth, dial) = (
+            crate::auth::Auth::open(),
+            conclave_credentials::Dial::plain(),
+        );
+        let network = Network::new(auth, dial, 1 << 20);
+        let folder = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::open(folder.path()).unwrap();
+        let manifest = SnapshotManifest::default();
+        let soon = Duration::from_millis(50);
+        let fetched = fetch_within(soon, &network, &address, "c", &manifest, &snapshots);
+        let refusal = tokio::time::timeout(SILENCE, fetched).await.unwrap();
+        assert_eq!(refusal.unwrap_err().code(), tonic::Code::DeadlineExceeded);
+        server.abort();
+    }
 
     #[test]
     fn chunks_cover_the_state_once_and_in_order() {
