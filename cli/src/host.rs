@@ -140,6 +140,7 @@ impl LocalCluster {
                 http_listen: address(plan.port_base.map(|base| base + 10), index),
                 open: true,
                 traces: plan.traces(),
+                hosted: plan.coordinators,
                 ..CoordinatorConfig::default()
             };
             let coordinator =

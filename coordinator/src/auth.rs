@@ -134,11 +134,10 @@ impl Auth {
         let token = metadata
             .get("authorization")
             .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer "));
+            .and_then(bearer);
         let Some(token) = token else {
             return Err(Reason::NoToken.status("send a token as `authorization: Bearer TOKEN`"));
         };
-        let token = token.trim();
         let Some(caller) = tokens.now().find(token) else {
             if let Some(jwt) = self.jwt.as_ref().filter(|_| jwt::Verifier::is_one(token)) {
                 return jwt.now().caller(token);
@@ -208,6 +207,14 @@ impl Auth {
     }
 }
 
+/// The token of a value of the scheme `Bearer`, which RFC 9110 lets callers spell in any case.
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| token.trim_matches(' '))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,6 +253,30 @@ mod tests {
         }
         let status = auth.caller(&MetadataMap::new()).unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unauthenticated);
+    }
+
+    #[test]
+    fn the_scheme_is_spelled_in_any_case() {
+        let auth = auth();
+        let of = |value: &str| {
+            let mut map = MetadataMap::new();
+            map.insert("authorization", value.parse().unwrap());
+            auth.caller(&map).map(|caller| caller.tenant)
+        };
+        for good in [
+            "Bearer alice-token",
+            "bearer alice-token",
+            "BEARER  alice-token ",
+        ] {
+            assert_eq!(of(good).unwrap(), "alice", "{good}");
+        }
+        for bad in ["Beareralice-token", "Basic alice-token", "bearer", ""] {
+            assert_eq!(
+                of(bad).unwrap_err().code(),
+                tonic::Code::Unauthenticated,
+                "{bad}"
+            );
+        }
     }
 
     #[test]

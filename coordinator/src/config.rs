@@ -103,6 +103,9 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// Where traces of jobs go; without it nothing is exported.
     pub traces: Option<conclave_traces::Settings>,
+    /// Coordinators that this process hosts: they share its descriptors. Nothing of a file.
+    #[serde(skip)]
+    pub hosted: u16,
 }
 
 impl Default for Config {
@@ -134,6 +137,7 @@ impl Default for Config {
             jwt: None,
             tls: None,
             traces: None,
+            hosted: 1,
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod body;
 pub mod calls;
 mod connection;
+pub mod deadline;
 mod descriptors;
 
 use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -43,10 +44,12 @@ pub struct Door {
 }
 
 impl Door {
-    /// A door and the connections that come through it: with TLS, if there is something to show.
+    /// A door and the connections that come through it: with TLS, if there is something to show. It is one of
+    /// `doors` of this process, which share its descriptors.
     pub fn new(
         tls: Option<Arc<Watched<Material>>>,
         refusals: Refusals,
+        doors: u64,
     ) -> (Self, ReceiverStream<io::Result<Connection>>) {
         let (ready, connections) = mpsc::channel(READY);
         let door = Self {
@@ -54,6 +57,7 @@ impl Door {
             refusals,
             seats: Arc::new(Semaphore::new(descriptors::seats(
                 descriptors::raise(),
+                doors,
                 CONNECTIONS,
             ))),
             ready,

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
+use tonic::{
+    Code, Request, Response, Status, TimeoutExpired, metadata::MetadataMap, transport::Channel,
+};
 
 use super::{Api, LOOK_UP, NOT_LEADER, Route, convert, patience};
 
@@ -100,6 +102,7 @@ impl Api {
                     match answer {
                         Ok(response) => return Ok(Response::new(response.into_inner())),
                         Err(refusal) => {
+                            let refusal = unanswered(refusal);
                             sent |= may_be_done(&refusal);
                             (refusal, twice)
                         }
@@ -113,6 +116,16 @@ impl Api {
             // Whichever is first: news of a leader, or time to try the same again.
             let _ = tokio::time::timeout(LOOK_UP, status.changed()).await;
         }
+    }
+}
+
+/// A call whose time is over is CANCELLED to the transport of this side: its caller cancelled nothing, and may not
+/// know what became of it (law 7).
+fn unanswered(refusal: Status) -> Status {
+    let mut chain = std::iter::successors(refusal.source(), |&error| error.source());
+    match chain.any(|error| error.is::<TimeoutExpired>()) {
+        true => Status::unavailable("the leader did not answer in time"),
+        false => refusal,
     }
 }
 
@@ -205,6 +218,21 @@ mod tests {
             .insert("outcome", convert::ascii("unknown"));
         assert!(!look_again(&unknown, true));
         assert!(!look_again(&Status::not_found("no such job"), true));
+    }
+
+    #[test]
+    fn a_leader_that_does_not_answer_in_time_was_not_cancelled_by_its_caller() {
+        let expired = || Status::from_error(Box::new(TimeoutExpired(())));
+        assert_eq!(
+            expired().code(),
+            Code::Cancelled,
+            "the transport's own word"
+        );
+        let told = unanswered(expired());
+        assert_eq!(told.code(), Code::Unavailable);
+        assert!(may_be_done(&told), "its outcome is not known");
+        let own = unanswered(Status::cancelled("the leader's own word"));
+        assert_eq!(own.code(), Code::Cancelled);
     }
 
     /// What the transport says of a stream on a connection that was given up with NO_ERROR.

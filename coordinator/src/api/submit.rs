@@ -272,9 +272,7 @@ impl Api {
             metrics::refused("disk_reserve");
             convert::exhausted(
                 format!(
-                    "the leader's disk is nearly full: {} bytes are free, {} must be \
-                     (disk_reserve_bytes): they are kept for running jobs",
-                    short.free, short.wanted
+                    "the leader's disk is nearly full: {short}; they are kept for running jobs"
                 ),
                 LATER * 10,
             )

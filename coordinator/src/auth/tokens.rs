@@ -80,7 +80,7 @@ impl Tokens {
     ///
     /// # Errors
     /// [`TokensError`]: a line that does not parse, a token that is short, cannot be sent or is given
-    /// twice, a submitter without tenant, no peer token.
+    /// twice, a submitter without tenant, a worker with one, no peer token.
     pub fn parse(text: &str) -> Result<Self, TokensError> {
         let mut known = BTreeMap::new();
         let mut peer = None;
@@ -111,6 +111,12 @@ impl Tokens {
             })?;
             if !role.is_of_the_cluster() && entry.tenant.is_empty() {
                 return Err(refuse("this role needs a tenant".to_owned()));
+            }
+            if role.is_of_the_cluster() && !entry.tenant.is_empty() {
+                return Err(refuse(
+                    "this role belongs to no tenant: it serves the jobs of all; leave `tenant` out"
+                        .to_owned(),
+                ));
             }
             if role == Role::Peer && peer.is_none() {
                 peer = Some(sent);
@@ -176,6 +182,10 @@ mod tests {
             (
                 "{\"token\": \"secret-thing\", \"role\": \"worker\"}",
                 "no token of role `peer`",
+            ),
+            (
+                "{\"token\": \"secret-thing\", \"tenant\": \"a\", \"role\": \"worker\"}",
+                "line 1: this role belongs to no tenant",
             ),
         ] {
             let error = Tokens::parse(text).unwrap_err().to_string();

@@ -222,6 +222,12 @@ fn parse(folder: &Path, path: &Path, bytes: &[u8]) -> Result<Stored, IdentityErr
         .and_then(serde_json::Value::as_u64)
         .unwrap_or(0);
     if found > u64::from(FORMAT_VERSION) {
+        if let Some(was) = changed_version(&value) {
+            let why = format!(
+                "`format_version` says {found}, and the checksum that it was written with {was}"
+            );
+            return Err(IdentityError::Damaged(path.to_owned(), why));
+        }
         let found = u32::try_from(found).unwrap_or(u32::MAX);
         return Err(IdentityError::Newer {
             folder: folder.to_owned(),
@@ -253,6 +259,21 @@ fn parse(folder: &Path, path: &Path, bytes: &[u8]) -> Result<Stored, IdentityErr
         ));
     }
     Ok(stored)
+}
+
+/// The version that this build wrote, where another stands now and nothing else was changed: the checksum knows.
+/// A file of a newer program has one of its own.
+fn changed_version(value: &serde_json::Value) -> Option<u32> {
+    let mut value = value.clone();
+    *value.get_mut("format_version")? = 0.into();
+    let stored: Stored = serde_json::from_value(value).ok()?;
+    (1..=FORMAT_VERSION).find(|&format_version| {
+        let written = Stored {
+            format_version,
+            ..stored.clone()
+        };
+        written.digest() == stored.check
+    })
 }
 
 fn store(path: &Path, stored: &Stored) -> io::Result<()> {
@@ -322,6 +343,31 @@ mod tests {
         let error = Identity::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("restore that file"), "{error}");
         assert!(!path.exists(), "no new identity is minted");
+    }
+
+    #[test]
+    fn a_changed_digit_of_the_format_is_damage_and_no_newer_program() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Identity::open(folder.path()).unwrap());
+        let path = folder.path().join("identity.json");
+        let written = fs::read_to_string(&path).unwrap();
+        let changed = written.replace("\"format_version\": 1", "\"format_version\": 3");
+        assert_ne!(written, changed);
+        fs::write(&path, &changed).unwrap();
+        let error = Identity::open(folder.path()).unwrap_err();
+        assert!(matches!(error, IdentityError::Damaged(..)), "{error}");
+        assert!(
+            error.to_string().contains("`format_version` says 3"),
+            "{error}"
+        );
+        // Of a file that nothing vouches for, the version is all that is known.
+        let unknown = changed.replace("\"check\": \"", "\"check\": \"0");
+        fs::write(&path, unknown).unwrap();
+        let error = Identity::open(folder.path()).unwrap_err();
+        assert!(
+            matches!(error, IdentityError::Newer { found: 3, .. }),
+            "{error}"
+        );
     }
 
     #[test]

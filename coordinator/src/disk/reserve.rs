@@ -1,6 +1,7 @@
 //! Room on the disk that is kept for consensus and for running jobs.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -26,6 +27,22 @@ pub struct Short {
     pub free: u64,
     /// Bytes that must be, before new work is taken again.
     pub wanted: u64,
+    /// Bytes that are kept: below so many, new work was refused first.
+    pub kept: u64,
+}
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { free, wanted, kept } = self;
+        write!(f, "{free} bytes are free, {wanted} must be: ")?;
+        if wanted == kept {
+            return write!(f, "disk_reserve_bytes");
+        }
+        write!(
+            f,
+            "disk_reserve_bytes ({kept}) and, after it fell below that, an eighth more"
+        )
+    }
 }
 
 impl Reserve {
@@ -60,7 +77,11 @@ impl Reserve {
         };
         self.short.store(free < wanted, Ordering::Relaxed);
         match free < wanted {
-            true => Err(Short { free, wanted }),
+            true => Err(Short {
+                free,
+                wanted,
+                kept: self.bytes,
+            }),
             false => Ok(()),
         }
     }
@@ -84,9 +105,21 @@ mod tests {
             reserve.judge(7),
             Err(Short {
                 free: 7,
-                wanted: 900
+                wanted: 900,
+                kept: 800
             })
         );
+    }
+
+    #[test]
+    fn a_refusal_says_where_its_number_comes_from() {
+        let reserve = Reserve::new(PathBuf::from("/"), 800);
+        let first = reserve.judge(799).unwrap_err().to_string();
+        assert_eq!(first, "799 bytes are free, 800 must be: disk_reserve_bytes");
+        let then = reserve.judge(850).unwrap_err().to_string();
+        let eighth =
+            "900 must be: disk_reserve_bytes (800) and, after it fell below that, an eighth more";
+        assert!(then.contains(eighth), "{then}");
     }
 
     #[test]

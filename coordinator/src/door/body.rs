@@ -8,6 +8,7 @@ use std::{
 };
 
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Sleep, sleep},
@@ -56,37 +57,12 @@ impl http_body::Body for Timely {
     }
 }
 
-/// An answer's body that holds a seat until it ends.
-pub struct Seated {
-    inner: Body,
-    _seat: OwnedSemaphorePermit,
-}
-
-impl Seated {
-    /// `inner`, which holds `seat`.
-    pub fn new(inner: Body, seat: OwnedSemaphorePermit) -> Self {
-        Self { inner, _seat: seat }
-    }
-}
-
-impl http_body::Body for Seated {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
+/// An answer's body that holds `seat` until it is dropped.
+pub fn seated(body: Body, seat: OwnedSemaphorePermit) -> Body {
+    Body::new(body.map_frame(move |frame| {
+        let _held = &seat;
+        frame
+    }))
 }
 
 #[cfg(test)]

@@ -23,7 +23,8 @@ use tower::Layer;
 
 use super::{
     Origin,
-    body::{PATIENCE, Seated, Timely},
+    body::{PATIENCE, Timely, seated},
+    deadline,
 };
 use crate::api::convert;
 use crate::auth::{
@@ -145,24 +146,27 @@ where
             request.headers_mut().insert(CERTIFIED, yes);
         }
         let uri = request.uri().clone();
-        let seat = self.known(&request).and_then(|()| self.seat(uri.path()));
-        let answer = seat.map(|seat| {
+        let begun = self.known(&request).and_then(|()| {
+            let clock = deadline::clock(deadline::asked(request.headers())?);
+            Ok((self.seat(uri.path())?, clock))
+        });
+        let answer = begun.map(|(seat, clock)| {
             let streamed = STREAMED.contains(&uri.path());
             let timely = |body| Body::new(Timely::new(body, PATIENCE));
             let answer = self.inner.call(match streamed {
                 true => request,
                 false => request.map(timely),
             });
-            (answer, seat)
+            (deadline::within(clock, answer), seat)
         });
         let refusals = self.refusals.clone();
         Box::pin(async move {
             let answer = match answer {
-                Ok((answer, None)) => answer.await?,
-                Ok((answer, Some(seat))) => {
-                    let seated = |body| Body::new(Seated::new(body, seat));
-                    answer.await?.map(seated)
-                }
+                Ok((answer, seat)) => match (answer.await, seat) {
+                    (Ok(answer), None) => answer?,
+                    (Ok(answer), Some(seat)) => answer?.map(|body| seated(body, seat)),
+                    (Err(late), _) => late.into_http(),
+                },
                 Err(refusal) => refusal.into_http(),
             };
             if let Some(reason) = refused(answer.headers()) {

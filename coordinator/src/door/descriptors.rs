@@ -27,10 +27,10 @@ pub fn raise() -> u64 {
     now
 }
 
-/// Connections that may be held where there are so many descriptors, `most` at most: a third stays for files, and for
-/// what this node opens itself.
-pub fn seats(descriptors: u64, most: usize) -> usize {
-    let share = descriptors - descriptors / 3;
+/// Connections that one of `doors` may hold where there are so many descriptors, `most` at most: a third stays for
+/// files, and for what the process opens itself.
+pub fn seats(descriptors: u64, doors: u64, most: usize) -> usize {
+    let share = (descriptors - descriptors / 3) / doors.max(1);
     usize::try_from(share).unwrap_or(most).min(most)
 }
 
@@ -40,8 +40,16 @@ mod tests {
 
     #[test]
     fn connections_leave_descriptors_for_files() {
-        assert_eq!(seats(256, 1_000), 171);
-        assert_eq!(seats(1 << 20, 1_000), 1_000);
-        assert_eq!(seats(u64::MAX, 1_000), 1_000);
+        assert_eq!(seats(256, 1, 1_000), 171);
+        assert_eq!(seats(1 << 20, 1, 1_000), 1_000);
+        assert_eq!(seats(u64::MAX, 1, 1_000), 1_000);
+    }
+
+    #[test]
+    fn doors_of_one_process_share_its_descriptors() {
+        for doors in 1..=9 {
+            let all = seats(1_024, doors, 1_000) as u64 * doors;
+            assert!((600..=683).contains(&all), "{doors}: {all}");
+        }
     }
 }
