@@ -58,7 +58,8 @@ pub struct WorkerArgs {
 }
 
 const EXAMPLES: &str = "\
-Prints one line when the model is loaded. SIGTERM finishes what runs, hands
+Prints one line when the model is loaded; it takes work once a coordinator has
+welcomed it, which /readyz and the log say. SIGTERM finishes what runs, hands
 back what does not end in time, and then ends; a second signal ends it at once.
 
 Examples:
@@ -152,7 +153,8 @@ pub async fn run(global: &Global, args: WorkerArgs) -> Result<(), CliError> {
         out::json_line(&json!({ "worker_id": worker.worker_id(), "http": http }))?;
     } else {
         out::line(format!(
-            "worker {} is ready; http://{http}/metrics",
+            "worker {} is up and looks for a coordinator: http://{http}/readyz says when it has one; \
+             http://{http}/metrics",
             worker.worker_id()
         ))?;
     }

@@ -126,7 +126,11 @@ impl<B: Backend> Session<B> {
         let state = std::mem::replace(&mut self.link, LinkState::Waiting(Instant::now()));
         self.link = match state {
             LinkState::Greeting(link, _) | LinkState::Up(link) => {
-                tracing::info!(address = link.address, term = self.fence.term(), "welcomed");
+                tracing::info!(
+                    address = link.address,
+                    term = self.fence.term(),
+                    "welcomed: this worker takes work"
+                );
                 self.parts.status.up.store(true, Ordering::Relaxed);
                 self.metrics.connected(true);
                 LinkState::Up(link)
