@@ -2,7 +2,7 @@
 
 use std::{error::Error, time::Duration};
 
-use conclave_credentials::dial::NO_TLS;
+use conclave_credentials::Misfit;
 use conclave_proto::v1::IdentifyResponse;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -91,27 +91,20 @@ pub fn begun_anew(past: &str, now: &str) -> String {
 }
 
 fn by_tls(cause: &(dyn Error + 'static)) -> Option<String> {
-    let said = std::iter::successors(Some(cause), |&error| error.source());
-    let text = said.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    if text.contains(NO_TLS) {
-        let why = "it speaks no TLS, and this node has [tls] in its settings: all members have it, or none";
-        return Some(why.to_owned());
-    }
-    let tls = std::iter::successors(Some(cause), |&error| error.source()).find_map(rustls_error)?;
-    Some(format!(
-        "TLS with it fails ({tls}): compare ca_file, cert_file and server_name in [tls]"
-    ))
-}
-
-/// What TLS said, where an error is of it or carries it.
-fn rustls_error(error: &(dyn Error + 'static)) -> Option<String> {
-    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-        return Some(tls.to_string());
-    }
-    let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
-    inner
-        .downcast_ref::<rustls::Error>()
-        .map(ToString::to_string)
+    let why = match Misfit::of(cause)? {
+        Misfit::NoTls => {
+            "it speaks no TLS, and this node has [tls] in its settings: all members have it, or none"
+        }
+        Misfit::NotPlain => "it speaks no gRPC",
+        Misfit::Issuer | Misfit::Name | Misfit::Dates | Misfit::Certificate => {
+            "this node does not believe its certificate: compare ca_file and server_name in [tls], and look \
+             whether the certificate has ended"
+        }
+        Misfit::NoneShown | Misfit::Shown => {
+            "it does not believe this node's certificate: compare cert_file and ca_file in [tls]"
+        }
+    };
+    Some(why.to_owned())
 }
 
 fn is<E: Error + 'static>(cause: &(dyn Error + 'static)) -> bool {
