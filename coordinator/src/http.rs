@@ -8,7 +8,9 @@ use std::{
 };
 
 use conclave_probes::Probed;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::node::{NodeRole, NodeStatus};
 
@@ -17,7 +19,7 @@ use crate::node::{NodeRole, NodeStatus};
 const LEADERLESS: Duration = Duration::from_secs(30);
 
 /// What the port says of a node.
-pub struct View {
+struct View {
     status: watch::Receiver<NodeStatus>,
     readiness: Mutex<Readiness>,
 }
@@ -51,6 +53,16 @@ impl Readiness {
     }
 }
 
+/// Serves on `listener` until `stop`, what the node says of itself.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: PrometheusHandle,
+    status: watch::Receiver<NodeStatus>,
+    stop: CancellationToken,
+) {
+    conclave_probes::serve(listener, metrics, View::new(status), stop).await;
+}
+
 /// Binds the socket.
 ///
 /// # Errors
@@ -63,7 +75,7 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 impl View {
     /// Of the node that says this of itself.
-    pub fn new(status: watch::Receiver<NodeStatus>) -> Self {
+    fn new(status: watch::Receiver<NodeStatus>) -> Self {
         Self {
             status,
             readiness: Mutex::default(),

@@ -206,8 +206,7 @@ impl Coordinator {
         let mut tasks = vec![tokio::spawn(served)];
         tasks.extend(lookout::begin(&config, &network, &node, reserve, &stop));
         if let Some(listener) = http_listener {
-            let view = http::View::new(node.status());
-            let served = conclave_probes::serve(listener, metrics, view, serve.clone());
+            let served = http::serve(listener, metrics, node.status(), serve.clone());
             tasks.push(tokio::spawn(served));
         }
         Ok(Self {

@@ -92,7 +92,7 @@ impl Api {
                     let request = self.pass_on(&metadata, message.clone(), wait);
                     let answer = tokio::select! {
                         biased;
-                        answer = Box::pin(there(channel, request)) => answer,
+                        answer = Box::pin(there(channel, request)) => answer.map_err(unanswered),
                         // A leader that was cut off or stopped may never answer.
                         () = self.succeeded(asked), if twice => {
                             Err(Status::unavailable("another node leads now"))
@@ -102,7 +102,6 @@ impl Api {
                     match answer {
                         Ok(response) => return Ok(Response::new(response.into_inner())),
                         Err(refusal) => {
-                            let refusal = unanswered(refusal);
                             sent |= may_be_done(&refusal);
                             (refusal, twice)
                         }
