@@ -92,14 +92,16 @@ impl Site {
 
     /// Writes the tokens file.
     fn tokens(&self, operator: &str) {
-        let line = |token: &str, role: &str| {
+        let of_acme = |token: &str, role: &str| {
             format!("{{\"token\": \"{token}\", \"tenant\": \"acme\", \"role\": \"{role}\"}}\n")
         };
+        let of_all =
+            |token: &str, role: &str| format!("{{\"token\": \"{token}\", \"role\": \"{role}\"}}\n");
         let lines = [
-            line(operator, "operator"),
-            line(SUBMITTER, "submitter"),
-            line(WORKER, "worker"),
-            line(PEER, "peer"),
+            of_acme(operator, "operator"),
+            of_acme(SUBMITTER, "submitter"),
+            of_all(WORKER, "worker"),
+            of_all(PEER, "peer"),
         ];
         fs::write(self.path("tokens.jsonl"), lines.concat()).unwrap();
     }
