@@ -73,7 +73,8 @@ pub fn tls_hint(reason: &str, tls: bool) -> Option<&'static str> {
     if let Some(misfit) = Misfit::told(reason) {
         return Some(advice(misfit, tls));
     }
-    let broke = ["broken pipe", "connection reset"];
+    // Which of them it is depends on whether its alert, its end or our first words came first.
+    let broke = ["broken pipe", "connection reset", "connection closed"];
     let broke = broke.iter().any(|word| reason.contains(word));
     (broke && !tls).then_some(MAYBE_TLS)
 }
@@ -169,11 +170,11 @@ mod tests {
         assert!(plain.contains("--ca FILE"), "{plain}");
         let no_grpc = tls_hint(alert, true).unwrap();
         assert!(!no_grpc.contains("--ca"), "{no_grpc}");
-        assert!(
-            tls_hint("broken pipe", false)
-                .unwrap()
-                .contains("--ca FILE")
-        );
+        let closed = "operation was canceled: transport error: connection closed";
+        for broke in ["broken pipe", closed] {
+            let hint = tls_hint(broke, false).unwrap();
+            assert!(hint.contains("--ca FILE"), "{hint}");
+        }
         assert_eq!(tls_hint("broken pipe", true), None);
         let reason = "no TLS is spoken there (received corrupt message of type InvalidContentType)";
         let over_tls = tls_hint(reason, true).unwrap();
