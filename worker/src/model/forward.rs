@@ -5,9 +5,9 @@ use std::sync::Arc;
 use conclave_kernels::{BLOCK, Kernels, KvDtype};
 use conclave_worker_core::Batch;
 
-use super::llama::Activations;
 use super::meter::Meter;
 use super::ops::Ops;
+use super::pass::Activations;
 use super::step::{Bounds, Step};
 use super::{Model, ModelError};
 
@@ -39,9 +39,9 @@ impl Forward {
             });
         }
         let positions = model.info().context_tokens.min(blocks * BLOCK);
-        let llama = model.llama();
-        let (cache, rope) = (llama.cache(blocks, kv), llama.rope(positions));
-        let ops = Ops::new(kernels, cache, rope, llama.head_shape());
+        let family = model.family();
+        let (cache, rope) = (family.cache(blocks, kv), family.rope(positions));
+        let ops = Ops::new(kernels, cache, rope, family.head_shape());
         let bounds = Bounds {
             vocab: model.info().vocab_size,
             positions,
@@ -107,7 +107,7 @@ impl Forward {
             true => &[],
             false => self
                 .model
-                .llama()
+                .family()
                 .forward(&mut self.ops, &mut self.acts, &self.step),
         };
         Ok(Logits { rows, vocab })

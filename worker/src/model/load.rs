@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use conclave_kernels::KERNEL_VERSION;
 
+use super::family::Family;
 use super::gguf::Gguf;
 use super::llama::{Llama, LlamaConfig, LlamaWeights, Names};
 use super::safetensors::Folder;
@@ -102,7 +103,7 @@ fn load_gguf(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
         ends,
         tokenizer,
         template,
-        llama: Llama { config, weights },
+        family: Family::Llama(Llama { config, weights }),
     };
     Ok(assemble(path, opts, parts))
 }
@@ -134,7 +135,7 @@ fn load_folder(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
         ends: folder.end_tokens()?,
         tokenizer,
         template,
-        llama: Llama { config, weights },
+        family: Family::Llama(Llama { config, weights }),
     };
     Ok(assemble(path, opts, parts))
 }
@@ -159,7 +160,7 @@ struct Parts {
     ends: Vec<u32>,
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    llama: Llama,
+    family: Family,
 }
 
 fn assemble(path: &Path, opts: &LoadOptions, parts: Parts) -> Model {
@@ -169,7 +170,7 @@ fn assemble(path: &Path, opts: &LoadOptions, parts: Parts) -> Model {
         mut ends,
         tokenizer,
         template,
-        llama,
+        family,
     } = parts;
     let file = path
         .file_stem()
@@ -180,7 +181,7 @@ fn assemble(path: &Path, opts: &LoadOptions, parts: Parts) -> Model {
             .filter(|id| tokenizer.is_special(*id))
             .chain(tokenizer.eos()),
     );
-    ends.retain(|id| (*id as usize) < llama.vocab());
+    ends.retain(|id| (*id as usize) < family.vocab());
     ends.sort_unstable();
     ends.dedup();
     let ids = |mark| tokenizer.token_id(mark).map(|id| vec![id]);
@@ -193,8 +194,8 @@ fn assemble(path: &Path, opts: &LoadOptions, parts: Parts) -> Model {
             opts.isa.name(),
             opts.activation.name()
         ),
-        context_tokens: llama.config.context,
-        vocab_size: llama.vocab(),
+        context_tokens: family.context(),
+        vocab_size: family.vocab(),
         end_of_generation: ends,
     };
     Model {
@@ -202,6 +203,6 @@ fn assemble(path: &Path, opts: &LoadOptions, parts: Parts) -> Model {
         tokenizer,
         template,
         thought,
-        llama,
+        family,
     }
 }

@@ -5,7 +5,8 @@
 //! | [`source`] | tensors as they lie in a file |
 //! | [`gguf`] | GGUF files, mapped and checked |
 //! | [`safetensors`] | Hugging Face folders |
-//! | [`llama`] | the architecture: settings, weights, forward pass |
+//! | [`family`] | the architectures; each has settings, weights and what its layers compute |
+//! | [`llama`] | that of llama |
 //! | [`ops`] | the only bridge to the kernels: scratch and KV cache of one worker |
 //! | [`pull`] | the cache of models and what fills it |
 //! | [`check`] | agreement with a reference implementation |
@@ -15,6 +16,7 @@
 
 pub mod check;
 mod error;
+pub mod family;
 mod forward;
 pub mod gguf;
 pub mod llama;
@@ -22,8 +24,11 @@ mod load;
 mod map;
 mod meter;
 pub mod ops;
+mod packing;
+mod pass;
 pub mod pull;
 pub mod safetensors;
+mod settings;
 pub mod source;
 mod step;
 pub mod template;
@@ -36,8 +41,8 @@ use std::sync::Arc;
 use conclave_kernels::{Activation, Isa};
 
 pub use error::{ModelError, TemplateError, TokenizerError};
+use family::Family;
 pub use forward::{Forward, Logits};
-use llama::Llama;
 pub use meter::{Meter, Part};
 pub use template::{ChatMessage, ChatTemplate};
 pub use tokenizer::Tokenizer;
@@ -86,7 +91,7 @@ pub struct Model {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     thought: Option<(Vec<u32>, Vec<u32>)>,
-    llama: Llama,
+    family: Family,
 }
 
 impl fmt::Debug for Model {
@@ -135,12 +140,12 @@ impl Model {
     }
 
     /// Settings and weights.
-    pub fn llama(&self) -> &Llama {
-        &self.llama
+    pub fn family(&self) -> &Family {
+        &self.family
     }
 
     /// Memory of the packed weights, in bytes.
     pub fn weight_bytes(&self) -> usize {
-        self.llama.weights.bytes()
+        self.family.weight_bytes()
     }
 }

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use conclave_kernels::{PackedMatrix, Sweep};
 use conclave_worker::model::Model;
+use conclave_worker::model::family::Family;
+use conclave_worker::model::llama::Llama;
 
 use crate::figure;
 use crate::turn::{Bench, best};
@@ -37,7 +39,7 @@ pub fn print(bench: &Bench) -> Result<(), Box<dyn Error>> {
 
 /// The matrices in the order in which a step uses them, the head last.
 fn matrices(model: &Model) -> Vec<&PackedMatrix> {
-    let weights = &model.llama().weights;
+    let Family::Llama(Llama { weights, .. }) = model.family();
     let layers = weights
         .layers
         .iter()

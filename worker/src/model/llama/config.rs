@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use crate::model::ModelError;
 use crate::model::gguf::Gguf;
+use crate::model::settings::{base_frequencies, divide, missing, setting, size};
 use crate::model::source::TensorSource;
 
 /// Everything that the forward pass needs besides weights.
@@ -31,12 +32,6 @@ pub struct LlamaConfig {
     /// Which elements make a pair.
     pub rope_style: RopeStyle,
 }
-
-/// Dimensions beyond this are no model but a damaged or hostile header.
-const MAX_DIMENSION: u64 = 1 << 24;
-
-/// The longest head that the attention kernel takes.
-const MAX_HEAD_DIM: u64 = 256;
 
 impl LlamaConfig {
     /// Reads the metadata of a GGUF file.
@@ -276,31 +271,6 @@ impl Llama3 {
     }
 }
 
-/// `theta^(-2i/dim)` for the rotated part of a head.
-fn base_frequencies(
-    key: &str,
-    rope_dim: u64,
-    head_dim: u64,
-    theta: f64,
-) -> Result<Vec<f64>, ModelError> {
-    if head_dim > MAX_HEAD_DIM {
-        let problem = format!("heads of {head_dim} elements are not supported (up to 256 are)");
-        return Err(setting("head_dim", problem));
-    }
-    if rope_dim == 0 || !rope_dim.is_multiple_of(2) || rope_dim > head_dim {
-        return Err(setting(
-            key,
-            format!("{rope_dim} of {head_dim} elements cannot be rotated"),
-        ));
-    }
-    if !(theta.is_finite() && theta > 0.0) {
-        return Err(setting(key, format!("{theta} is no base of frequencies")));
-    }
-    Ok((0..rope_dim / 2)
-        .map(|i| theta.powf(-2.0 * i as f64 / rope_dim as f64))
-        .collect())
-}
-
 /// Scaling that a GGUF file asks for: a linear factor in the metadata, or a divisor for each frequency in
 /// the tensor `rope_freqs.weight` (how llama.cpp's converter writes Llama 3.1's scaling).
 fn scale_gguf(gguf: &Gguf, inv_freq: &mut [f64]) -> Result<(), ModelError> {
@@ -338,39 +308,6 @@ fn scale_gguf(gguf: &Gguf, inv_freq: &mut [f64]) -> Result<(), ModelError> {
 
 fn gguf_required(gguf: &Gguf, key: &str) -> Result<u64, ModelError> {
     gguf.opt_u64(key)?.ok_or_else(|| missing(key))
-}
-
-fn divide(key: &str, whole: u64, parts: u64) -> Result<u64, ModelError> {
-    if parts == 0 || !whole.is_multiple_of(parts) {
-        return Err(setting(
-            key,
-            format!("{whole} elements do not divide among {parts} heads"),
-        ));
-    }
-    Ok(whole / parts)
-}
-
-fn size(key: &str, value: u64) -> Result<usize, ModelError> {
-    if value == 0 || value > MAX_DIMENSION {
-        return Err(setting(
-            key,
-            format!("{value} is not in 1..={MAX_DIMENSION}"),
-        ));
-    }
-    Ok(value as usize)
-}
-
-fn missing(key: &str) -> ModelError {
-    ModelError::MissingSetting {
-        key: key.to_owned(),
-    }
-}
-
-fn setting(key: &str, problem: impl ToString) -> ModelError {
-    ModelError::Setting {
-        key: key.to_owned(),
-        problem: problem.to_string(),
-    }
 }
 
 #[cfg(test)]

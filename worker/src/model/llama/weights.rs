@@ -1,11 +1,10 @@
 //! The weights of a llama-architecture model, packed for the kernels.
 
-use std::sync::Arc;
-
-use conclave_kernels::{Activation, Isa, PackedMatrix, Pool};
+use conclave_kernels::{Activation, Isa, PackedMatrix};
 
 use super::config::LlamaConfig;
 use crate::model::ModelError;
+use crate::model::packing::Packing;
 use crate::model::source::TensorSource;
 
 /// Weights of all layers.
@@ -64,27 +63,12 @@ impl LlamaWeights {
         activation: Activation,
         isa: Isa,
     ) -> Result<LlamaWeights, ModelError> {
-        let loader = Loader {
-            source,
-            names,
-            activation,
-            isa,
-            pool: Pool::new(Pool::default_threads()),
-        };
+        let packing = Packing::new(source, activation, isa);
         let hidden = config.hidden as u64;
-        let embedding_name = names.global("embedding");
-        let raw = source.tensor(&embedding_name)?;
-        // How many rows there are is the file's to say; that there are some is not.
-        let rows = raw.shape.first().copied();
-        let vocab = rows.filter(|rows| *rows > 0).unwrap_or(1);
-        let embedding = loader.matrix(embedding_name, vocab, hidden)?;
-        let head_name = names.global("head");
-        let head = match source.has(&head_name) {
-            true => Some(loader.matrix(head_name, vocab, hidden)?),
-            false => None,
-        };
-        let norm = loader.vector(names.global("norm"), hidden)?;
-        let layers = (0..config.layers).map(|layer| loader.layer(layer, config));
+        let embedding = packing.embedding(names.global("embedding"), hidden)?;
+        let head = packing.head(names.global("head"), &embedding)?;
+        let norm = packing.vector(names.global("norm"), hidden)?;
+        let layers = (0..config.layers).map(|layer| names.block(&packing, layer, config));
         let layers = layers.collect::<Result<_, _>>()?;
         Ok(LlamaWeights {
             embedding,
@@ -115,31 +99,17 @@ impl LlamaWeights {
     }
 }
 
-struct Loader<'a> {
-    source: &'a dyn TensorSource,
-    names: Names,
-    activation: Activation,
-    isa: Isa,
-    /// For as long as weights are packed.
-    pool: Arc<Pool>,
-}
-
-impl Loader<'_> {
-    fn layer(&self, layer: usize, config: &LlamaConfig) -> Result<Layer, ModelError> {
+impl Names {
+    fn block(
+        self,
+        packing: &Packing<'_>,
+        layer: usize,
+        config: &LlamaConfig,
+    ) -> Result<Layer, ModelError> {
         let (hidden, ffn) = (config.hidden as u64, config.ffn as u64);
         let (q, kv) = (config.q_width() as u64, config.kv_width() as u64);
-        let matrix = |part, n, k| {
-            let name = self.names.layer(layer, part);
-            let bias = name.replace(".weight", ".bias");
-            if self.source.has(&bias) {
-                return Err(ModelError::Setting {
-                    key: bias,
-                    problem: "biases are not supported".into(),
-                });
-            }
-            self.matrix(name, n, k)
-        };
-        let vector = |part| self.vector(self.names.layer(layer, part), hidden);
+        let matrix = |part, n, k| packing.matrix(self.layer(layer, part), n, k);
+        let vector = |part| packing.vector(self.layer(layer, part), hidden);
         Ok(Layer {
             attn_norm: vector("attn_norm")?,
             q: matrix("q", q, hidden)?,
@@ -153,28 +123,6 @@ impl Loader<'_> {
         })
     }
 
-    fn matrix(&self, name: String, n: u64, k: u64) -> Result<PackedMatrix, ModelError> {
-        let raw = self.source.tensor(&name)?;
-        raw.expect(&[n, k])?;
-        let (n, k) = (n as usize, k as usize);
-        let (pool, act) = (&self.pool, self.activation);
-        let packed = PackedMatrix::pack_on(pool, raw.ty, raw.bytes, n, k, act, self.isa);
-        let packed = packed.map_err(|source| ModelError::Pack {
-            tensor: name,
-            source,
-        })?;
-        self.source.release(&raw);
-        Ok(packed)
-    }
-
-    fn vector(&self, name: String, len: u64) -> Result<Vec<f32>, ModelError> {
-        let raw = self.source.tensor(&name)?;
-        raw.expect(&[len])?;
-        raw.floats()
-    }
-}
-
-impl Names {
     fn global(self, part: &str) -> String {
         let name = match (self, part) {
             (Names::Gguf, "embedding") => "token_embd.weight",
