@@ -10,7 +10,7 @@ from cloudcoil.models.cert_manager.v1 import Certificate
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule, ServiceMonitor
 
-from chart import CHART, CI, RULES, Refused, containers, helm, of_kind, one, pod_specs, render, rendered
+from chart import CHART, CI, Refused, containers, helm, of_kind, one, pod_specs, render, rendered
 
 # The oldest that Chart.yaml admits, and the newest whose schemas there are.
 VERSIONS = ["1.29", "1.37"]
@@ -148,6 +148,9 @@ class Everywhere(unittest.TestCase):
                 self.assertIn(container["readinessProbe"]["httpGet"]["port"], ports)
 
     def test_labels_that_change_restart_no_pod(self):
+        bare, labelled = render(), render("--set", "commonLabels.team=inference")
+        for kind in ("StatefulSet", "Deployment"):
+            self.assertEqual(one(bare, kind)["spec"]["template"], one(labelled, kind)["spec"]["template"])
         for objects in self.each():
             for o, meta, _ in pod_specs(objects):
                 if o["kind"] != "Pod":
@@ -186,6 +189,8 @@ class Coordinators(unittest.TestCase):
     def test_leadership_goes_before_the_pod_does(self):
         stop = self.pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
         self.assertEqual(["conclave", "cluster", "transfer", "--if-leader"], stop[:4])
+        with self.assertRaisesRegex(Refused, "must be more than 10 s and drain"):
+            render("--set", "coordinator.drain=40s")
         seconds = sum(int(re.search(f"--{flag}=(\\d+)s", " ".join(stop + self.pod["containers"][0]["args"]))[1])
                       for flag in ("timeout", "drain"))
         self.assertGreater(self.pod["terminationGracePeriodSeconds"], seconds)
@@ -251,46 +256,15 @@ class Membership(unittest.TestCase):
         self.assertEqual("test", pod["metadata"]["annotations"]["helm.sh/hook"])
         self.assertEqual(["submit", "--watch"], pod["spec"]["containers"][0]["args"][:2])
 
+    def test_the_test_names_a_model(self):
+        # Without a name a job is refused where there are several.
+        pools = {"cpu": {"model": {"name": "a"}}, "big": {"model": {"name": "b"}}}
+        for words, wanted in [([], "smollm2-135m"), (["--set-json", f"workerPools={json.dumps(pools)}"], "b")]:
+            self.assertIn(f"--model={wanted}", self.args_of_test(words))
+        self.assertNotIn("--model", " ".join(self.args_of_test(["--set", "workerPools.cpu=null"])))
 
-class Workers(unittest.TestCase):
-    def test_a_deployment_for_each_pool(self):
-        objects = rendered("pools.yaml")
-        names = {o["metadata"]["labels"]["conclave/pool"]: o for o in of_kind(objects, "Deployment")}
-        self.assertEqual({"cpu", "small", "large", "gpu"}, set(names))
-        gpu = names["gpu"]["spec"]["template"]["spec"]
-        self.assertEqual(1, gpu["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
-        self.assertEqual("nvidia", gpu["runtimeClassName"])
-        self.assertNotIn("initContainers", gpu)
-        self.assertEqual({"claimName": "models", "readOnly": True}, gpu["volumes"][-1]["persistentVolumeClaim"])
-        config = one(objects, "ConfigMap", "-worker-gpu")["data"]["worker.toml"]
-        self.assertIn('path = "/models/big/model.gguf"', config)
-        fetch = names["large"]["spec"]["template"]["spec"]["initContainers"][0]
-        self.assertEqual(["model", "pull", "tiny", "--from=hf:owner/repository/model.Q8_0.gguf"], fetch["args"])
-
-    def test_the_default_pool_can_be_taken_out(self):
-        self.assertEqual([], of_kind(render("--set", "workerPools.cpu=null"), "Deployment"))
-
-    def test_autoscaling(self):
-        objects = rendered("hpa.yaml")
-        self.assertNotIn("replicas", one(objects, "Deployment")["spec"])
-        scaler = one(objects, "HorizontalPodAutoscaler")["spec"]
-        self.assertEqual((1, 3), (scaler["minReplicas"], scaler["maxReplicas"]))
-        self.assertEqual("conclave_agents_queued", scaler["metrics"][0]["external"]["metric"]["name"])
-        trigger = one(rendered("ingress-keda.yaml"), "ScaledObject")["spec"]["triggers"][0]["metadata"]
-        self.assertEqual('conclave:agents_queued{conclave_cluster="conclave"}', trigger["query"])
-        recorded = re.findall("record: (.*)", RULES.read_text())
-        self.assertIn("conclave:agents_queued", recorded)
-
-    def test_contradictions_are_refused(self):
-        scaled = "workerDefaults.autoscaling"
-        for words, why in [
-            (["--set", f"{scaled}.hpa.enabled=true,{scaled}.keda.enabled=true"], "not both"),
-            (["--set", f"{scaled}.keda.enabled=true"], "serverAddress is needed"),
-            (["--set", "workerDefaults.model.fetch.enabled=false"], "volume.existingClaim"),
-            (["--set", "ingress.enabled=true"], "ingress.host"),
-        ]:
-            with self.assertRaisesRegex(Refused, why):
-                render(*words)
+    def args_of_test(self, words):
+        return one(render(*words), "Pod")["spec"]["containers"][0]["args"]
 
 
 class Quotas(unittest.TestCase):

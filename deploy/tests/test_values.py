@@ -68,9 +68,14 @@ class Values(unittest.TestCase):
 
     def test_bad_values_are_refused(self):
         for words in ["coordinator.replicas=2", "coordinator.replicas=4", "image.tag=latest", "coordinator.drain=soon",
-                      "workerPools.Bad_Name.replicas=1", "image.digest=abc", "coordinator.terminationGracePeriodSeconds=5"]:
+                      "workerPools.Bad_Name.replicas=1", "image.digest=abc", "coordinator.terminationGracePeriodSeconds=5",
+                      "workerDefaults.resources.limits.memory=8ki", "workerDefaults.resources.limits.memory=lots"]:
             with self.assertRaises(Refused, msg=words):
                 render("--set", words)
+
+    def test_quantities_are_kubernetes(self):
+        for quantity in ("500m", "2", "1.5", "524288Ki", "512Mi", "4Gi", "1k", "2G"):
+            render("--set-string", f"workerDefaults.resources.limits.memory={quantity}")
 
 
 class Sources(unittest.TestCase):
@@ -92,10 +97,22 @@ class Sources(unittest.TestCase):
         self.assertEqual(cargo[1], chart["appVersion"])
 
     def test_the_notes_name_the_first_command(self):
-        notes = helm("install", "t", CHART, "--dry-run=client", "--set", "service.port=443").split("NOTES:")[1]
+        notes = self.notes("--set", "service.port=443")
         self.assertIn("port-forward service/t-conclave 7400:443", notes)
         self.assertIn("conclave submit --watch --endpoint 127.0.0.1:7400", notes)
         self.assertIn("helm test t -n default", notes)
+        self.assertNotIn("--model", notes)
+        self.assertIn(" --model smollm2-135m ", self.notes("-f", CHART / "ci/pools.yaml"), "with several models one is named")
+
+    def notes(self, *words):
+        return helm("install", "t", CHART, "--dry-run=client", *words).split("NOTES:")[1]
+
+    def test_the_notes_tell_whom_the_network_policy_keeps_out(self):
+        kept_out = "networkPolicy.clients"
+        self.assertNotIn(kept_out, self.notes())
+        self.assertNotIn(kept_out, self.notes("--set", "service.type=LoadBalancer,networkPolicy.enabled=false"))
+        self.assertIn(kept_out, self.notes("--set", "service.type=LoadBalancer"))
+        self.assertIn(kept_out, self.notes("-f", CHART / "ci/ingress-keda.yaml"))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,12 @@
 {{- fail "traces.caConfigMap goes with an endpoint of https://" -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.coordinator -}}
+{{- /* preStop hands leadership over first, for 10 s at most. */ -}}
+{{- if ge (add 10 (include "conclave.seconds" .drain | int)) (int64 .terminationGracePeriodSeconds) -}}
+{{- fail (printf "coordinator: terminationGracePeriodSeconds (%d) must be more than 10 s and drain (%s)" (int .terminationGracePeriodSeconds) .drain) -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.tls -}}
 {{- if and .enabled .certManager.enabled .existingSecret -}}
 {{- fail "tls: existingSecret or certManager.enabled, not both" -}}
@@ -32,6 +38,15 @@
 {{- end -}}
 {{- if and $pool.autoscaling.keda.enabled (not $pool.autoscaling.keda.serverAddress) -}}
 {{- fail (printf "workerPools.%s.autoscaling.keda.serverAddress is needed" $name) -}}
+{{- end -}}
+{{- range tuple "hpa" "keda" -}}
+{{- $scaler := get $pool.autoscaling . -}}
+{{- if and $scaler.enabled (lt (int $scaler.maxReplicas) (int $scaler.minReplicas)) -}}
+{{- fail (printf "workerPools.%s.autoscaling.%s: maxReplicas is below minReplicas" $name .) -}}
+{{- end -}}
+{{- end -}}
+{{- if ge (include "conclave.seconds" $pool.drain | int) (int $pool.terminationGracePeriodSeconds) -}}
+{{- fail (printf "workerPools.%s: drain (%s) must be shorter than terminationGracePeriodSeconds (%d): what runs would be killed before it is given back" $name $pool.drain (int $pool.terminationGracePeriodSeconds)) -}}
 {{- end -}}
 {{- if and (not $pool.model.fetch.enabled) (or (not $pool.model.volume.existingClaim) (not $pool.model.volume.path)) -}}
 {{- fail (printf "workerPools.%s.model: fetch.enabled, or volume.existingClaim and volume.path" $name) -}}

@@ -52,6 +52,58 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{- define "conclave.coordinatorToml" -}}
+data_dir = "/var/lib/conclave"
+listen = "0.0.0.0:7400"
+http_listen = "0.0.0.0:7410"
+tokens_file = "/etc/conclave/tokens/tokens.jsonl"
+quotas_file = "/etc/conclave/quotas/quotas.toml"
+{{- include "conclave.toml" .Values.coordinator.settings | trim | nindent 0 }}
+{{- with .Values.auth.jwt }}
+{{- if .configMap }}
+[jwt]
+jwks_file = {{ printf "/etc/conclave/jwks/%s" .key | toJson }}
+issuer = {{ .issuer | toJson }}
+audience = {{ .audience | toJson }}
+tenant_claim = {{ .tenantClaim | toJson }}
+role_claim = {{ .roleClaim | toJson }}
+{{- end }}
+{{- end }}
+{{- if .Values.tls.enabled }}
+{{- include "conclave.tlsTable" . | nindent 0 }}
+{{- end }}
+{{- if .Values.traces.endpoint }}
+{{- include "conclave.tracesTable" . | nindent 0 }}
+{{- end }}
+{{- end -}}
+
+{{/* A pool's worker.toml. dict "root" . "pool" $pool */}}
+{{- define "conclave.workerToml" -}}
+{{- $root := .root -}}
+coordinators = [{{ printf "%s.%s.svc.%s:%d" (include "conclave.fullname" $root) $root.Release.Namespace $root.Values.clusterDomain (int $root.Values.service.port) | quote }}]
+http_listen = "0.0.0.0:7420"
+token_file = "/etc/conclave/tokens/worker-token"
+{{- include "conclave.toml" .pool.settings | trim | nindent 0 }}
+{{- if $root.Values.tls.enabled }}
+{{- include "conclave.tlsTable" $root | nindent 0 }}
+{{- end }}
+{{- if $root.Values.traces.endpoint }}
+{{- include "conclave.tracesTable" $root | nindent 0 }}
+{{- end }}
+[[models]]
+name = {{ .pool.model.name | toJson }}
+{{- if not .pool.model.fetch.enabled }}
+path = {{ printf "/models/%s" .pool.model.volume.path | toJson }}
+{{- end }}
+{{- end -}}
+
+{{/* The seconds of a time such as 1m; less than one counts none. */}}
+{{- define "conclave.seconds" -}}
+{{- $number := regexFind "^[0-9]+" . | int -}}
+{{- $units := dict "ms" 0 "s" 1 "m" 60 "h" 3600 -}}
+{{- mul $number (get $units (regexFind "[a-z]+$" .)) -}}
+{{- end -}}
+
 {{- define "conclave.account" -}}
 {{- /* dict "root" . "part" "coordinator" */ -}}
 {{- if .root.Values.serviceAccount.create -}}
