@@ -7,6 +7,7 @@
 
 mod attention;
 mod cpu;
+pub mod cuda;
 mod isa;
 pub mod logits;
 mod pool;

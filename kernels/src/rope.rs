@@ -64,6 +64,11 @@ impl RopeTable {
         let range = start..start + self.pairs;
         (&self.cos[range.clone()], &self.sin[range])
     }
+
+    /// Cosines and sines of all positions, one after another.
+    pub(crate) fn all(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
 }
 
 #[cfg(test)]

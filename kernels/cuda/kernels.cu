@@ -1,0 +1,10 @@
+// All kernels in one translation unit: one module for the driver.
+#include "attention.cu"
+#include "elementwise.cu"
+#include "embed.cu"
+#include "matmul_f32.cu"
+#include "matmul_int8.cu"
+#include "rms_norm.cu"
+#include "rope.cu"
+#include "round.cu"
+#include "write_kv.cu"

@@ -1,0 +1,76 @@
+//! The kernels by name.
+
+use crate::attention::KvDtype;
+use crate::weights::WeightType;
+
+/// A kernel of `kernels/cuda/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// Rows of an embedding as f32.
+    Embed(WeightType),
+    /// RMS norm of rows.
+    RmsNorm,
+    /// Inputs to 8 bit.
+    Round,
+    /// Product with 8-bit inputs, 8 rows a thread block.
+    MatmulInt8(WeightType),
+    /// The same for one row.
+    MatmulInt8Row(WeightType),
+    /// Product with f32 inputs.
+    MatmulF32(WeightType),
+    /// Rotary position embedding.
+    Rope,
+    /// Keys and values to the cache.
+    WriteKv(KvDtype),
+    /// The gated unit of the feed-forward part.
+    SiluMul,
+    /// Attention of each span.
+    Attend(KvDtype),
+    /// Spans of attention put together.
+    MergeSpans,
+    /// Rows picked.
+    Gather,
+}
+
+impl Kernel {
+    /// Every kernel.
+    pub fn all() -> Vec<Kernel> {
+        let mut all = vec![
+            Kernel::RmsNorm,
+            Kernel::Round,
+            Kernel::Rope,
+            Kernel::SiluMul,
+            Kernel::MergeSpans,
+            Kernel::Gather,
+        ];
+        for dtype in [KvDtype::F32, KvDtype::F16] {
+            all.extend([Kernel::WriteKv(dtype), Kernel::Attend(dtype)]);
+        }
+        for ty in WeightType::ALL {
+            all.extend([Kernel::Embed(ty), Kernel::MatmulF32(ty)]);
+            if !ty.is_float() {
+                all.extend([Kernel::MatmulInt8(ty), Kernel::MatmulInt8Row(ty)]);
+            }
+        }
+        all
+    }
+
+    /// What the function is called in the sources and in the module.
+    pub fn name(self) -> String {
+        let of = |op: &str, ty: WeightType| format!("{op}_{}", ty.name().to_lowercase());
+        match self {
+            Kernel::Embed(ty) => of("embed", ty),
+            Kernel::RmsNorm => "rms_norm".to_owned(),
+            Kernel::Round => "round_blocks".to_owned(),
+            Kernel::MatmulInt8(ty) => of("matmul_int8", ty),
+            Kernel::MatmulInt8Row(ty) => of("matmul_int8", ty) + "_row",
+            Kernel::MatmulF32(ty) => of("matmul_f32", ty),
+            Kernel::Rope => "rope".to_owned(),
+            Kernel::WriteKv(dtype) => format!("write_kv_{}", dtype.name()),
+            Kernel::SiluMul => "silu_mul".to_owned(),
+            Kernel::Attend(dtype) => format!("attend_{}", dtype.name()),
+            Kernel::MergeSpans => "merge_spans".to_owned(),
+            Kernel::Gather => "gather".to_owned(),
+        }
+    }
+}
