@@ -17,7 +17,7 @@ mod scratch;
 mod weights;
 
 pub use attention::{AttnPlan, BLOCK, KvCache, KvDtype, KvLayer, SPAN, SeqSpan};
-pub use cpu::{Inputs, Kernels, Norm, Product, Sweep, Tokens};
+pub use cpu::{Inputs, Kernels, Norm, PostNorm, Product, Routing, Sweep, Tokens};
 pub use isa::{Isa, detect};
 pub use pool::{Lent, Pool};
 pub use rope::{RopeStyle, RopeTable};

@@ -3,6 +3,12 @@
 //! A backend matches these functions bit for bit. `fma` is [`f32::mul_add`]; every other operation is
 //! rounded by itself; sums run in the order written.
 
+mod experts;
+mod residual;
+
+pub use experts::{ROUTE_EPS, add_experts, route};
+pub use residual::{add_normed, add_normed_row, cap_logits, sigmoid_mul};
+
 use crate::attention::{AttnPlan, BLOCK, KvLayer, SPAN, SeqSpan, visible};
 use crate::rope::{RopeStyle, RopeTable};
 use crate::weights::{WeightType, block32, float_weight, zero_point};

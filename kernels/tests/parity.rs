@@ -3,8 +3,8 @@
 mod support;
 
 use conclave_kernels::{
-    Activation, AttnPlan, Isa, KvDtype, PackedMatrix, RopeStyle, RopeTable, Scratch, SeqSpan,
-    WeightType, reference,
+    Activation, AttnPlan, Isa, KvDtype, PackedMatrix, PostNorm, RopeStyle, RopeTable, Routing,
+    Scratch, SeqSpan, WeightType, reference,
 };
 use half::f16;
 use proptest::prelude::*;
@@ -244,6 +244,69 @@ proptest! {
     }
 
     #[test]
+    fn ops_before_the_stream_of_any_length_equal_the_reference(
+        rows in 1usize..40,
+        width in 1usize..700,
+        seed in any::<u64>(),
+    ) {
+        let mut random = Random::new(seed);
+        let (x, y) = (random.floats(rows * width), random.floats(rows * width));
+        let gate: Vec<f32> = y.iter().map(|v| v * 30.0).collect();
+        let [before, weight, keep] = [0; 3].map(|_| random.floats(width));
+        let norm = PostNorm { before: &before, eps: 1e-8, weight: &weight, keep: &keep };
+        for kernels in backends(2) {
+            let (mut out, mut expected) = (x.clone(), x.clone());
+            kernels.sigmoid_mul(&mut out, &gate);
+            reference::sigmoid_mul(&mut expected, &gate);
+            assert_same_bits(&out, &expected, "sigmoid_mul");
+            kernels.add_normed(&mut out, &y, &norm, rows);
+            reference::add_normed(&mut expected, &y, &norm);
+            assert_same_bits(&out, &expected, "add_normed");
+            kernels.cap_logits(&mut out, 0.7, 20.0);
+            reference::cap_logits(&mut expected, 0.7, 20.0);
+            assert_same_bits(&out, &expected, "cap_logits");
+        }
+    }
+
+    #[test]
+    fn experts_of_any_number_equal_the_reference(
+        rows in 1usize..20,
+        experts in 1usize..70,
+        part in 0f64..1.0,
+        width in 1usize..100,
+        ties in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let chosen = 1 + (part * (experts - 1) as f64) as usize;
+        let mut random = Random::new(seed);
+        let mut logits: Vec<f32> = random.floats(rows * experts);
+        if ties {
+            logits.iter_mut().for_each(|v| *v = v.round());
+        }
+        let bias = if ties { vec![0.0; experts] } else { random.floats(experts) };
+        let routing = Routing { bias: &bias, chosen, multiplier: 3.0, scale: 1.5 };
+        let numbers = rows * chosen;
+        let (mut which, mut shares) = (vec![0; numbers], vec![0.0; numbers]);
+        reference::route(&logits, &routing, &mut which, &mut shares);
+        prop_assert!(which.chunks(chosen).all(|row| row.is_sorted_by(|a, b| a < b)));
+        let (x, y) = (random.floats(rows * width), random.floats(numbers * width));
+        let [before, weight, keep] = [0; 3].map(|_| random.floats(width));
+        let norm = PostNorm { before: &before, eps: 1e-8, weight: &weight, keep: &keep };
+        let places: Vec<u32> = (0..numbers as u32).rev().collect();
+        let mut expected = x.clone();
+        reference::add_experts(&mut expected, &y, &norm, &places, &shares, chosen);
+        for kernels in backends(2) {
+            let (mut ours, mut our_shares) = (vec![u32::MAX; numbers], vec![f32::NAN; numbers]);
+            kernels.route(&mut logits.clone(), &routing, &mut ours, &mut our_shares);
+            prop_assert_eq!(&ours, &which);
+            assert_same_bits(&our_shares, &shares, "shares");
+            let mut out = x.clone();
+            kernels.add_experts(&mut out, &y, &norm, &places, &shares, chosen);
+            assert_same_bits(&out, &expected, "add_experts");
+        }
+    }
+
+    #[test]
     fn rope_of_any_shape_equals_the_reference(
         rows in 1usize..60,
         heads in 1usize..12,
@@ -265,6 +328,33 @@ proptest! {
             assert_same_bits(&out, &expected, "rope");
         }
     }
+}
+
+#[test]
+fn the_highest_of_score_and_bias_are_chosen_and_only_scores_weigh() {
+    let logits = [0.0, 2.0, 1.0, 2.0];
+    let route = |bias: &[f32], chosen| {
+        let (mut experts, mut shares) = (vec![0; chosen], vec![0.0; chosen]);
+        let routing = Routing {
+            bias,
+            chosen,
+            multiplier: 1.0,
+            scale: 1.0,
+        };
+        reference::route(&logits, &routing, &mut experts, &mut shares);
+        (experts, shares)
+    };
+    assert_eq!(
+        route(&[0.0; 4], 1),
+        (vec![1], vec![1.0]),
+        "the lowest of equals"
+    );
+    assert_eq!(route(&[0.0; 4], 3).0, [1, 2, 3]);
+    let (experts, shares) = route(&[1.0, 0.0, 0.0, 0.0], 2);
+    assert_eq!(experts, [0, 1]);
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let expected = 0.5 / (0.5 + sigmoid(2.0));
+    assert!((f64::from(shares[0]) - expected).abs() < 1e-6, "{shares:?}");
 }
 
 #[test]

@@ -8,6 +8,9 @@ use crate::rope::{RopeStyle, RopeTable};
 /// What an element costs in units of a multiply-add of [`Kernels::split`].
 pub(super) const ELEMENT_WORK: usize = 16;
 
+/// Elements of a task where rows do not matter.
+pub(super) const CHUNK: usize = 1024;
+
 impl Kernels {
     /// `out = x / sqrt(mean(x^2) + eps) * weight` for each of `rows` rows of `weight.len()`.
     ///
@@ -55,7 +58,6 @@ impl Kernels {
 
     /// `out = gate / (1 + e^-gate) * up`, elementwise. Panics if the lengths differ.
     pub fn silu_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        const CHUNK: usize = 1024;
         let len = out.len();
         assert_eq!((gate.len(), up.len()), (len, len));
         let (isa, to) = (self.isa, SendPtr(out.as_mut_ptr()));
@@ -77,7 +79,7 @@ impl Kernels {
     }
 
     /// Runs `f(0..rows)` where each row has `width` elements, on as many threads as that is worth.
-    fn share(&self, rows: usize, width: usize, f: &(dyn Fn(usize) + Sync)) {
+    pub(super) fn share(&self, rows: usize, width: usize, f: &(dyn Fn(usize) + Sync)) {
         let tasks = self.split(rows, rows * width * ELEMENT_WORK);
         self.pool.run(tasks, &|task| {
             (rows * task / tasks..rows * (task + 1) / tasks).for_each(f)

@@ -4,9 +4,11 @@ mod attend;
 mod blocks;
 mod dispatch;
 mod elementwise;
+mod experts;
 mod forest;
 mod lanes;
 mod matmul;
+mod residual;
 mod scores;
 mod span;
 mod store;
@@ -14,8 +16,10 @@ mod stored;
 mod unit;
 mod values;
 
+pub use experts::Routing;
 pub(crate) use forest::QueryRow;
 pub use matmul::{Inputs, Norm, Product, Sweep};
+pub use residual::PostNorm;
 pub use store::Tokens;
 
 use crate::isa::Isa;
