@@ -64,7 +64,9 @@ pub enum ModelError {
         what: String,
     },
     /// The architecture is not one of those written here.
-    #[error("architecture {found:?} is not supported (llama is)")]
+    #[error(
+        "architecture {found:?} is not supported (GGUF files: llama; safetensors folders: llama, muse_glimmer)"
+    )]
     Architecture {
         /// As the file says.
         found: String,

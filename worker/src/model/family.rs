@@ -3,6 +3,7 @@
 use conclave_kernels::{KvCache, KvDtype, RopeTable};
 
 use super::llama::Llama;
+use super::muse::Muse;
 use super::ops::{HeadShape, Ops};
 use super::pass::{self, Activations};
 use super::step::Step;
@@ -11,6 +12,8 @@ use super::step::Step;
 pub enum Family {
     /// llama: GGUF files and safetensors folders.
     Llama(Llama),
+    /// The text part of `muse_glimmer`: safetensors folders.
+    Muse(Muse),
 }
 
 impl Family {
@@ -18,6 +21,7 @@ impl Family {
     pub fn vocab(&self) -> usize {
         match self {
             Family::Llama(model) => model.vocab(),
+            Family::Muse(model) => model.vocab(),
         }
     }
 
@@ -25,6 +29,7 @@ impl Family {
     pub fn context(&self) -> usize {
         match self {
             Family::Llama(model) => model.config.context,
+            Family::Muse(model) => model.config.context,
         }
     }
 
@@ -32,6 +37,7 @@ impl Family {
     pub fn weight_bytes(&self) -> usize {
         match self {
             Family::Llama(model) => model.weights.bytes(),
+            Family::Muse(model) => model.weights.bytes(),
         }
     }
 
@@ -39,6 +45,7 @@ impl Family {
     pub(crate) fn head_shape(&self) -> HeadShape {
         match self {
             Family::Llama(model) => model.head_shape(),
+            Family::Muse(model) => model.head_shape(),
         }
     }
 
@@ -46,6 +53,7 @@ impl Family {
     pub(crate) fn cache(&self, blocks: usize, dtype: KvDtype) -> KvCache {
         match self {
             Family::Llama(model) => model.cache(blocks, dtype),
+            Family::Muse(model) => model.cache(blocks, dtype),
         }
     }
 
@@ -53,6 +61,7 @@ impl Family {
     pub(crate) fn rope(&self, positions: usize) -> RopeTable {
         match self {
             Family::Llama(model) => model.rope(positions),
+            Family::Muse(model) => model.rope(positions),
         }
     }
 
@@ -65,6 +74,7 @@ impl Family {
     ) -> &'a [f32] {
         match self {
             Family::Llama(model) => pass::forward(model, ops, acts, step),
+            Family::Muse(model) => pass::forward(model, ops, acts, step),
         }
     }
 }

@@ -4,11 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use conclave_kernels::KERNEL_VERSION;
+use serde::Deserialize;
 
 use super::family::Family;
 use super::gguf::Gguf;
 use super::llama::{Llama, LlamaConfig, LlamaWeights, Names};
+use super::muse::{Member, Muse, MuseConfig, MuseWeights};
 use super::safetensors::Folder;
+use super::settings::setting;
 use super::source::TensorSource;
 use super::{ChatTemplate, LoadOptions, Model, ModelError, ModelInfo, Tokenizer};
 
@@ -110,16 +113,9 @@ fn load_gguf(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
 
 fn load_folder(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
     let folder = Folder::open(path)?;
-    let config = LlamaConfig::from_hf(&folder.read("config.json")?)?;
-    let weights = LlamaWeights::load(
-        &folder,
-        Names::HuggingFace,
-        &config,
-        opts.activation,
-        opts.isa,
-    )?;
+    let family = folder_family(&folder, opts)?;
     let json = folder.tokenizer_json()?;
-    let rows = weights.embedding.n();
+    let rows = family.vocab();
     let plain = Tokenizer::from_json(&json, None, None, rows)?;
     let mark = |key| -> Result<Option<u32>, ModelError> {
         Ok(folder
@@ -135,9 +131,36 @@ fn load_folder(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
         ends: folder.end_tokens()?,
         tokenizer,
         template,
-        family: Family::Llama(Llama { config, weights }),
+        family,
     };
     Ok(assemble(path, opts, parts))
+}
+
+/// The model of a folder, as its `config.json` says.
+fn folder_family(folder: &Folder, opts: &LoadOptions) -> Result<Family, ModelError> {
+    let (json, activation, isa) = (folder.read("config.json")?, opts.activation, opts.isa);
+    let HfModel { model_type } =
+        serde_json::from_str(&json).map_err(|error| setting("config.json", error))?;
+    match model_type.as_str() {
+        "llama" => {
+            let config = LlamaConfig::from_hf(&json)?;
+            let names = Names::HuggingFace;
+            let weights = LlamaWeights::load(folder, names, &config, activation, isa)?;
+            Ok(Family::Llama(Llama { config, weights }))
+        }
+        "muse_glimmer" => {
+            let config = MuseConfig::from_hf(&json, Member::Glimmer)?;
+            let weights = MuseWeights::load(folder, &config, activation, isa)?;
+            Ok(Family::Muse(Muse::new(config, weights)))
+        }
+        _ => Err(ModelError::Architecture { found: model_type }),
+    }
+}
+
+/// What `config.json` says first.
+#[derive(Deserialize)]
+struct HfModel {
+    model_type: String,
 }
 
 fn template(source: Option<&str>, tokenizer: &Tokenizer) -> Result<ChatTemplate, ModelError> {

@@ -7,6 +7,7 @@
 //! | [`safetensors`] | Hugging Face folders |
 //! | [`family`] | the architectures; each has settings, weights and what its layers compute |
 //! | [`llama`] | that of llama |
+//! | [`muse`] | the text part of those of Muse |
 //! | [`ops`] | the only bridge to the kernels: scratch and KV cache of one worker |
 //! | [`pull`] | the cache of models and what fills it |
 //! | [`check`] | agreement with a reference implementation |
@@ -23,6 +24,7 @@ pub mod llama;
 mod load;
 mod map;
 mod meter;
+pub mod muse;
 pub mod ops;
 mod packing;
 mod pass;

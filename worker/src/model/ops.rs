@@ -1,5 +1,7 @@
 //! The only bridge from models to the kernels: one worker's kernels, scratch and KV cache.
 
+mod residual;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,6 +29,8 @@ pub struct Ops {
     scratch: Scratch,
     cache: KvCache,
     rope: RopeTable,
+    /// Turns nothing: for layers without positions.
+    still: RopeTable,
     shape: HeadShape,
     meter: Option<Meter>,
 }
@@ -34,11 +38,13 @@ pub struct Ops {
 impl Ops {
     /// Ops over a cache of their own.
     pub fn new(kernels: Arc<Kernels>, cache: KvCache, rope: RopeTable, shape: HeadShape) -> Ops {
+        let still = RopeTable::from_inv_freq(&[], rope.positions(), rope.style());
         Ops {
             kernels,
             scratch: Scratch::new(),
             cache,
             rope,
+            still,
             shape,
             meter: None,
         }
@@ -138,14 +144,16 @@ impl Ops {
         });
     }
 
-    /// Full causal attention of the queries of `seqs` over `layer`'s stored slots: the inputs of `then`.
+    /// Causal attention of the queries of `seqs` over `layer`'s stored slots, all of them or the last `window`:
+    /// the inputs of `then`.
     pub fn attend<'o>(
         &mut self,
         layer: usize,
+        window: Option<usize>,
         q: &[f32],
         seqs: &[SeqSpan<'_>],
         out: &'o mut [f32],
-        then: &PackedMatrix,
+        then: Option<&PackedMatrix>,
     ) -> Inputs<'o> {
         self.metered(Part::Attention, |ops| {
             let HeadShape {
@@ -158,13 +166,13 @@ impl Ops {
                 kv_heads,
                 dim,
                 scale: (1.0 / (dim as f64).sqrt()) as f32,
-                window: None,
+                window,
                 softcap: None,
                 seqs,
             };
             let layer = ops.cache.layer(layer);
             ops.kernels
-                .paged_attention_for(q, layer, &plan, out, Some(then), &mut ops.scratch)
+                .paged_attention_for(q, layer, &plan, out, then, &mut ops.scratch)
         })
     }
 }

@@ -14,17 +14,14 @@ pub(crate) trait Architecture {
     /// How many layers there are.
     fn layers(&self) -> usize;
 
-    /// Numbers of a row that later parts of a layer read, besides those of the stream: the width of its queries.
-    fn q_width(&self) -> usize;
-
-    /// Width of the residual stream.
-    fn hidden(&self) -> usize;
-
     /// Begins the stream of every row.
     fn embed(&self, ops: &mut Ops, acts: &mut Activations, step: &Step);
 
     /// Queries of every row, to `acts.q`; its key and value go to the cache.
     fn project(&self, ops: &mut Ops, acts: &mut Activations, layer: usize, step: &Step);
+
+    /// Moves `rows` (ascending) to the front of all that [`Architecture::attend`] reads.
+    fn keep(&self, acts: &mut Activations, rows: &[usize]);
 
     /// Attention of the first `rows` rows and what follows, added to the stream.
     fn attend(
@@ -56,6 +53,12 @@ pub(crate) struct Activations {
     pub(super) up: Vec<f32>,
     pub(super) inner: Vec<f32>,
     pub(super) logits: Vec<f32>,
+    /// What queries and keys are before their norm.
+    pub(super) raw: Vec<f32>,
+    /// Gates of what heads give.
+    pub(super) head_gate: Vec<f32>,
+    /// What a part of a layer gives before it is normed and added to the stream.
+    pub(super) given: Vec<f32>,
     /// Always empty: the memory of a step's list of sequences.
     spans: Vec<SeqSpan<'static>>,
 }
@@ -92,8 +95,7 @@ fn layers<'a>(
         model.project(ops, acts, layer, step);
         if layer + 1 == model.layers() {
             // Nobody reads the last layer's output but the rows that are sampled.
-            keep_rows(&mut acts.hidden, model.hidden(), &step.sampled);
-            keep_rows(&mut acts.q, model.q_width(), &step.sampled);
+            model.keep(acts, &step.sampled);
             rows = step.sampled.len();
             if rows == 0 {
                 break;
@@ -127,7 +129,7 @@ fn recycled<'b>(mut list: Vec<SeqSpan<'_>>) -> Vec<SeqSpan<'b>> {
 }
 
 /// Moves `rows` (ascending) to the front.
-fn keep_rows(buffer: &mut [f32], width: usize, rows: &[usize]) {
+pub(super) fn keep_rows(buffer: &mut [f32], width: usize, rows: &[usize]) {
     for (to, from) in rows.iter().enumerate() {
         buffer.copy_within(from * width..(from + 1) * width, to * width);
     }

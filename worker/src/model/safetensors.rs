@@ -145,11 +145,14 @@ impl Folder {
         let mut ids = Vec::new();
         for name in ["generation_config.json", "config.json"] {
             let config = self.json(name)?;
-            let end = &config["eos_token_id"];
-            let listed = end
-                .as_array()
-                .map_or(std::slice::from_ref(end), Vec::as_slice);
-            ids.extend(listed.iter().filter_map(Value::as_u64).map(|id| id as u32));
+            // Models of more than text have their settings of text apart.
+            for settings in [&config, &config["text_config"]] {
+                let end = &settings["eos_token_id"];
+                let listed = end
+                    .as_array()
+                    .map_or(std::slice::from_ref(end), Vec::as_slice);
+                ids.extend(listed.iter().filter_map(Value::as_u64).map(|id| id as u32));
+            }
         }
         Ok(ids)
     }

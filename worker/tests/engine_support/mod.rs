@@ -39,16 +39,16 @@ pub fn model() -> Arc<Model> {
     Arc::clone(MODEL.get_or_init(load))
 }
 
-fn forward(blocks: usize) -> Forward {
+fn forward(model: Arc<Model>, blocks: usize) -> Forward {
     let kernels = Arc::new(Kernels::new(conclave_kernels::detect(), pool()));
-    Forward::new(model(), kernels, blocks, KvDtype::F16).expect("room for the cache")
+    Forward::new(model, kernels, blocks, KvDtype::F16).expect("room for the cache")
 }
 
 /// Agents of the model, in the numeric class of [`Rig`].
 #[allow(dead_code, reason = "not every test has agents")]
 pub fn factory() -> Arc<AgentFactory> {
     static FACTORY: OnceLock<Arc<AgentFactory>> = OnceLock::new();
-    let make = || AgentFactory::new(model(), forward(1).numeric_class());
+    let make = || AgentFactory::new(model(), forward(model(), 1).numeric_class());
     Arc::clone(FACTORY.get_or_init(make))
 }
 
@@ -73,14 +73,19 @@ impl Ended {
     }
 }
 
-/// An engine on the model.
+/// An engine on a model.
 pub struct Rig {
     pub engine: Engine<ModelRunner>,
 }
 
 impl Rig {
+    #[allow(dead_code, reason = "not every test takes the default model")]
     pub fn new(limits: Limits) -> Self {
-        let runner = ModelRunner::new(forward(limits.blocks as usize), pool());
+        Self::on(model(), limits)
+    }
+
+    pub fn on(model: Arc<Model>, limits: Limits) -> Self {
+        let runner = ModelRunner::new(forward(model, limits.blocks as usize), pool());
         let engine = Engine::new(limits, runner).expect("valid limits");
         Self { engine }
     }
@@ -92,25 +97,37 @@ impl Rig {
 
     /// Steps until `seq` has ended.
     pub fn finish(&mut self, seq: SeqId) -> Ended {
+        self.finish_all([seq]).remove(0)
+    }
+
+    /// Steps until all of `seqs` have ended; gives them in that order.
+    pub fn finish_all(&mut self, seqs: impl IntoIterator<Item = SeqId>) -> Vec<Ended> {
+        let seqs: Vec<SeqId> = seqs.into_iter().collect();
+        let mut ended: Vec<Option<Ended>> = seqs.iter().map(|_| None).collect();
+        let mut preempted = vec![false; seqs.len()];
         let mut report = Report::default();
-        let mut preempted = false;
-        while self.engine.has_work() {
+        while ended.iter().any(Option::is_none) {
+            assert!(self.engine.has_work(), "some of {seqs:?} never ended");
             self.engine.step(&mut report).expect("a step");
             for event in &report.events {
+                let at = |seq: SeqId| seqs.iter().position(|of| *of == seq);
                 match event {
-                    Event::Preempted { seq: lost } => preempted |= *lost == seq,
-                    Event::Finished(finished) if finished.seq == seq => {
-                        let generation = self.engine.runner_mut().take(seq);
-                        return Ended {
+                    Event::Preempted { seq } => {
+                        at(*seq).into_iter().for_each(|at| preempted[at] = true);
+                    }
+                    Event::Finished(finished) => {
+                        let Some(at) = at(finished.seq) else { continue };
+                        let generation = self.engine.runner_mut().take(finished.seq);
+                        ended[at] = Some(Ended {
                             generation: generation.expect("an admitted sequence"),
                             finished: *finished,
-                            preempted,
-                        };
+                            preempted: preempted[at],
+                        });
                     }
                     _ => {}
                 }
             }
         }
-        panic!("sequence {seq:?} never ended");
+        ended.into_iter().flatten().collect()
     }
 }

@@ -20,7 +20,7 @@ const PASSES: usize = 30;
 
 /// Prints milliseconds of both for each number of rows.
 pub fn print(bench: &Bench) -> Result<(), Box<dyn Error>> {
-    let weights = matrices(&bench.model);
+    let weights = matrices(&bench.model)?;
     for rows in ROWS {
         let mut sweep = Sweep::new(&bench.kernels, weights.clone(), rows);
         let bare = best(PASSES, || {
@@ -38,13 +38,15 @@ pub fn print(bench: &Bench) -> Result<(), Box<dyn Error>> {
 }
 
 /// The matrices in the order in which a step uses them, the head last.
-fn matrices(model: &Model) -> Vec<&PackedMatrix> {
-    let Family::Llama(Llama { weights, .. }) = model.family();
+fn matrices(model: &Model) -> Result<Vec<&PackedMatrix>, Box<dyn Error>> {
+    let Family::Llama(Llama { weights, .. }) = model.family() else {
+        return Err("the bare kernels are shown on llama models only".into());
+    };
     let layers = weights
         .layers
         .iter()
         .flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
-    layers
+    Ok(layers
         .chain([weights.head.as_ref().unwrap_or(&weights.embedding)])
-        .collect()
+        .collect())
 }

@@ -98,15 +98,10 @@ impl LlamaConfig {
     /// Reads a `config.json`.
     ///
     /// # Errors
-    /// As [`LlamaConfig::from_gguf`], and [`ModelError::Architecture`].
+    /// As [`LlamaConfig::from_gguf`].
     pub(crate) fn from_hf(json: &str) -> Result<LlamaConfig, ModelError> {
         let hf: HfConfig =
             serde_json::from_str(json).map_err(|error| setting("config.json", error))?;
-        if hf.model_type != "llama" {
-            return Err(ModelError::Architecture {
-                found: hf.model_type,
-            });
-        }
         if hf.attention_bias || hf.mlp_bias {
             return Err(setting(
                 "attention_bias, mlp_bias",
@@ -182,7 +177,6 @@ impl LlamaConfig {
 /// The fields of `config.json` that count. What is absent has transformers' default.
 #[derive(Debug, Deserialize)]
 struct HfConfig {
-    model_type: String,
     num_hidden_layers: u64,
     hidden_size: u64,
     intermediate_size: u64,
@@ -201,11 +195,12 @@ struct HfConfig {
     mlp_bias: bool,
 }
 
+/// How `config.json` describes rotations.
 #[derive(Debug, Deserialize)]
-struct HfRope {
+pub(in crate::model) struct HfRope {
     #[serde(alias = "type")]
     rope_type: Option<String>,
-    rope_theta: Option<f64>,
+    pub(in crate::model) rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
@@ -213,7 +208,8 @@ struct HfRope {
 }
 
 impl HfRope {
-    fn scale(&self, inv_freq: &mut [f64]) -> Result<(), ModelError> {
+    /// Changes the frequencies as it says.
+    pub(in crate::model) fn scale(&self, inv_freq: &mut [f64]) -> Result<(), ModelError> {
         let need = |value: Option<f64>, key: &str| match value {
             Some(value) if value.is_finite() && value > 0.0 => Ok(value),
             Some(value) => Err(setting(key, format!("{value} is not positive"))),
@@ -314,7 +310,7 @@ fn gguf_required(gguf: &Gguf, key: &str) -> Result<u64, ModelError> {
 mod tests {
     use super::*;
 
-    const JSON: &str = r#"{"model_type":"llama","num_hidden_layers":2,"hidden_size":64,
+    const JSON: &str = r#"{"num_hidden_layers":2,"hidden_size":64,
         "intermediate_size":96,"num_attention_heads":4,"num_key_value_heads":2,
         "max_position_embeddings":128,"rms_norm_eps":1e-5,"rope_theta":10000.0ROPE}"#;
 

@@ -5,12 +5,13 @@ mod weights;
 
 use conclave_kernels::{KvCache, KvDtype, Norm, RopeTable, SeqSpan, Tokens};
 
+pub(in crate::model) use config::HfRope;
 pub use config::LlamaConfig;
 pub(crate) use weights::Names;
 pub use weights::{Layer, LlamaWeights};
 
 use super::ops::{HeadShape, Ops};
-use super::pass::{Activations, Architecture, product, sized};
+use super::pass::{Activations, Architecture, keep_rows, product, sized};
 use super::step::Step;
 
 /// A llama-architecture model without tokenizer.
@@ -64,12 +65,9 @@ impl Architecture for Llama {
         self.weights.layers.len()
     }
 
-    fn q_width(&self) -> usize {
-        self.config.q_width()
-    }
-
-    fn hidden(&self) -> usize {
-        self.config.hidden
+    fn keep(&self, acts: &mut Activations, rows: &[usize]) {
+        keep_rows(&mut acts.hidden, self.config.hidden, rows);
+        keep_rows(&mut acts.q, self.config.q_width(), rows);
     }
 
     fn embed(&self, ops: &mut Ops, acts: &mut Activations, step: &Step) {
@@ -109,7 +107,7 @@ impl Architecture for Llama {
     ) {
         let (numbers, o) = (rows * self.config.q_width(), &self.weights.layers[layer].o);
         let attended = sized(&mut acts.attended, numbers);
-        let attended = ops.attend(layer, &acts.q[..numbers], spans, attended, o);
+        let attended = ops.attend(layer, None, &acts.q[..numbers], spans, attended, Some(o));
         let stream = &mut acts.hidden[..rows * self.config.hidden];
         ops.add_linear(o, attended, rows, stream);
     }
