@@ -358,6 +358,19 @@ class Doors(unittest.TestCase):
         self.assertNotIn("ingress", one(objects, "NetworkPolicy", "-caller")["spec"], "nothing calls it")
         self.assertEqual([], of_kind(rendered("single.yaml"), "NetworkPolicy"))
 
+    def test_only_pools_that_fetch_reach_the_world(self):
+        objects = rendered("pools.yaml")
+        ports = [p["port"] for rule in one(objects, "NetworkPolicy", "-worker")["spec"]["egress"] for p in rule["ports"]]
+        self.assertEqual({53, 7400}, set(ports))
+        fetch = one(objects, "NetworkPolicy", "-worker-fetch")["spec"]
+        self.assertEqual(["Egress"], fetch["policyTypes"])
+        self.assertEqual([443], [p["port"] for rule in fetch["egress"] for p in rule["ports"]])
+        (expression,) = fetch["podSelector"]["matchExpressions"]
+        self.assertEqual(["cpu", "large", "small"], expression["values"], "the pool with a volume is not among them")
+        mounted = "workerDefaults.model.fetch.enabled=false,workerDefaults.model.volume.existingClaim=a,workerDefaults.model.volume.path=b"
+        for words in (mounted, "networkPolicy.modelEgress=null"):
+            self.assertEqual([], of_kind(render("--set", words), "NetworkPolicy", "-worker-fetch"))
+
     def test_reflection_is_off(self):
         for file in ("minimal.yaml", "production.yaml"):
             text = one(rendered(file), "ConfigMap", "-coordinator")["data"]["coordinator.toml"]

@@ -37,6 +37,9 @@ class Workers(unittest.TestCase):
         budget = one(render(), "PodDisruptionBudget", "-worker-cpu")["spec"]
         self.assertEqual("AlwaysAllow", budget["unhealthyPodEvictionPolicy"])
 
+    def test_a_rollout_has_time_to_fetch_a_large_model(self):
+        self.assertEqual(1800, one(render(), "Deployment")["spec"]["progressDeadlineSeconds"])
+
     def test_the_default_pool_can_be_taken_out(self):
         self.assertEqual([], of_kind(render("--set", "workerPools.cpu=null"), "Deployment"))
 
