@@ -251,6 +251,16 @@ class Membership(unittest.TestCase):
         self.assertEqual(["cluster", "keep"], self.args(part)[:2])
         self.assertEqual(1, len([a for a in self.args(part) if a.endswith(":7400")]))
 
+    def test_the_jobs_run_where_coordinators_may(self):
+        toleration = {"key": "dedicated", "operator": "Exists"}
+        placed = ["--set-json", f"coordinator.tolerations=[{json.dumps(toleration)}]", "--set", "coordinator.nodeSelector.pool=system"]
+        callers = 0
+        for o, meta, spec in pod_specs(render(*placed)):
+            if meta["labels"]["app.kubernetes.io/component"] in ("caller", "coordinator"):
+                callers += o["kind"] != "StatefulSet"
+                self.assertEqual(([toleration], {"pool": "system"}), (spec["tolerations"], spec["nodeSelector"]), o["kind"])
+        self.assertEqual(3, callers)
+
     def test_the_test_submits_a_job(self):
         pod = one(render(), "Pod")
         self.assertEqual("test", pod["metadata"]["annotations"]["helm.sh/hook"])

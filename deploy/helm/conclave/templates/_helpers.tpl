@@ -248,6 +248,15 @@ spec:
   {{- end }}
   securityContext:
     {{- include "conclave.podSecurity" $root | nindent 4 }}
+  {{- /* Where coordinators may run, their jobs may. */ -}}
+  {{- with $root.Values.coordinator.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $root.Values.coordinator.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   containers:
     - name: conclave
       image: {{ include "conclave.image" $root }}
