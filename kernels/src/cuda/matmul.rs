@@ -49,6 +49,19 @@ impl Rounded {
         self.scale.ensure(len.div_ceil(32))?;
         self.sum.ensure(len.div_ceil(32))
     }
+
+    /// The integers, scales and sums last written: to look at, not to compute with.
+    ///
+    /// # Errors
+    /// As [`Buf::download`].
+    pub fn download(&self) -> Result<(Vec<i8>, Vec<f32>, Vec<i32>), DeviceError> {
+        let len = self.rows * self.k;
+        let (mut q, mut scale, mut sum) = (vec![0; len], vec![0.0; len / 32], vec![0; len / 32]);
+        self.q.download(&mut q)?;
+        self.scale.download(&mut scale)?;
+        self.sum.download(&mut sum)?;
+        Ok((q, scale, sum))
+    }
 }
 
 /// The inputs of a product.
