@@ -48,7 +48,6 @@ struct State {
 
 impl Emulator {
     /// A device with 8 GiB of memory.
-    #[expect(clippy::new_ret_no_self, reason = "a driver is always shared")]
     pub fn new() -> Arc<Emulator> {
         Emulator::with(MEMORY, 0)
     }

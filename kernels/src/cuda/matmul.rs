@@ -2,6 +2,7 @@
 
 use super::launch::{Blocks, GRID};
 use super::{Buf, CudaKernels, DeviceError, Driver, Kernel, Matrix};
+use crate::reference::QuantBlock;
 use crate::weights::TILE;
 use std::sync::Arc;
 
@@ -50,17 +51,19 @@ impl Rounded {
         self.sum.ensure(len.div_ceil(32))
     }
 
-    /// The integers, scales and sums last written: to look at, not to compute with.
+    /// The blocks last written, row by row: to look at, not to compute with.
     ///
     /// # Errors
     /// As [`Buf::download`].
-    pub fn download(&self) -> Result<(Vec<i8>, Vec<f32>, Vec<i32>), DeviceError> {
+    pub fn download(&self) -> Result<Vec<QuantBlock>, DeviceError> {
         let len = self.rows * self.k;
         let (mut q, mut scale, mut sum) = (vec![0; len], vec![0.0; len / 32], vec![0; len / 32]);
         self.q.download(&mut q)?;
         self.scale.download(&mut scale)?;
         self.sum.download(&mut sum)?;
-        Ok((q, scale, sum))
+        let blocks = q.as_chunks::<32>().0.iter().zip(scale).zip(sum);
+        let block = |((&q, scale), sum)| QuantBlock { q, scale, sum };
+        Ok(blocks.map(block).collect())
     }
 }
 
