@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,7 @@ const LEADERLESS: Duration = Duration::from_secs(30);
 /// What the port says of a node.
 struct View {
     status: watch::Receiver<NodeStatus>,
-    readiness: Mutex<Readiness>,
+    readiness: Arc<Mutex<Readiness>>,
 }
 
 /// What `/readyz` said before.
@@ -60,7 +60,29 @@ pub async fn serve(
     status: watch::Receiver<NodeStatus>,
     stop: CancellationToken,
 ) {
-    conclave_probes::serve(listener, metrics, View::new(status), stop).await;
+    let view = View::new(status.clone());
+    let readiness = Arc::clone(&view.readiness);
+    let served = conclave_probes::serve(listener, metrics, view, stop.clone());
+    tokio::join!(
+        served,
+        stop.run_until_cancelled(remember(readiness, status))
+    );
+}
+
+/// Looks at every change, so that readiness does not hang on when somebody asks: a member that was caught up
+/// before its leader went is ready, also where nobody asked until then.
+async fn remember(readiness: Arc<Mutex<Readiness>>, mut status: watch::Receiver<NodeStatus>) {
+    loop {
+        let now = status.borrow_and_update().clone();
+        lock(&readiness).look(&now, Instant::now());
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn lock(readiness: &Mutex<Readiness>) -> MutexGuard<'_, Readiness> {
+    readiness.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Binds the socket.
@@ -78,7 +100,7 @@ impl View {
     fn new(status: watch::Receiver<NodeStatus>) -> Self {
         Self {
             status,
-            readiness: Mutex::default(),
+            readiness: Arc::default(),
         }
     }
 }
@@ -99,11 +121,7 @@ impl Probed for View {
     /// Ready once this replica has caught up with a leader that it knows; see [`Readiness::look`].
     fn ready(&self) -> Result<String, String> {
         let status = self.status.borrow().clone();
-        let mut readiness = self
-            .readiness
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match readiness.look(&status, Instant::now()) {
+        match lock(&self.readiness).look(&status, Instant::now()) {
             None if status.leaderless() => Ok("ready, without a leader".to_owned()),
             None => Ok("ready".to_owned()),
             Some(why) => Err(why),
@@ -156,6 +174,26 @@ mod tests {
             fault(&mut status);
             assert!(readiness.look(&status, now).is_some(), "{status:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_member_that_nobody_asked_is_ready_without_a_leader_too() {
+        let status = watch::Sender::new(NodeStatus::default());
+        let view = View::new(status.subscribe());
+        let readiness = Arc::clone(&view.readiness);
+        let looking = tokio::spawn(remember(Arc::clone(&readiness), status.subscribe()));
+        status.send_replace(caught_up());
+        let seen = async {
+            while !lock(&readiness).once {
+                tokio::task::yield_now().await;
+            }
+        };
+        let within = Duration::from_secs(10);
+        tokio::time::timeout(within, seen).await.unwrap();
+        status.send_replace(without_leader());
+        assert_eq!(view.ready(), Ok("ready, without a leader".to_owned()));
+        drop(status);
+        looking.await.unwrap();
     }
 
     #[test]
