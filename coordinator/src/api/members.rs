@@ -12,7 +12,10 @@ use conclave_proto::v1::{
 };
 use tonic::Status;
 
-use super::{Api, convert, stranger::no_member};
+use super::{
+    Api, convert,
+    stranger::{no_member, taken},
+};
 use crate::node::{Change, Input, MemberInfo, NodeError, NodeStatus};
 
 /// How long a new member may take to catch up.
@@ -44,6 +47,7 @@ impl Api {
                 found.cluster_id
             )));
         }
+        taken(&address, found.node_id, &self.node.now())?;
         let needed = self
             .node
             .read(true, wait, State::log_version)

@@ -1,9 +1,11 @@
-//! Why a node that nobody knows yet cannot be spoken to.
+//! Why a node that nobody knows yet cannot be spoken to, or added.
 
 use std::error::Error as _;
 
 use conclave_credentials::Misfit;
 use tonic::{Code, Status};
+
+use crate::node::NodeStatus;
 
 /// Why `address` cannot be added; `tls`: this cluster speaks it. FAILED_PRECONDITION: this leader is sound,
 /// and another endpoint would hear the same.
@@ -51,9 +53,25 @@ fn told(misfit: Misfit, tls: bool) -> &'static str {
     }
 }
 
+/// Refuses a second member where the cluster has a first: the vote of one that is gone for good would count on.
+pub(super) fn taken(address: &str, node_id: u64, status: &NodeStatus) -> Result<(), Status> {
+    let mut members = status.members.iter();
+    let Some((id, _)) = members.find(|(id, m)| **id != node_id && m.address == address) else {
+        return Ok(());
+    };
+    Err(Status::failed_precondition(format!(
+        "{address} is the address of member {id:016x}, and another folder answers there. Is the member's \
+         own lost: `conclave cluster remove {id:016x}` first, for its vote counts on; did it move: add it \
+         where it is now"
+    )))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::node::MemberInfo;
 
     #[test]
     fn a_node_that_speaks_tls_or_none_is_told_as_one() {
@@ -72,5 +90,23 @@ mod tests {
         assert!(text.contains("speaks no TLS"), "{text}");
         let text = told("invalid peer certificate: UnknownIssuer", true);
         assert!(text.contains("ca_file"), "{text}");
+    }
+
+    #[test]
+    fn an_address_has_one_member() {
+        let member = |address: &str| MemberInfo {
+            address: address.to_owned(),
+            ..MemberInfo::default()
+        };
+        let status = NodeStatus {
+            members: BTreeMap::from([(1, member("a:7400")), (2, member("b:7400"))]),
+            ..NodeStatus::default()
+        };
+        assert!(taken("b:7400", 2, &status).is_ok(), "itself, once more");
+        assert!(taken("c:7400", 3, &status).is_ok());
+        let refused = taken("b:7400", 3, &status).unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        let text = refused.message();
+        assert!(text.contains("cluster remove 0000000000000002"), "{text}");
     }
 }

@@ -339,6 +339,7 @@ fn quorum(seen: &Seen, found: &mut Findings) {
             "add one, or remove one",
         );
     }
+    replaced(seen, found);
     for member in seen.known_members().iter().filter(|m| m.learner) {
         found.note(
             &member.address,
@@ -348,13 +349,47 @@ fn quorum(seen: &Seen, found: &mut Findings) {
     }
 }
 
+/// Members whose address another member has: their votes count, and nobody gives them.
+fn replaced(seen: &Seen, found: &mut Findings) {
+    let members = seen.known_members();
+    for gone in members.iter().filter(|m| !seen.answered(m.node_id)) {
+        let another = |m: &&Member| m.address == gone.address && m.node_id != gone.node_id;
+        if let Some(now) = members.iter().find(another) {
+            found.problem(
+                &gone.address,
+                format!(
+                    "is the address of member {:016x}, and {:016x} answers there",
+                    gone.node_id, now.node_id
+                ),
+                format!(
+                    "`conclave cluster remove {:016x}`: its folder is gone",
+                    gone.node_id
+                ),
+            );
+        }
+    }
+}
+
 /// One coordinator that answered; `alone`: no leader is known, which is why it is not ready.
 fn node(seen: &Seen, address: &str, answer: &Answer, alone: bool, found: &mut Findings) {
     let status = &answer.status;
     match status.role.as_str() {
         "blank" => {
-            let cure = format!("`conclave cluster add {}`", status.address);
-            return found.problem(address, "belongs to no cluster", cure);
+            let add = format!("`conclave cluster add {}`", status.address);
+            return match seen.member_at(&status.address) {
+                None => found.problem(address, "belongs to no cluster", add),
+                Some(lost) => found.problem(
+                    address,
+                    format!(
+                        "is blank: the folder of member {:016x} is lost",
+                        lost.node_id
+                    ),
+                    format!(
+                        "`conclave cluster remove {:016x}`, then {add}",
+                        lost.node_id
+                    ),
+                ),
+            };
         }
         "removed" => {
             return found.problem(

@@ -117,51 +117,80 @@ async fn look(global: &Global, client: &Client) -> Result<Seen, CliError> {
     if global.endpoints.is_empty() && nodes.iter().any(|node| node.answer.is_ok()) {
         nodes.retain(|node| node.answer.is_ok());
     }
-    let known: BTreeSet<String> = nodes.iter().flat_map(Node::addresses).collect();
-    let answering = nodes.iter().find(|node| node.answer.is_ok());
-    let answering = answering.and_then(|node| {
-        let mut links = client.links().iter();
-        links.find(|link| link.address() == node.address)
-    });
-    // Whoever answers passes these on to the leader.
-    let (members, workers) = match answering {
-        None => {
-            let nobody = || "no endpoint answers".to_owned();
-            (Err(nobody()), Err(nobody()))
-        }
-        Some(link) => {
-            let members = within(LED, MembersRequest {}, async |request| {
-                link.cluster().members(request).await
-            });
-            let workers = within(LED, ListWorkersRequest {}, async |request| {
-                link.cluster().list_workers(request).await
-            });
-            let (members, workers) = tokio::join!(members, workers);
-            let told = |status: Status| reason(&status);
-            (members.map_err(told), workers.map_err(told))
-        }
-    };
-    let (workers, lost) = match workers {
-        Ok(found) => (Ok(found.workers), found.lost),
-        Err(why) => (Err(why), Vec::new()),
-    };
+    let nobody = || "no endpoint answers".to_owned();
     let mut seen = Seen {
         nodes,
-        members,
-        workers,
-        lost,
+        members: Err(nobody()),
+        workers: Err(nobody()),
+        lost: Vec::new(),
         here_unix_ms: unix_ms(),
     };
+    let mut links = client.links().to_vec();
+    let first = ask_led(&mut seen, &links).await;
+    let others = ask_others(global, &mut seen).await?;
+    links.extend(others);
+    // An endpoint that is no member any more passes nothing on; members that it named do.
+    if standing(&seen.nodes, &links)
+        .is_some_and(|(best, _)| Some(best) > first && first < Some(MEMBER))
+    {
+        ask_led(&mut seen, &links).await;
+        ask_others(global, &mut seen).await?;
+    }
+    Ok(seen)
+}
+
+/// Of coordinators: it is a member, as far as it knows.
+const MEMBER: u8 = 1;
+
+/// Who is likeliest to know the members and workers, and how likely.
+fn standing<'a>(nodes: &[Node], links: &'a [Link]) -> Option<(u8, &'a Link)> {
+    let ranked = links.iter().rev().filter_map(|link| {
+        let node = nodes.iter().find(|node| node.address == link.address())?;
+        let status = &node.answer.as_ref().ok()?.status;
+        let rank = match status.role.as_str() {
+            "blank" | "removed" => 0,
+            "leader" => MEMBER + 2,
+            _ if status.unready.is_empty() => MEMBER + 1,
+            _ => MEMBER,
+        };
+        Some((rank, link))
+    });
+    ranked.max_by_key(|(rank, _)| *rank)
+}
+
+/// Asks the best of `links` for what only the leader knows, to whom it passes that on; how good it was.
+async fn ask_led(seen: &mut Seen, links: &[Link]) -> Option<u8> {
+    let (rank, link) = standing(&seen.nodes, links)?;
+    let members = within(LED, MembersRequest {}, async |request| {
+        link.cluster().members(request).await
+    });
+    let workers = within(LED, ListWorkersRequest {}, async |request| {
+        link.cluster().list_workers(request).await
+    });
+    let (members, workers) = tokio::join!(members, workers);
+    let told = |status: Status| reason(&status);
+    seen.members = members.map_err(told);
+    (seen.workers, seen.lost) = match workers {
+        Ok(found) => (Ok(found.workers), found.lost),
+        Err(status) => (Err(told(status)), Vec::new()),
+    };
+    Some(rank)
+}
+
+/// Asks the members that were not asked yet.
+async fn ask_others(global: &Global, seen: &mut Seen) -> Result<Vec<Link>, CliError> {
+    let known: BTreeSet<String> = seen.nodes.iter().flat_map(Node::addresses).collect();
     let named = seen.known_members().iter();
     let others: Vec<String> = named
         .map(|member| member.address.clone())
         .filter(|address| !address.is_empty() && !known.contains(address))
         .collect();
-    if !others.is_empty() {
-        let others = global.client_of(&others)?;
-        seen.nodes.extend(ask_all(others.links()).await);
+    if others.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(seen)
+    let others = global.client_of(&others)?;
+    seen.nodes.extend(ask_all(others.links()).await);
+    Ok(others.links().to_vec())
 }
 
 async fn ask_all(links: &[Link]) -> Vec<Node> {

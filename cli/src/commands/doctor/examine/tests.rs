@@ -389,3 +389,48 @@ fn a_file_that_could_not_be_read_again_is_named_with_its_member() {
     let cure = &examine(&seen)[0].cure;
     assert!(cure.contains("mend /etc/tokens.jsonl"), "{cure}");
 }
+
+#[test]
+fn a_lost_folder_is_told_with_the_member_that_it_was() {
+    let blank = |seen: &mut Seen| {
+        changed(seen, 2, |status| {
+            status.node_id = 9;
+            status.role = "blank".to_owned();
+            status.leader_id = 0;
+        });
+    };
+    let mut seen = healthy();
+    blank(&mut seen);
+    let found = examine(&seen);
+    let lost = found.iter().find(|f| f.what.contains("is lost"));
+    let lost = lost.expect("it is told");
+    assert_eq!(
+        lost.cure,
+        "`conclave cluster remove 0000000000000003`, then `conclave cluster add host-3`"
+    );
+}
+
+#[test]
+fn a_member_whose_address_another_one_has_is_told() {
+    let mut seen = healthy();
+    changed(&mut seen, 2, |status| status.node_id = 9);
+    let new = Member {
+        node_id: 9,
+        address: "host-3".to_owned(),
+        active: true,
+        ..Member::default()
+    };
+    seen.members
+        .as_mut()
+        .expect("they are known")
+        .members
+        .push(new);
+    let found = examine(&seen);
+    let ghost = found
+        .iter()
+        .find(|f| f.cure.contains("remove 0000000000000003"));
+    assert!(
+        ghost.is_some_and(|f| f.what.contains("0000000000000009 answers there")),
+        "{found:?}"
+    );
+}
