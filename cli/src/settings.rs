@@ -10,7 +10,7 @@ use crate::error::CliError;
 /// Any setting by its name.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SetArgs {
-    /// Any other setting of the file, e.g. --set snapshot_every=4096 or --set tls.server_name=a; repeat for more
+    /// Any other setting of the file, e.g. --set traces.sampling_ratio=0.1; repeat for more
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
     pub set: Vec<(String, Value)>,
 }

@@ -29,18 +29,19 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Flags of `cluster ensure`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Waits for each to answer, and adds those that are blank, one after another. Each
-is asked itself what it is: --endpoint plays no part. A
-member that is down is left alone; one that came back with an empty folder is
-named, with what to do. Members elsewhere are left alone: see `cluster keep`.
+Name every coordinator, those that are members already too: blank ones join the
+cluster of the others. Waits for each to answer, and adds those that are blank, one
+after another. Each is asked itself what it is: --endpoint plays no part. A member
+that is down is left alone; one that came back with an empty folder is named, with
+what to do. Members elsewhere are left alone: see `cluster keep`.
 
 Example:
   conclave cluster ensure --init 10.0.0.5:7400 10.0.0.6:7400 10.0.0.7:7400
 
 Exit status: 0 all of them are members, 1 or 2 it is refused, 3 not in time.")]
 pub struct EnsureArgs {
-    /// Coordinators, as they advertise themselves
-    #[arg(required = true, value_name = "HOST:PORT")]
+    /// All coordinators, as they advertise themselves; with spaces or commas between
+    #[arg(required = true, value_name = "HOST:PORT", value_delimiter = ',')]
     addresses: Vec<String>,
     /// Create the cluster, if all of them answer and all are blank
     #[arg(long)]
@@ -66,8 +67,8 @@ Example, from five coordinators to three:
 
 Exit status: 0 nobody else is a member, 1 or 2 it is refused, 3 not in time.")]
 pub struct KeepArgs {
-    /// Coordinators that stay, as `cluster members` shows them
-    #[arg(required = true, value_name = "HOST:PORT")]
+    /// Coordinators that stay, as `cluster members` shows them; with spaces or commas between
+    #[arg(required = true, value_name = "HOST:PORT", value_delimiter = ',')]
     addresses: Vec<String>,
     /// How long all of it may take
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
@@ -106,9 +107,9 @@ fn next(found: &[Found], members: &[Member], may_init: bool) -> Step {
         0 if may_init => return Step::Init,
         0 => {
             return Step::Refuse(
-                "all of them are blank, and nobody said that a cluster may be created: --init says \
-                 so. If they had one, their folders are lost: see docs/OPERATIONS.md, \"Backup and \
-                 restore\""
+                "none of these belongs to a cluster. Are they to join one: name its members too; is there \
+                 none yet: --init creates it. If they had one, their folders are lost: see \
+                 docs/OPERATIONS.md, \"Backup and restore\""
                     .to_owned(),
             );
         }
@@ -380,6 +381,24 @@ mod tests {
         assert_eq!(next(&found, &members, false), Step::Done);
         let wait = Step::Wait(vec!["b".to_owned()]);
         assert_eq!(next(&found, &members[..1], false), wait);
+    }
+
+    #[test]
+    fn blank_ones_alone_are_told_to_name_the_members_too() {
+        let found = [says("d", 4, ""), says("e", 5, "")];
+        let Step::Refuse(why) = next(&found, &[], false) else {
+            panic!("a second cluster");
+        };
+        assert!(why.contains("name its members too"), "{why}");
+    }
+
+    #[test]
+    fn commas_part_addresses_as_spaces_do() {
+        for command in ["ensure", "keep"] {
+            let words = ["conclave", "cluster", command, "a:1,b:2", "c:3"];
+            let text = format!("{:?}", Cli::try_parse_from(words).unwrap());
+            assert!(text.contains(r#"["a:1", "b:2", "c:3"]"#), "{text}");
+        }
     }
 
     #[test]
