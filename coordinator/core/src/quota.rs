@@ -41,10 +41,7 @@ pub struct Quotas {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Too many of its tenant's jobs have not ended.
-    #[error(
-        "{live} jobs of tenant `{tenant}` have not ended, its quota is {limit} (live_jobs): come \
-         again once one has"
-    )]
+    #[error("{}", live_jobs(tenant, *live, *limit))]
     LiveJobs {
         /// Whose.
         tenant: String,
@@ -69,6 +66,18 @@ pub enum Refusal {
         /// When it is paid off, ms from now.
         paid_off_ms: u64,
     },
+}
+
+fn live_jobs(tenant: &str, live: u64, limit: u64) -> String {
+    if limit == 0 {
+        return format!(
+            "no job of tenant `{tenant}` is taken: its quota is 0 (live_jobs), until an operator raises it"
+        );
+    }
+    format!(
+        "{live} jobs of tenant `{tenant}` have not ended, its quota is {limit} (live_jobs): come again once \
+         one has"
+    )
 }
 
 impl Refusal {

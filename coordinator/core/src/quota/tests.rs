@@ -106,6 +106,17 @@ fn jobs_that_have_not_ended_are_counted_and_so_are_submissions_under_way() {
     assert_eq!(gate.admit("t", &world.state, now(&world)), Ok(()));
 }
 
+#[test]
+fn a_tenant_that_may_have_no_job_is_not_told_to_wait_for_one() {
+    let world = World::new();
+    let refusal = gate(Some(0), None).admit("t", &world.state, now(&world));
+    let text = refusal.unwrap_err().to_string();
+    assert!(
+        text.contains("its quota is 0") && !text.contains("once one"),
+        "{text}"
+    );
+}
+
 /// A world whose job `j` has handed in two drafts, and what they were.
 fn spent(each: u64) -> (World, Vec<AttemptKey>) {
     let mut world = World::with_job(&choice(width(2)));
