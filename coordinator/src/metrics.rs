@@ -85,6 +85,9 @@ fn begin_at_zero() {
     for kind in ["prompt", "cached", "thought", "answer"] {
         tokens(kind, 0);
     }
+    for verdict in ["approve", "edit", "reject"] {
+        counter!("conclave_reviews_total", "verdict" => verdict).increment(0);
+    }
     for role in ["proposer", "refiner", "distiller", "chair"] {
         tokens_by_role(role.to_owned(), 0);
     }
@@ -249,6 +252,11 @@ fn describe_jobs() {
         "conclave_jobs_agreed_early_total",
         Unit::Count,
         "Jobs that ended while this member led before their plan did, because their drafts agreed"
+    );
+    describe_counter!(
+        "conclave_reviews_total",
+        Unit::Count,
+        "Answers that people reviewed while this member led, by verdict (approve, edit, reject)"
     );
 }
 
@@ -429,6 +437,11 @@ pub fn would_expand() {
 /// A job was answered before its plan ended: its drafts agreed.
 pub fn agreed_early() {
     counter!("conclave_jobs_agreed_early_total").increment(1);
+}
+
+/// A person decided on an answer.
+pub fn reviewed(verdict: &'static str) {
+    counter!("conclave_reviews_total", "verdict" => verdict).increment(1);
 }
 
 /// Workers with a lease, and sessions open here.

@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 use super::{Api, REPLY, audit, convert, passed_on, timed};
 use crate::{
     auth::{Principal, Role},
+    metrics,
     node::task::unix_ms,
     traces::submission::Submission,
 };
@@ -206,15 +207,17 @@ impl Api {
         let wait = self.patience(&metadata);
         let verdict = request.verdict();
         check_note("note", &request.note)?;
-        match verdict {
+        let named = match verdict {
             Verdict::Unspecified => return Err(Status::invalid_argument("verdict: is required")),
             Verdict::Edit if request.text.is_empty() => {
                 return Err(Status::invalid_argument(
                     "text: an edit needs the new answer",
                 ));
             }
-            Verdict::Edit | Verdict::Approve | Verdict::Reject => {}
-        }
+            Verdict::Approve => "approve",
+            Verdict::Edit => "edit",
+            Verdict::Reject => "reject",
+        };
         if request.text.len() > self.config.max_message_bytes / 4 {
             return Err(Status::invalid_argument("text: is too long"));
         }
@@ -230,6 +233,7 @@ impl Api {
         };
         self.change_job(Body::ReviewJob(review), &job_id, wait)
             .await?;
+        metrics::reviewed(named);
         self.show(&caller, &job_id, 0, wait).await
     }
 
