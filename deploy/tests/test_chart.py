@@ -335,6 +335,19 @@ class Traces(unittest.TestCase):
                 render("--set", words)
 
 
+class Monitors(unittest.TestCase):
+    def test_releases_of_one_name_are_told_apart(self):
+        """Else the leader of one would hide that the other has none."""
+        words = ["--set", "metrics.monitors.enabled=true"]
+        named = set()
+        for namespace in ("a", "b"):
+            objects = render(*words, "--namespace", namespace)
+            for kind, ends in (("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints")):
+                rules = one(objects, kind)["spec"][ends][0]["relabelings"]
+                named.add((kind, next(r["replacement"] for r in rules if r["targetLabel"] == "conclave_cluster")))
+        self.assertEqual({(k, f"{n}.t-conclave") for k in ("ServiceMonitor", "PodMonitor") for n in "ab"}, named)
+
+
 class Doors(unittest.TestCase):
     def test_tokens(self):
         secret = one(rendered("minimal.yaml"), "Secret")
@@ -380,6 +393,15 @@ class Doors(unittest.TestCase):
         mounted = "workerDefaults.model.fetch.enabled=false,workerDefaults.model.volume.existingClaim=a,workerDefaults.model.volume.path=b"
         for words in (mounted, "networkPolicy.modelEgress=null"):
             self.assertEqual([], of_kind(render("--set", words), "NetworkPolicy", "-worker-fetch"))
+
+    def test_the_ingress_controller_is_let_in_where_there_is_an_ingress(self):
+        def callers(*words):
+            return one(render(*words), "NetworkPolicy", "-coordinator")["spec"]["ingress"][0]["from"]
+
+        own = {"podSelector": {}}
+        self.assertEqual(own, callers()[-1], "nobody of another namespace")
+        words = ["--set", "ingress.enabled=true,ingress.host=a"]
+        self.assertEqual([own, {"namespaceSelector": {}}], callers(*words)[-2:])
 
     def test_reflection_is_off(self):
         for file in ("minimal.yaml", "production.yaml"):

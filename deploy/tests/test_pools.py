@@ -50,7 +50,9 @@ class Workers(unittest.TestCase):
         self.assertEqual((1, 3), (scaler["minReplicas"], scaler["maxReplicas"]))
         self.assertEqual("conclave_agents_queued", scaler["metrics"][0]["external"]["metric"]["name"])
         trigger = one(rendered("ingress-keda.yaml"), "ScaledObject")["spec"]["triggers"][0]["metadata"]
-        self.assertEqual('conclave:agents_queued{conclave_cluster="conclave"}', trigger["query"])
+        self.assertEqual('conclave:agents_queued{conclave_cluster="default.conclave"}', trigger["query"])
+        named = scaler["metrics"][0]["external"]["metric"]["selector"]["matchLabels"]
+        self.assertEqual({"conclave_cluster": "default.t-conclave"}, named)
         recorded = re.findall("record: (.*)", RULES.read_text())
         self.assertIn("conclave:agents_queued", recorded)
 

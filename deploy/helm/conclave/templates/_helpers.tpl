@@ -14,6 +14,11 @@
 {{/* The StatefulSet and its headless service: pod names hang on it, so it never changes. */}}
 {{- define "conclave.coordinator" -}}{{ include "conclave.fullname" . }}-coordinator{{- end -}}
 
+{{/* Its name beside others in one Prometheus: releases of two namespaces may bear the same. */}}
+{{- define "conclave.cluster" -}}
+{{- printf "%s.%s" .Release.Namespace (include "conclave.fullname" .) | trunc 63 | trimSuffix "-" | trimSuffix "." -}}
+{{- end -}}
+
 {{- define "conclave.secret" -}}
 {{- default (printf "%s-tokens" (include "conclave.fullname" .)) .Values.auth.existingSecret -}}
 {{- end -}}
