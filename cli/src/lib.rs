@@ -11,6 +11,8 @@ pub mod audit;
 mod cache;
 mod client;
 mod commands;
+#[cfg(test)]
+mod documents;
 mod duration;
 mod ending;
 mod error;

@@ -370,27 +370,30 @@ fn replaced(seen: &Seen, found: &mut Findings) {
     }
 }
 
+/// A node of no cluster: new, or on the empty folder of a member.
+fn blank(seen: &Seen, address: &str, listens: &str, found: &mut Findings) {
+    let add = format!("`conclave cluster add {listens}`");
+    match seen.member_at(listens) {
+        None => found.problem(address, "belongs to no cluster", add),
+        Some(lost) => found.problem(
+            address,
+            format!(
+                "is blank: the folder of member {:016x} is lost",
+                lost.node_id
+            ),
+            format!(
+                "`conclave cluster remove {:016x}`, then {add}",
+                lost.node_id
+            ),
+        ),
+    }
+}
+
 /// One coordinator that answered; `alone`: no leader is known, which is why it is not ready.
 fn node(seen: &Seen, address: &str, answer: &Answer, alone: bool, found: &mut Findings) {
     let status = &answer.status;
     match status.role.as_str() {
-        "blank" => {
-            let add = format!("`conclave cluster add {}`", status.address);
-            return match seen.member_at(&status.address) {
-                None => found.problem(address, "belongs to no cluster", add),
-                Some(lost) => found.problem(
-                    address,
-                    format!(
-                        "is blank: the folder of member {:016x} is lost",
-                        lost.node_id
-                    ),
-                    format!(
-                        "`conclave cluster remove {:016x}`, then {add}",
-                        lost.node_id
-                    ),
-                ),
-            };
-        }
+        "blank" => return blank(seen, address, &status.address, found),
         "removed" => {
             return found.problem(
                 address,
