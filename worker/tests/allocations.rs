@@ -1,7 +1,10 @@
 //! A step in steady state allocates nothing: plan, forward pass, sampling, text, completion. What reporting
 //! allocates is counted to the piece.
 
+mod muse_support;
+
 use std::alloc::System;
+use std::path::Path;
 use std::sync::Arc;
 
 use conclave_kernels::{Kernels, KvDtype, Pool};
@@ -68,12 +71,22 @@ fn generation(model: &Model, prompt: &[u32], seed: u64) -> Generation {
     Generation::new(spec, Arc::new(Vocabulary::new(tokens, &[])))
 }
 
+/// The default model, and those of the other families, one after another: allocations of all threads are counted.
 #[test]
 fn a_decode_step_of_eight_agents_allocates_nothing() {
     let path =
         conclave_worker::model::pull::resolve("smollm2-135m").expect("`make test` fetches it");
-    let model = Model::load(&path, &LoadOptions::default()).expect("the default model");
-    let prompt: Vec<u32> = (0..PROMPT).map(|i| 1000 + i * 37 % 20_000).collect();
+    steps_allocate_nothing("smollm2-135m", &path);
+    for name in muse_support::NAMES {
+        steps_allocate_nothing(name, muse_support::folder(name).path());
+    }
+}
+
+fn steps_allocate_nothing(name: &str, path: &Path) {
+    let model = Model::load(path, &LoadOptions::default()).expect("a model");
+    let vocab = model.info().vocab_size as u32;
+    let prompt = (0..PROMPT).map(|i| (1000 + i * 37 % 20_000) % vocab);
+    let prompt: Vec<u32> = prompt.collect();
     let mut engine = engine(&model);
     for seq in 0..AGENTS {
         let generation = generation(&model, &prompt, seq);
@@ -95,7 +108,7 @@ fn a_decode_step_of_eight_agents_allocates_nothing() {
         steady += usize::from(engine.batch().total_tokens() == AGENTS as usize);
         if steady > WARM_UP && !bridged {
             let (new, grown) = (made.allocations, made.reallocations);
-            assert_eq!((new, grown), (0, 0), "in steady step {steady}");
+            assert_eq!((new, grown), (0, 0), "{name}, steady step {steady}");
         }
         // The boundary: each delta that leaves for the watchers owns its text.
         let region = Region::new(COUNTED);
@@ -113,5 +126,5 @@ fn a_decode_step_of_eight_agents_allocates_nothing() {
             return;
         }
     }
-    panic!("never steady");
+    panic!("{name} is never steady");
 }

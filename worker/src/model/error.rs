@@ -65,7 +65,7 @@ pub enum ModelError {
     },
     /// The architecture is not one of those written here.
     #[error(
-        "architecture {found:?} is not supported (GGUF files: llama; safetensors folders: llama, muse_glimmer)"
+        "architecture {found:?} is not supported (GGUF files: llama; safetensors folders: llama, muse_glimmer, muse_spark)"
     )]
     Architecture {
         /// As the file says.

@@ -12,7 +12,7 @@ use super::step::Step;
 pub enum Family {
     /// llama: GGUF files and safetensors folders.
     Llama(Llama),
-    /// The text part of `muse_glimmer`: safetensors folders.
+    /// The text part of `muse_glimmer` and `muse_spark`: safetensors folders.
     Muse(Muse),
 }
 

@@ -148,13 +148,21 @@ fn folder_family(folder: &Folder, opts: &LoadOptions) -> Result<Family, ModelErr
             let weights = LlamaWeights::load(folder, names, &config, activation, isa)?;
             Ok(Family::Llama(Llama { config, weights }))
         }
-        "muse_glimmer" => {
-            let config = MuseConfig::from_hf(&json, Member::Glimmer)?;
-            let weights = MuseWeights::load(folder, &config, activation, isa)?;
-            Ok(Family::Muse(Muse::new(config, weights)))
-        }
+        "muse_glimmer" => muse(folder, &json, Member::Glimmer, opts),
+        "muse_spark" => muse(folder, &json, Member::Spark, opts),
         _ => Err(ModelError::Architecture { found: model_type }),
     }
+}
+
+fn muse(
+    folder: &Folder,
+    json: &str,
+    member: Member,
+    opts: &LoadOptions,
+) -> Result<Family, ModelError> {
+    let config = MuseConfig::from_hf(json, member)?;
+    let weights = MuseWeights::load(folder, &config, opts.activation, opts.isa)?;
+    Ok(Family::Muse(Muse::new(config, weights)))
 }
 
 /// What `config.json` says first.

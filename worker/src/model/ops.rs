@@ -1,5 +1,6 @@
 //! The only bridge from models to the kernels: one worker's kernels, scratch and KV cache.
 
+mod experts;
 mod residual;
 
 use std::sync::Arc;

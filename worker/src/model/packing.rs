@@ -65,6 +65,26 @@ impl<'a> Packing<'a> {
         Ok(packed)
     }
 
+    /// Matrices of `n x k` that lie one after another in a tensor of three dimensions, `parts` in each of `count`
+    /// entries.
+    pub(super) fn stacked(
+        &self,
+        name: String,
+        [count, parts]: [usize; 2],
+        n: usize,
+        k: usize,
+    ) -> Result<Vec<PackedMatrix>, ModelError> {
+        let raw = self.source.tensor(&name)?;
+        let (n, k) = (n as u64, k as u64);
+        raw.expect(&[count as u64, parts as u64 * n, k])?;
+        let bytes = raw.bytes.len() / (count * parts);
+        let matrices = raw.bytes.chunks(bytes.max(1));
+        let matrices = matrices.map(|bytes| self.pack(&raw, bytes, n, k));
+        let matrices = matrices.collect::<Result<_, _>>()?;
+        self.source.release(&raw);
+        Ok(matrices)
+    }
+
     /// A vector of `len` numbers.
     pub(super) fn vector(&self, name: String, len: u64) -> Result<Vec<f32>, ModelError> {
         let raw = self.source.tensor(&name)?;

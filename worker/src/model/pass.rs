@@ -6,6 +6,7 @@
 
 use conclave_kernels::{PackedMatrix, Product, SeqSpan};
 
+use super::muse::Mixture;
 use super::ops::Ops;
 use super::step::Step;
 
@@ -59,6 +60,8 @@ pub(crate) struct Activations {
     pub(super) head_gate: Vec<f32>,
     /// What a part of a layer gives before it is normed and added to the stream.
     pub(super) given: Vec<f32>,
+    /// Of experts.
+    pub(super) mixture: Mixture,
     /// Always empty: the memory of a step's list of sequences.
     spans: Vec<SeqSpan<'static>>,
 }

@@ -11,7 +11,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
 /// The models.
-pub const NAMES: [&str; 1] = ["glimmer-2"];
+pub const NAMES: [&str; 2] = ["glimmer-2", "spark-2"];
 
 /// What the reference says of a text.
 pub struct Reference {
@@ -42,7 +42,10 @@ pub fn reference(name: &str) -> Reference {
     }
 }
 
-/// A folder of the model `name`, with a tokenizer of bytes and two marks.
+const CHAT: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// A folder of the model `name`, with a tokenizer of bytes and two marks, and a chat template.
 pub fn folder(name: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "generation_config.json", "model.safetensors"] {
@@ -61,5 +64,8 @@ pub fn folder(name: &str) -> TempDir {
     tokenizer
         .save(folder.path().join("tokenizer.json"), false)
         .unwrap();
+    let settings = serde_json::json!({ "eos_token": "<|im_end|>", "chat_template": CHAT });
+    let path = folder.path().join("tokenizer_config.json");
+    fs::write(path, settings.to_string()).unwrap();
     folder
 }

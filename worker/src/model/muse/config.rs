@@ -40,6 +40,27 @@ pub struct MuseConfig {
     pub logit_cap: f32,
     /// Whether the embeddings give the logits, too.
     pub tied: bool,
+    /// Tokens in whose place pictures, film and sound would stand. They are embedded as token 0.
+    pub placeholders: Vec<u32>,
+    /// What `muse_spark` has beyond the rest.
+    pub spark: Option<SparkConfig>,
+}
+
+/// What `muse_spark` has: norms of what heads give, gated sums, mixtures of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SparkConfig {
+    /// A divisor of the gates of sums.
+    pub temperature: f64,
+    /// Experts of a mixture.
+    pub experts: usize,
+    /// How many of them a row goes to.
+    pub chosen: usize,
+    /// Width at which they work.
+    pub width: usize,
+    /// Width inside each.
+    pub inner: usize,
+    /// A factor of their shares.
+    pub scale: f32,
 }
 
 /// What one layer is.
@@ -49,6 +70,8 @@ pub struct LayerKind {
     pub window: Option<usize>,
     /// Whether queries and keys are turned by their positions.
     pub turned: bool,
+    /// Whether its feed-forward part is a mixture of experts.
+    pub sparse: bool,
 }
 
 /// Which of the two it is.
@@ -56,6 +79,8 @@ pub struct LayerKind {
 pub enum Member {
     /// `muse_glimmer`.
     Glimmer,
+    /// `muse_spark`.
+    Spark,
 }
 
 impl MuseConfig {
@@ -66,6 +91,7 @@ impl MuseConfig {
     pub(crate) fn from_hf(json: &str, member: Member) -> Result<MuseConfig, ModelError> {
         let whole: HfConfig =
             serde_json::from_str(json).map_err(|error| setting("config.json", error))?;
+        let placeholders = whole.placeholders(member);
         let text = whole.text_config;
         if text.attention_bias {
             return Err(setting("attention_bias", "biases are not supported"));
@@ -81,7 +107,7 @@ impl MuseConfig {
         let rope = text.rope_parameters.as_ref();
         let rope = rope.ok_or_else(|| missing("rope_parameters"))?;
         let theta = rope.rope_theta.ok_or_else(|| missing("rope_theta"))?;
-        let (head_dim, member) = (text.head_dim, member.defaults());
+        let (head_dim, defaults) = (text.head_dim, member.defaults());
         let mut inv_freq = base_frequencies("rope_theta", head_dim, head_dim, theta)?;
         rope.scale(&mut inv_freq)?;
         let config = MuseConfig {
@@ -95,12 +121,12 @@ impl MuseConfig {
             context: size("max_position_embeddings", text.max_position_embeddings)?,
             inv_freq,
             rope_style: RopeStyle::Neox,
-            layers: text.layers(theta)?,
-            q_scale: number("qk_scale_factor", text.qk_scale_factor, member.q_scale)?,
+            layers: text.layers(theta, member)?,
+            q_scale: number("qk_scale_factor", text.qk_scale_factor, defaults.q_scale)?,
             logit_scale: number(
                 "output_multiplier",
                 text.output_multiplier,
-                member.logit_scale,
+                defaults.logit_scale,
             )?,
             logit_cap: number(
                 "final_logit_softcapping",
@@ -108,6 +134,11 @@ impl MuseConfig {
                 20.0,
             )?,
             tied: whole.tie_word_embeddings || text.tie_word_embeddings,
+            placeholders,
+            spark: match member {
+                Member::Glimmer => None,
+                Member::Spark => Some(text.spark()?),
+            },
         };
         if !config.heads.is_multiple_of(config.kv_heads) {
             let problem = format!("{} heads cannot share {}", config.heads, config.kv_heads);
@@ -140,6 +171,10 @@ impl Member {
                 q_scale: 3.87,
                 logit_scale: 0.196_116_135_138_184_04,
             },
+            Member::Spark => Defaults {
+                q_scale: 5.473_006_486_387_5,
+                logit_scale: 0.176_776_695_296_636_9,
+            },
         }
     }
 }
@@ -150,6 +185,22 @@ struct HfConfig {
     text_config: HfText,
     #[serde(default)]
     tie_word_embeddings: bool,
+    image_token_id: Option<u32>,
+    video_token_id: Option<u32>,
+    audio_token_id: Option<u32>,
+}
+
+impl HfConfig {
+    fn placeholders(&self, member: Member) -> Vec<u32> {
+        let mut tokens = vec![
+            self.image_token_id.unwrap_or(200_092),
+            self.video_token_id.unwrap_or(200_091),
+        ];
+        if member == Member::Spark {
+            tokens.push(self.audio_token_id.unwrap_or(200_038));
+        }
+        tokens
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -176,14 +227,55 @@ struct HfText {
     attention_bias: bool,
     #[serde(default)]
     tie_word_embeddings: bool,
+    mlp_layer_types: Option<Vec<String>>,
+    num_local_experts: Option<u64>,
+    num_experts_per_tok: Option<u64>,
+    moe_hidden_size: Option<u64>,
+    moe_intermediate_size: Option<u64>,
+    routed_scaling_factor: Option<f64>,
+    residual_gate_temperature: Option<f64>,
 }
 
 impl HfText {
+    fn spark(&self) -> Result<SparkConfig, ModelError> {
+        let need = |key, value: Option<u64>| size(key, value.ok_or_else(|| missing(key))?);
+        let experts = need("num_local_experts", self.num_local_experts)?;
+        let chosen = need("num_experts_per_tok", self.num_experts_per_tok)?;
+        if chosen > experts {
+            let problem = format!("{chosen} of {experts} experts cannot be chosen");
+            return Err(setting("num_experts_per_tok", problem));
+        }
+        let temperature = self.residual_gate_temperature;
+        let temperature = number("residual_gate_temperature", temperature, 0.3)?;
+        Ok(SparkConfig {
+            temperature: f64::from(temperature),
+            experts,
+            chosen,
+            width: need("moe_hidden_size", self.moe_hidden_size)?,
+            inner: need("moe_intermediate_size", self.moe_intermediate_size)?,
+            scale: number("routed_scaling_factor", self.routed_scaling_factor, 1.0)?,
+        })
+    }
+
+    /// Whether a layer's feed-forward part is a mixture of experts: by default all of them are, where any can be.
+    fn sparse(&self, layer: usize, member: Member) -> Result<bool, ModelError> {
+        let kinds = self.mlp_layer_types.as_ref();
+        match (member, kinds.map(|kinds| kinds[layer].as_str())) {
+            (Member::Glimmer, _) | (Member::Spark, Some("dense")) => Ok(false),
+            (Member::Spark, None | Some("sparse")) => Ok(true),
+            (Member::Spark, Some(other)) => {
+                let problem = format!("{other:?} is not supported (dense, sparse are)");
+                Err(setting("mlp_layer_types", problem))
+            }
+        }
+    }
+
     /// What each layer is. By default every fourth, counted from the last, sees all slots and turns nothing.
-    fn layers(&self, theta: f64) -> Result<Vec<LayerKind>, ModelError> {
+    fn layers(&self, theta: f64, member: Member) -> Result<Vec<LayerKind>, ModelError> {
         let count = size("num_hidden_layers", self.num_hidden_layers)?;
         let fourth = |layer: usize| (count - 1 - layer).is_multiple_of(4);
         let types = listed("layer_types", self.layer_types.as_deref(), count)?;
+        listed("mlp_layer_types", self.mlp_layer_types.as_deref(), count)?;
         let thetas = listed("layer_rope_theta", self.layer_rope_theta.as_deref(), count)?;
         let kind = |layer: usize| {
             let full = match types.map(|types| types[layer].as_str()) {
@@ -209,7 +301,12 @@ impl HfText {
                     return Err(setting("layer_rope_theta", problem));
                 }
             };
-            Ok(LayerKind { window, turned })
+            let sparse = self.sparse(layer, member)?;
+            Ok(LayerKind {
+                window,
+                turned,
+                sparse,
+            })
         };
         (0..count).map(kind).collect()
     }

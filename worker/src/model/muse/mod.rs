@@ -1,18 +1,22 @@
-//! The text part of the Muse architectures (transformers, `modeling_muse_glimmer.py`): settings, weights, what
-//! their layers compute.
+//! The text part of the Muse architectures (transformers, `modeling_muse_glimmer.py` and `modeling_muse_spark.py`):
+//! settings, weights, what their layers compute.
 //!
 //! Most layers see the last slots only and turn queries and keys by their positions; every fourth sees all slots
 //! and turns nothing. Queries and keys are normed a head, what heads give is gated, and what a part of a layer
-//! gives is normed before it is added to the stream. The cache keeps the slots that a window has left behind:
+//! gives is normed before it is added to the stream. `muse_spark` norms what heads give, too, weighs the stream
+//! against what is added, and has mixtures of experts. The cache keeps the slots that a window has left behind:
 //! a sequence takes the same blocks in every layer.
 
 mod config;
+mod experts;
 mod weights;
 
 use conclave_kernels::{KvCache, KvDtype, Norm, RopeTable, SeqSpan, Tokens};
 
-pub use config::{LayerKind, Member, MuseConfig};
-pub use weights::{Layer, MuseWeights, Residual};
+pub use config::{LayerKind, Member, MuseConfig, SparkConfig};
+pub(crate) use experts::Mixture;
+pub use experts::{Expert, Experts};
+pub use weights::{Dense, FeedForward, Layer, MuseWeights, Residual};
 
 use super::ops::{HeadShape, Ops};
 use super::pass::{Activations, Architecture, keep_rows, product, sized};
@@ -77,10 +81,15 @@ impl Architecture for Muse {
     }
 
     fn embed(&self, ops: &mut Ops, acts: &mut Activations, step: &Step) {
-        let rows = step.tokens.len();
-        let numbers = rows * self.config.hidden;
+        let (rows, hidden) = (step.tokens.len(), self.config.hidden);
+        let numbers = rows * hidden;
         let plain = sized(&mut acts.normed, numbers);
         ops.embed(&self.weights.embedding, &step.tokens, plain);
+        for (row, token) in plain.chunks_exact_mut(hidden).zip(&step.tokens) {
+            if self.config.placeholders.contains(token) {
+                ops.embed(&self.weights.embedding, &[0], row);
+            }
+        }
         let stream = sized(&mut acts.hidden, numbers);
         ops.norm(plain, &self.plain, self.config.eps, rows, stream);
     }
@@ -135,8 +144,14 @@ impl Architecture for Muse {
             rows * self.config.q_width(),
             self.config.layers[layer].window,
         );
-        let attended = sized(&mut acts.attended, numbers);
+        let mut attended = sized(&mut acts.attended, numbers);
         ops.attend(layer, window, &acts.q[..numbers], spans, attended, None);
+        if self.config.spark.is_some() {
+            let normed = sized(&mut acts.raw, numbers);
+            let heads = rows * self.config.heads;
+            ops.norm(attended, &self.k_norm, self.config.eps, heads, normed);
+            attended = normed;
+        }
         ops.sigmoid_mul(attended, &acts.head_gate[..numbers]);
         let (hidden, layer) = (rows * self.config.hidden, &self.weights.layers[layer]);
         let given = sized(&mut acts.given, hidden);
@@ -154,12 +169,17 @@ impl Architecture for Muse {
             eps: self.config.eps,
             out: sized(&mut acts.normed, hidden),
         };
-        let (gate, up) = (sized(&mut acts.gate, ffn), sized(&mut acts.up, ffn));
-        let products = [product(&layer.gate, gate), product(&layer.up, up)];
-        let inner = sized(&mut acts.inner, ffn);
-        let inner = ops.gated(products, norm, rows, inner, &layer.down);
         let given = sized(&mut acts.given, hidden);
-        ops.linear(&layer.down, inner.numbers(), rows, given);
+        match &layer.ffn {
+            FeedForward::Dense(dense) => {
+                let (gate, up) = (sized(&mut acts.gate, ffn), sized(&mut acts.up, ffn));
+                let products = [product(&dense.gate, gate), product(&dense.up, up)];
+                let inner = sized(&mut acts.inner, ffn);
+                let inner = ops.gated(products, norm, rows, inner, &dense.down);
+                ops.linear(&dense.down, inner.numbers(), rows, given);
+            }
+            FeedForward::Experts(experts) => experts.run(ops, &mut acts.mixture, norm, given),
+        }
         let norm = layer.after_ffn.norm(self.config.post_eps);
         ops.add_normed(&mut acts.hidden[..hidden], given, &norm, rows);
     }
