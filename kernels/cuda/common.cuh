@@ -8,9 +8,8 @@
 #include "shim.h"
 #else
 // Shared memory is asked for at launch. The emulator hands out as much as was asked for, and no more.
-#define SHARED(type, name)                          \
-    extern __shared__ unsigned char shared_bytes[]; \
-    type* name = reinterpret_cast<type*>(shared_bytes)
+extern __shared__ __align__(16) unsigned char shared_bytes[];
+#define SHARED(type, name) type* name = reinterpret_cast<type*>(shared_bytes)
 #endif
 
 typedef unsigned char u8;

@@ -4,9 +4,12 @@
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+mod devices;
+
 use conclave_cuda_emulator::Emulator;
 use conclave_kernels::cuda::{Attn, AttnScratch, Buf, CudaKernels, KvLayer};
 use conclave_kernels::{AttnPlan, BLOCK, Isa, Kernels, KvDtype, Pool, SeqSpan, reference};
+use devices::devices;
 use proptest::prelude::*;
 use support::{Paged, Random, assert_same_bits, planted};
 
@@ -205,8 +208,7 @@ fn attend(
 
 fn check(case: &Case, shared: &[usize]) {
     let filled = fill(case, shared);
-    for driver in [Emulator::new(), Emulator::shuffled(case.seed)] {
-        let kernels = CudaKernels::new(driver);
+    for kernels in devices(case.seed) {
         let layer = copy_cache(&kernels, &filled);
         // In one launch, and in launches of two rows.
         for room in [filled.rows.len(), 2] {

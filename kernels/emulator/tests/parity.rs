@@ -4,22 +4,17 @@
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-use std::sync::Arc;
+mod devices;
 
 use conclave_cuda_emulator::Emulator;
 use conclave_kernels::cuda::{Buf, CudaKernels, Inputs, Kernel, KvLayer, Matrix, Rope, Rounded};
 use conclave_kernels::{
     Activation, Isa, KvDtype, PackedMatrix, RopeStyle, RopeTable, WeightType, reference,
 };
+use devices::devices;
 use half::f16;
 use proptest::prelude::*;
 use support::{Random, assert_same_bits};
-
-/// Kernels on a device in order, and on one out of order.
-fn devices() -> [CudaKernels; 2] {
-    let device = |driver: Arc<Emulator>| CudaKernels::new(driver);
-    [device(Emulator::new()), device(Emulator::shuffled(7))]
-}
 
 fn on(kernels: &CudaKernels, numbers: &[f32]) -> Buf<f32> {
     Buf::of(kernels.driver(), numbers).expect("room")
@@ -68,7 +63,7 @@ fn check_matmul(ty: WeightType, act: Activation, m: usize, n: usize, blocks: usi
     let packed = PackedMatrix::pack(ty, &w, n, k, act, Isa::Portable).expect("shapes fit");
     let before = random.floats(m * n);
     let sum: Vec<f32> = before.iter().zip(&expected).map(|(b, e)| b + e).collect();
-    for kernels in devices() {
+    for kernels in devices(7) {
         let matrix = Matrix::upload(&kernels, &packed).expect("room");
         let what = format!("{} {} m={m} n={n} k={k}", ty.name(), act.name());
         let mut out = room(&kernels, m * n);
@@ -130,7 +125,7 @@ proptest! {
         let gate: Vec<f32> = x.iter().map(|v| v * 30.0).collect();
         let weight = random.floats(width);
         let picked: Vec<u32> = (0..rows + 3).map(|_| random.below(rows) as u32).collect();
-        for kernels in devices() {
+        for kernels in devices(7) {
             let (mut out, mut expected) = (room(&kernels, x.len()), vec![0.0; x.len()]);
             let on_device = on(&kernels, &x);
             kernels.rms_norm(&on_device, &on(&kernels, &weight), 1e-5, rows, &mut out).expect("launch");
@@ -163,7 +158,7 @@ proptest! {
         let positions: Vec<u32> = (0..rows).map(|_| random.below(512) as u32).collect();
         let mut expected = x.clone();
         reference::rope(&mut expected, &positions, heads, dim, &table);
-        for kernels in devices() {
+        for kernels in devices(7) {
             let (mut out, places) = (on(&kernels, &x), whole(&kernels, &positions));
             let table = Rope::upload(kernels.driver(), &table).expect("room");
             kernels.rope(&mut out, &places, rows, heads, dim, &table).expect("launch");
@@ -191,7 +186,7 @@ fn inputs_of_every_size_round_as_the_reference_rounds_them() {
     }
     let k = x.len();
     let expected: Vec<_> = x.chunks(32).map(reference::quantize_block).collect();
-    for kernels in devices() {
+    for kernels in devices(7) {
         let mut rounded = Rounded::new(kernels.driver(), k).expect("room");
         kernels
             .round(&on(&kernels, &x), 1, k, &mut rounded)
@@ -220,7 +215,7 @@ fn embeddings_of_every_type_equal_the_reference() {
         for (token, out) in tokens.iter().zip(expected.chunks_exact_mut(k)) {
             reference::dequantize_row(ty, &w[*token as usize * ty.row_bytes(k)..], out);
         }
-        for kernels in devices() {
+        for kernels in devices(7) {
             let matrix = Matrix::upload(&kernels, packed.as_ref().expect("shapes fit"));
             let (matrix, ids) = (matrix.expect("room"), whole(&kernels, &tokens));
             let mut out = room(&kernels, expected.len());
@@ -288,7 +283,7 @@ fn the_cache_rounds_to_nearest_even_and_copies_blocks() {
                 KvDtype::F32 => x.to_vec(),
             }
         };
-        for kernels in devices() {
+        for kernels in devices(7) {
             let layer = KvLayer::new(kernels.driver(), 6, kv_heads, dim, dtype);
             let mut layer = layer.expect("room");
             let (k_on, v_on, ids) = (on(&kernels, &k), on(&kernels, &v), whole(&kernels, &slots));

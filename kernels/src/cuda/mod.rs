@@ -10,6 +10,8 @@
 
 mod attention;
 mod buffer;
+#[cfg(feature = "cuda")]
+mod cudarc;
 mod driver;
 mod kernel;
 mod kv;
@@ -20,6 +22,8 @@ mod ops;
 
 pub use attention::{Attn, AttnScratch};
 pub use buffer::{Buf, Plain};
+#[cfg(feature = "cuda")]
+pub use cudarc::CudarcDriver;
 pub use driver::{DeviceError, Driver, Memory};
 pub use kernel::Kernel;
 pub use kv::{KvCache, KvLayer};
