@@ -25,6 +25,40 @@ static __device__ __forceinline__ u32 first_seen(const Shape& s, u32 end) {
     return s.window > 0 && end > s.window ? end - s.window : 0;
 }
 
+// The accumulated values of each head: a thread an element, and as many heads as there are threads too few for, which
+// read a value once. `to`: where head 0's begin, `apart`: how far the next head's are.
+template <typename Number>
+static __device__ __forceinline__ void weigh(const float* scores, const Number* values, const u32* table,
+                                             const Shape& s, u32 kv_head, u32 first, u32 end, u32 count, float* to,
+                                             u64 apart) {
+    const u32 teams = max(blockDim.x / s.dim, 1u);
+    const u32 team = threadIdx.x / s.dim;
+    if (team >= teams) return;
+    for (u32 d = threadIdx.x % s.dim; d < s.dim; d += blockDim.x) {
+        float acc[HEADS];
+#pragma unroll
+        for (int j = 0; j < HEADS; j++) acc[j] = 0.0f;
+        for (u32 block = first / SLOTS; block * SLOTS < end; block++) {
+            const u64 start = ((u64)__ldg(table + block) * s.kv_heads + kv_head) * SLOTS * s.dim + d;
+            const u32 low = max(first, block * SLOTS), high = min(end, (block + 1) * SLOTS);
+#pragma unroll 4
+            for (u32 it = low; it < high; it++) {
+                const float v = load(values, start + (u64)(it % SLOTS) * s.dim);
+#pragma unroll
+                for (int j = 0; j < HEADS; j++) {
+                    const u32 h = team + j * teams;
+                    if (h < count) acc[j] = fmaf(scores[h * SPAN + it % SPAN], v, acc[j]);
+                }
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < HEADS; j++) {
+            const u32 h = team + j * teams;
+            if (h < count) to[h * apart + d] = acc[j];
+        }
+    }
+}
+
 // The state of one row, kv head and span: for each head its highest score, 16 sums and `dim` accumulated values.
 // Grid: (rows, kv heads * head groups, spans). Threads: SPAN. Shared: HEADS * (dim + SPAN + 1) floats.
 // `lengths[row]`: slots that the row's query sees, its own included; `offsets[row]`: where its block table begins.
@@ -122,16 +156,7 @@ static __device__ __forceinline__ void attend(const float* q, const Number* keys
         }
         states[(own + (u64)h * s.spans) * width + part] = value;
     }
-    for (u32 i = threadIdx.x; i < count * s.dim; i += blockDim.x) {
-        const u32 h = i / s.dim, d = i % s.dim;
-        float value = 0.0f;
-        for (u32 it = first; it < end; it++) {
-            const u64 start = ((u64)table[it / SLOTS] * s.kv_heads + kv_head) * SLOTS * s.dim;
-            const float v = load(values, start + (u64)(it % SLOTS) * s.dim + d);
-            value = fmaf(scores[h * SPAN + it % SPAN], v, value);
-        }
-        states[(own + (u64)h * s.spans) * width + 1 + LANES + d] = value;
-    }
+    weigh(scores, values, table, s, kv_head, first, end, count, states + own * width + 1 + LANES, (u64)s.spans * width);
 }
 
 extern "C" __global__ void attend_f32(const float* q, const float* keys, const float* values, const u32* lengths,

@@ -74,8 +74,8 @@ static __device__ __forceinline__ float sum_lanes(float v) {
     return v + __shfl_down_sync(ALL_LANES, v, 1, LANES);
 }
 
-// A number of the cache or of a scale.
-static __device__ __forceinline__ float load(const float* from, u64 at) { return from[at]; }
-static __device__ __forceinline__ float load(const u16* from, u64 at) { return half_to_float(from[at]); }
+// A number of the cache or of a scale, which the kernel does not write.
+static __device__ __forceinline__ float load(const float* from, u64 at) { return __ldg(from + at); }
+static __device__ __forceinline__ float load(const u16* from, u64 at) { return half_to_float(__ldg(from + at)); }
 static __device__ __forceinline__ void store(float* to, u64 at, float value) { to[at] = value; }
 static __device__ __forceinline__ void store(u16* to, u64 at, float value) { to[at] = float_to_half(value); }

@@ -11,7 +11,8 @@
 
 // Adds the products of `count` inputs, whose weights lie in `weights`, [input][output].
 static __device__ __forceinline__ float walk(const float* weights, const float* x, u32 count, u32 lane, float acc) {
-    for (u32 i = 0; i < count; i++) acc = fmaf(x[i], weights[i * TILE + lane], acc);
+#pragma unroll 8
+    for (u32 i = 0; i < count; i++) acc = fmaf(__ldg(x + i), weights[i * TILE + lane], acc);
     return acc;
 }
 
@@ -44,13 +45,13 @@ struct FloatPart {
     }
 };
 
-// Shared: WALK_PART * TILE floats. Grid: (tiles, row groups of WALK_ROWS). Threads: WALK_ROWS * TILE.
+// Shared: WALK_PART * TILE floats. Grid: (row groups of WALK_ROWS, tiles). Threads: WALK_ROWS * TILE.
 template <typename Part>
 static __device__ __forceinline__ void matmul_f32(const Tiles& w, const float* x, u32 rows, float* out, u32 add) {
     SHARED(float, weights);
-    const u8* tile = w.data + blockIdx.x * w.stride;
+    const u8* tile = w.data + blockIdx.y * w.stride;
     const u32 lane = threadIdx.x % TILE;
-    const u32 row = blockIdx.y * WALK_ROWS + threadIdx.x / TILE;
+    const u32 row = blockIdx.x * WALK_ROWS + threadIdx.x / TILE;
     float acc = 0.0f;
     for (u32 first = 0; first < w.k; first += WALK_PART) {
         const u32 count = min(w.k - first, (u32)WALK_PART);
@@ -59,7 +60,7 @@ static __device__ __forceinline__ void matmul_f32(const Tiles& w, const float* x
         if (row < rows) acc = walk(weights, x + (u64)row * w.k + first, count, lane, acc);
         __syncthreads();
     }
-    const u32 output = blockIdx.x * TILE + lane;
+    const u32 output = blockIdx.y * TILE + lane;
     if (row < rows && output < w.n) {
         float* to = out + (u64)row * w.n + output;
         *to = add ? *to + acc : acc;

@@ -32,26 +32,26 @@ struct Quantized {
         if (EXTRA < 0) {
             const u32* words = reinterpret_cast<const u32*>(tile + (u64)index * 512) + lane;
 #pragma unroll
-            for (int g = 0; g < 8; g++) q[g] = words[g * TILE] ^ 0x80808080u;
+            for (int g = 0; g < 8; g++) q[g] = __ldg(words + g * TILE) ^ 0x80808080u;
             return;
         }
         const u32* words = reinterpret_cast<const u32*>(tile + (u64)index * 256) + lane;
 #pragma unroll
         for (int g = 0; g < 4; g++) {
-            u32 word = words[g * TILE];
+            u32 word = __ldg(words + g * TILE);
             q[g] = word & 0x0f0f0f0fu;
             q[g + 4] = (word >> 4) & 0x0f0f0f0fu;
         }
         const u32* planes = reinterpret_cast<const u32*>(tile + w.plane + (u64)index * 64 * (EXTRA > 0 ? EXTRA : 0)) + lane;
         if (EXTRA == 1) {
-            u32 plane = planes[0];
+            u32 plane = __ldg(planes);
 #pragma unroll
             for (int g = 0; g < 8; g++) q[g] |= ((plane >> g) & 0x01010101u) << 4;
         }
         if (EXTRA == 2) {
 #pragma unroll
             for (int p = 0; p < 2; p++) {
-                u32 plane = planes[p * TILE];
+                u32 plane = __ldg(planes + p * TILE);
 #pragma unroll
                 for (int g = 0; g < 4; g++) q[4 * p + g] |= ((plane >> (2 * g)) & 0x03030303u) << 4;
             }
@@ -92,17 +92,17 @@ typedef Quantized<2, float, 2, false, 32> Q6_K;
 // Float types: a tile is [input][output].
 struct F32 {
     static __device__ __forceinline__ float at(const u8* tile, u64 index) {
-        return reinterpret_cast<const float*>(tile)[index];
+        return __ldg(reinterpret_cast<const float*>(tile) + index);
     }
 };
 struct F16 {
     static __device__ __forceinline__ float at(const u8* tile, u64 index) {
-        return half_to_float(reinterpret_cast<const u16*>(tile)[index]);
+        return half_to_float(__ldg(reinterpret_cast<const u16*>(tile) + index));
     }
 };
 struct Bf16 {
     static __device__ __forceinline__ float at(const u8* tile, u64 index) {
-        return __int_as_float((int)((u32)reinterpret_cast<const u16*>(tile)[index] << 16));
+        return __int_as_float((int)((u32)__ldg(reinterpret_cast<const u16*>(tile) + index) << 16));
     }
 };
 

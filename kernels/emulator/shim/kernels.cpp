@@ -6,7 +6,8 @@
 using emulator::Entry;
 
 #define QUANTIZED_ENTRIES(T, name) \
-    ENTRY(embed_##name), ENTRY(matmul_f32_##name), ENTRY(matmul_int8_##name), ENTRY(matmul_int8_##name##_row),
+    ENTRY(embed_##name), ENTRY(matmul_f32_##name), \
+    ENTRY(matmul_int8_row_##name), ENTRY(matmul_int8_few_##name), ENTRY(matmul_int8_many_##name),
 #define FLOAT_ENTRIES(T, name) ENTRY(embed_##name), ENTRY(matmul_f32_##name),
 
 static const Entry ENTRIES[] = {

@@ -62,7 +62,7 @@ uint16_t float_to_half(float value);
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __restrict__ __restrict
+#define __align__(bytes) __attribute__((aligned(bytes)))
 
 #define threadIdx (emulator::here.thread)
 #define blockIdx (emulator::here.block)
@@ -77,6 +77,11 @@ uint16_t float_to_half(float value);
 struct int4 {
     int x, y, z, w;
 };
+
+template <typename T>
+static inline T __ldg(const T* from) {
+    return *from;
+}
 
 static inline int __dp4a(int a, int b, int sum) {
     for (int byte = 0; byte < 4; byte++) sum += (int8_t)(a >> (8 * byte)) * (int8_t)(b >> (8 * byte));

@@ -90,8 +90,48 @@ fn every_kernel_is_known_by_its_name() {
 fn matmul_of_every_type_equals_the_reference() {
     for ty in WeightType::ALL {
         for act in [Activation::Int8, Activation::F32] {
-            for m in [1, 2, 7, 8, 13] {
+            for m in [1, 2, 8, 9, 37] {
                 check_matmul(ty, act, m, 35, 3, m as u64);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_longer_than_shared_memory_holds_equal_the_reference() {
+    for ty in [
+        WeightType::Q4_1,
+        WeightType::Q8_0,
+        WeightType::Q6K,
+        WeightType::F16,
+    ] {
+        let blocks = if ty == WeightType::Q6K { 17 } else { 131 };
+        for m in [1, 3, 33] {
+            check_matmul(ty, Activation::Int8, m, 17, blocks, 2);
+        }
+    }
+}
+
+#[test]
+fn a_row_gives_the_same_bits_whatever_rows_are_beside_it() {
+    let (ty, n, k, m) = (WeightType::Q4_1, 40, 320, 50);
+    let mut random = Random::new(21);
+    let (w, x) = (random.weights(ty, n, k), random.floats(m * k));
+    let packed = PackedMatrix::pack(ty, &w, n, k, Activation::Int8, Isa::Portable);
+    let packed = packed.expect("shapes fit");
+    for kernels in devices(3) {
+        let matrix = Matrix::upload(&kernels, &packed).expect("room");
+        let rows = |first: usize, count: usize| {
+            let mut out = room(&kernels, count * n);
+            let x = &x[first * k..][..count * k];
+            product(&kernels, &matrix, x, count, &mut out, false);
+            read(&out)
+        };
+        let together = rows(0, m);
+        for count in [1, 2, 8, 9, 31] {
+            for first in (0..m - count).step_by(7) {
+                let expected = &together[first * n..][..count * n];
+                assert_same_bits(&rows(first, count), expected, &format!("{count} rows"));
             }
         }
     }
@@ -104,7 +144,7 @@ proptest! {
     fn matmul_of_any_shape_equals_the_reference(
         ty in prop::sample::select(&WeightType::ALL[..]),
         int8 in any::<bool>(),
-        m in 1usize..20,
+        m in 1usize..40,
         n in 1usize..70,
         blocks in 1usize..40,
         seed in any::<u64>(),

@@ -1,6 +1,6 @@
 //! Attention over the paged cache.
 
-use super::launch::{Blocks, GRID};
+use super::launch::{Argument, Blocks, GRID};
 use super::{Buf, CudaKernels, DeviceError, Driver, Kernel, KvLayer};
 use crate::attention::SPAN;
 use crate::reference::LANES;
@@ -157,7 +157,7 @@ impl CudaKernels {
                 shared: size_of::<f32>(),
             };
             let (lengths, states) = (plan.lengths, &scratch.states);
-            let arguments: &[&dyn super::launch::Argument] = &[
+            let arguments: &[&dyn Argument] = &[
                 q,
                 &layer.keys,
                 &layer.values,

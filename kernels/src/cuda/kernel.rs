@@ -3,6 +3,39 @@
 use crate::attention::KvDtype;
 use crate::weights::WeightType;
 
+/// For how many rows a thread block reads weights: the bits are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowsAtOnce {
+    /// For one.
+    One,
+    /// For up to 8.
+    Eight,
+    /// For up to 32.
+    ThirtyTwo,
+}
+
+impl RowsAtOnce {
+    const ALL: [RowsAtOnce; 3] = [RowsAtOnce::One, RowsAtOnce::Eight, RowsAtOnce::ThirtyTwo];
+
+    /// The narrowest that takes `rows` at once, or the widest.
+    pub(super) fn of(rows: usize) -> RowsAtOnce {
+        match rows {
+            0 | 1 => RowsAtOnce::One,
+            2..=8 => RowsAtOnce::Eight,
+            _ => RowsAtOnce::ThirtyTwo,
+        }
+    }
+
+    /// How many they are.
+    pub(super) fn count(self) -> usize {
+        match self {
+            RowsAtOnce::One => 1,
+            RowsAtOnce::Eight => 8,
+            RowsAtOnce::ThirtyTwo => 32,
+        }
+    }
+}
+
 /// A kernel of `kernels/cuda/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
@@ -12,10 +45,8 @@ pub enum Kernel {
     RmsNorm,
     /// Inputs to 8 bit.
     Round,
-    /// Product with 8-bit inputs, 8 rows a thread block.
-    MatmulInt8(WeightType),
-    /// The same for one row.
-    MatmulInt8Row(WeightType),
+    /// Product with 8-bit inputs.
+    MatmulInt8(WeightType, RowsAtOnce),
     /// Product with f32 inputs.
     MatmulF32(WeightType),
     /// Rotary position embedding.
@@ -49,7 +80,7 @@ impl Kernel {
         for ty in WeightType::ALL {
             all.extend([Kernel::Embed(ty), Kernel::MatmulF32(ty)]);
             if !ty.is_float() {
-                all.extend([Kernel::MatmulInt8(ty), Kernel::MatmulInt8Row(ty)]);
+                all.extend(RowsAtOnce::ALL.map(|rows| Kernel::MatmulInt8(ty, rows)));
             }
         }
         all
@@ -62,8 +93,9 @@ impl Kernel {
             Kernel::Embed(ty) => of("embed", ty),
             Kernel::RmsNorm => "rms_norm".to_owned(),
             Kernel::Round => "round_blocks".to_owned(),
-            Kernel::MatmulInt8(ty) => of("matmul_int8", ty),
-            Kernel::MatmulInt8Row(ty) => of("matmul_int8", ty) + "_row",
+            Kernel::MatmulInt8(ty, RowsAtOnce::One) => of("matmul_int8_row", ty),
+            Kernel::MatmulInt8(ty, RowsAtOnce::Eight) => of("matmul_int8_few", ty),
+            Kernel::MatmulInt8(ty, RowsAtOnce::ThirtyTwo) => of("matmul_int8_many", ty),
             Kernel::MatmulF32(ty) => of("matmul_f32", ty),
             Kernel::Rope => "rope".to_owned(),
             Kernel::WriteKv(dtype) => format!("write_kv_{}", dtype.name()),

@@ -1,15 +1,19 @@
 //! Matrix products.
 
-use super::launch::{Blocks, GRID};
-use super::{Buf, CudaKernels, DeviceError, Driver, Kernel, Matrix};
+use super::launch::{Argument, Blocks};
+use super::{Buf, CudaKernels, DeviceError, Driver, Kernel, Matrix, RowsAtOnce};
 use crate::reference::QuantBlock;
 use crate::weights::TILE;
 use std::sync::Arc;
 
-/// Rows of a thread block, `ROWS` of `matmul_int8.cu` and `WALK_ROWS` of `matmul_f32.cu`.
-const ROWS: usize = 8;
-/// `DOT_PART` of `matmul_int8.cu`.
-const DOT_PART: usize = 32;
+/// Rows of a thread block, `WALK_ROWS` of `matmul_f32.cu`.
+const WALK_ROWS: usize = 8;
+/// Threads of a block for one row with 8-bit inputs.
+const ROW_THREADS: u32 = 256;
+/// `ROW_PART` of `matmul_int8.cu`.
+const ROW_PART: usize = 128;
+/// `DOTS` of `matmul_int8.cu`.
+const DOTS: usize = 8192;
 /// `WALK_PART` of `matmul_f32.cu`.
 const WALK_PART: usize = 256;
 
@@ -127,12 +131,7 @@ impl CudaKernels {
         add: bool,
     ) -> Result<(), DeviceError> {
         assert!(rows * w.n() <= out.len(), "{rows} rows of {}", w.n());
-        let (tiles, add) = (w.argument(), u32::from(add));
-        let most = GRID * ROWS;
-        assert!(rows <= most, "{rows} rows at once, {most} are the limit");
-        let threads = (ROWS * TILE) as u32;
-        let grid = [w.tiles(), rows.div_ceil(ROWS), 1];
-        let count = rows as u32;
+        let (tiles, count, add) = (w.argument(), rows as u32, u32::from(add));
         match x {
             Inputs::F32(x) => {
                 assert!(
@@ -142,8 +141,8 @@ impl CudaKernels {
                 );
                 assert!(rows * w.k() <= x.len(), "{rows} rows of {}", w.k());
                 let blocks = Blocks {
-                    grid,
-                    threads,
+                    grid: [rows.div_ceil(WALK_ROWS), w.tiles(), 1],
+                    threads: (WALK_ROWS * TILE) as u32,
                     shared: WALK_PART * TILE * size_of::<f32>(),
                 };
                 let kernel = Kernel::MatmulF32(w.weight_type());
@@ -163,21 +162,32 @@ impl CudaKernels {
                     x.k,
                     w.k()
                 );
-                let (kernel, at_once) = match rows {
-                    1 => (Kernel::MatmulInt8Row(w.weight_type()), 1),
-                    _ => (Kernel::MatmulInt8(w.weight_type()), ROWS),
-                };
-                let dots = DOT_PART * w.scales() * at_once * TILE;
-                let blocks = Blocks {
-                    grid,
-                    threads,
-                    shared: dots * size_of::<i32>(),
-                };
-                let arguments: &[&dyn super::launch::Argument] =
+                let at_once = RowsAtOnce::of(rows);
+                let kernel = Kernel::MatmulInt8(w.weight_type(), at_once);
+                let blocks = int8_blocks(w, rows, at_once);
+                let arguments: &[&dyn Argument] =
                     &[&tiles, &x.q, &x.scale, &x.sum, &count, out, &add];
                 // SAFETY: matmul_int8.cu's signature; the lengths are checked above.
                 unsafe { self.launch(kernel, &blocks, arguments) }
             }
         }
+    }
+}
+
+/// The blocks of a product with 8-bit inputs.
+fn int8_blocks(w: &Matrix, rows: usize, at_once: RowsAtOnce) -> Blocks {
+    if at_once == RowsAtOnce::One {
+        // Two factors a product, and a second product where a block has two scales or a minimum.
+        let factors = if w.has_two_products() { 4 } else { 2 };
+        return Blocks {
+            grid: [w.tiles() * rows, 1, 1],
+            threads: ROW_THREADS,
+            shared: ROW_PART * TILE * factors * size_of::<f32>(),
+        };
+    }
+    Blocks {
+        grid: [rows.div_ceil(at_once.count()), w.tiles(), 1],
+        threads: (at_once.count() * TILE) as u32,
+        shared: DOTS * size_of::<i32>(),
     }
 }

@@ -12,7 +12,7 @@ pub struct Matrix {
     data: Buf<u8>,
     /// Bytes of a tile, and where its planes, scales and minima begin.
     parts: [usize; 4],
-    scales: usize,
+    two_products: bool,
 }
 
 /// The matrix as kernels take it: `Tiles` of `kernels/cuda/weights.cuh`.
@@ -46,7 +46,7 @@ impl Matrix {
             k: weights.k(),
             data,
             parts: [layout.stride, layout.plane, layout.scale, layout.min],
-            scales: layout.scales,
+            two_products: layout.scales == 2 || layout.has_min,
         })
     }
 
@@ -87,9 +87,9 @@ impl Matrix {
         self.data.len() / self.parts[0]
     }
 
-    /// Scales a block of 32 weights.
-    pub(super) fn scales(&self) -> usize {
-        self.scales
+    /// Whether a block of 32 weights adds two products to an output: it has two scales or a minimum.
+    pub(super) fn has_two_products(&self) -> bool {
+        self.two_products
     }
 
     pub(super) fn argument(&self) -> Tiles {

@@ -25,7 +25,7 @@ pub use buffer::{Buf, Plain};
 #[cfg(feature = "cuda")]
 pub use cudarc::CudarcDriver;
 pub use driver::{DeviceError, Driver, Memory};
-pub use kernel::Kernel;
+pub use kernel::{Kernel, RowsAtOnce};
 pub use kv::{KvCache, KvLayer};
 pub use matmul::{Inputs, Rounded};
 pub use matrix::Matrix;

@@ -1,6 +1,6 @@
 //! Ops on rows.
 
-use super::launch::{Blocks, GRID};
+use super::launch::{Argument, Blocks, GRID};
 use super::{Buf, CudaKernels, DeviceError, Driver, Kernel, KvLayer, Matrix};
 use crate::rope::{RopeStyle, RopeTable};
 use std::sync::Arc;
@@ -114,7 +114,7 @@ impl CudaKernels {
             RopeStyle::Interleaved => (1, 2),
         };
         let (heads, dim, pairs) = (heads as u32, dim as u32, table.pairs as u32);
-        let arguments: &[&dyn super::launch::Argument] = &[
+        let arguments: &[&dyn Argument] = &[
             x, positions, &table.cos, &table.sin, &heads, &dim, &pairs, &apart, &step,
         ];
         // SAFETY: rope.cu's signature; the lengths are checked above.
@@ -140,8 +140,7 @@ impl CudaKernels {
         let blocks = row_blocks(rows, width, 0);
         let (heads, dim) = (layer.kv_heads() as u32, layer.dim() as u32);
         let kernel = Kernel::WriteKv(layer.dtype());
-        let arguments: &[&dyn super::launch::Argument] =
-            &[&layer.keys, &layer.values, k, v, slots, &heads, &dim];
+        let arguments: &[&dyn Argument] = &[&layer.keys, &layer.values, k, v, slots, &heads, &dim];
         // SAFETY: write_kv.cu's signature; the lengths are checked above.
         unsafe { self.launch(kernel, &blocks, arguments) }
     }
