@@ -160,7 +160,7 @@ static __device__ __forceinline__ void matmul_rows(const Tiles& w, const signed 
         Tiles w, const signed char* q, const float* scales, const int* sums, u32 rows, float* out, u32 add) {       \
         matmul_rows<T, 8>(w, q, scales, sums, rows, out, add);                                                      \
     }                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(512) matmul_int8_many_##name(                                      \
+    extern "C" __global__ void __launch_bounds__(512, 1) matmul_int8_many_##name(                                      \
         Tiles w, const signed char* q, const float* scales, const int* sums, u32 rows, float* out, u32 add) {       \
         matmul_rows<T, 32>(w, q, scales, sums, rows, out, add);                                                     \
     }
