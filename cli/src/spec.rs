@@ -10,7 +10,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use conclave_proto::v1::{
     self, AnswerKind, Budget, Choices, ConfidencePolicy, ContemplationPolicy, EarlyAgreement,
-    JobSpec, Message, Sampling, answer_kind::Kind,
+    Expand, JobSpec, Message, Sampling, answer_kind::Kind,
 };
 
 use crate::{duration, error::CliError};
@@ -96,6 +96,25 @@ pub struct SpecArgs {
     /// Skip refining once N drafts agree
     #[arg(long, value_name = "N", help_heading = "Thinking")]
     pub early_agreement: Option<u32>,
+    /// Where the answer is uncertain, let one more chair read the disputed drafts in full
+    #[arg(long, help_heading = "Thinking")]
+    pub expand: bool,
+    /// Uncertain: the votes' lead, as a share of all, is below this [default: 0.2]
+    #[arg(
+        long,
+        value_name = "SHARE",
+        requires = "expand",
+        help_heading = "Thinking"
+    )]
+    pub expand_margin: Option<f32>,
+    /// Uncertain: the answer's lowest confidence is below this; needed for free text
+    #[arg(
+        long,
+        value_name = "NATS",
+        requires = "expand",
+        help_heading = "Thinking"
+    )]
+    pub expand_below: Option<f32>,
     /// Stop an agent whose window confidence falls below this, nats [default: never]
     #[arg(long, value_name = "NATS", help_heading = "Thinking")]
     pub stop_below: Option<f32>,
@@ -253,6 +272,10 @@ impl SpecArgs {
             refine_rounds: self.rounds,
             workspace_tokens: self.workspace_tokens,
             early_agreement: self.early_agreement.map(|drafts| EarlyAgreement { drafts }),
+            expand: self.expand.then_some(Expand {
+                margin: self.expand_margin,
+                confidence_below: self.expand_below,
+            }),
             strategies: self.strategies.clone(),
             review: self.review,
             allow_inexact: self.allow_inexact,
@@ -386,6 +409,9 @@ mod tests {
             "90s",
             "--early-agreement",
             "2",
+            "--expand",
+            "--expand-margin",
+            "0.5",
             "--stop-below",
             "1.5",
             "--choices",
@@ -409,6 +435,7 @@ mod tests {
         assert_eq!(policy.aggregator(), v1::Aggregator::BestOf);
         assert_eq!(policy.distill(), v1::Distill::Agent);
         assert_eq!(policy.early_agreement.unwrap().drafts, 2);
+        assert_eq!(policy.expand.unwrap().margin, Some(0.5));
         assert_eq!(policy.confidence.unwrap().stop_below, Some(1.5));
         assert_eq!((spec.model.as_str(), spec.seed), ("m", Some(7)));
         assert_eq!(spec.budget.unwrap().deadline_ms, 90_000);

@@ -65,6 +65,7 @@ fn begin_at_zero() {
         "conclave_leases_withheld_total",
         "conclave_leases_lost_total",
         "conclave_jobs_would_expand_total",
+        "conclave_jobs_expanded_total",
         "conclave_jobs_agreed_early_total",
     ] {
         counter!(name).increment(0);
@@ -246,7 +247,12 @@ fn describe_jobs() {
     describe_counter!(
         "conclave_jobs_would_expand_total",
         Unit::Count,
-        "Jobs that ended while this member led with an answer that was uncertain"
+        "Jobs that ended while this member led with votes that left the answer open, and had not asked to be expanded"
+    );
+    describe_counter!(
+        "conclave_jobs_expanded_total",
+        Unit::Count,
+        "Jobs that ended while this member led of which a chair read the disputed drafts in full"
     );
     describe_counter!(
         "conclave_jobs_agreed_early_total",
@@ -429,9 +435,14 @@ pub fn nothing_led(node: &Label) {
     crate::api::convert::count_live(node, &conclave_coordinator_core::State::new());
 }
 
-/// A job ended with votes that leave its answer open.
+/// A job ended with votes that leave its answer open, and had not asked for more.
 pub fn would_expand() {
     counter!("conclave_jobs_would_expand_total").increment(1);
+}
+
+/// A job ended of which a chair read the disputed drafts in full.
+pub fn expanded() {
+    counter!("conclave_jobs_expanded_total").increment(1);
 }
 
 /// A job was answered before its plan ended: its drafts agreed.

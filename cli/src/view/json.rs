@@ -25,6 +25,7 @@ pub fn job(job: &Job) -> Value {
         "canonical": job.answer.as_ref().map(|answer| answer.canonical.as_str()),
         "aggregator": job.answer.as_ref().map(|answer| names::aggregator(answer.aggregator())),
         "answer_agent": job.answer.as_ref().and_then(|answer| answer.agent),
+        "expanded": job.expanded,
         "edited": job.answer.as_ref().is_some_and(|answer| answer.edited),
         "votes": job.answer.as_ref().map(|answer| votes(&answer.votes)).unwrap_or_default(),
         "drafts": job.agents.iter().map(agent).collect::<Vec<_>>(),

@@ -113,6 +113,12 @@ fn counts(job: &Job, text: &mut String) -> std::fmt::Result {
             prefix(usage.cached_tokens, usage.prompt_tokens)
         )?;
     }
+    if job.expanded {
+        writeln!(
+            text,
+            "expanded  the first answer was uncertain: a chair read the disputed drafts in full"
+        )?;
+    }
     // Of a job without an answer the message is the error, which is shown anyway.
     if job.answer.is_some() && !job.message.is_empty() {
         writeln!(text, "note      {}", job.message)?;
@@ -256,5 +262,8 @@ mod tests {
             "{text}"
         );
         assert!(text.ends_with("job       j1  done"), "{text}");
+        assert!(!text.contains("expanded"), "{text}");
+        job.expanded = true;
+        assert!(of(&job).contains("read the disputed drafts in full"));
     }
 }

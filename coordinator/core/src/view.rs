@@ -11,6 +11,7 @@ use prost::Message as _;
 
 use crate::{
     agent::Agent,
+    contemplate::expand,
     job::Job,
     payload::{self, MissingBlob, Payloads},
     state::State,
@@ -60,6 +61,12 @@ pub fn job(
         // Which of the cluster's models "the only one" was.
         job.model().clone_into(&mut spec.model);
     }
+    let aggregator = spec
+        .policy
+        .as_ref()
+        .map(|p| p.aggregator())
+        .unwrap_or_default();
+    let expanded = expand::reader_of(aggregator, job).is_some();
     let mut page = Page::new(job, &spec, drafts);
     let mut usage = Usage::default();
     let mut tokens_by_role = BTreeMap::new();
@@ -94,6 +101,7 @@ pub fn job(
         replay: job.replay as i32,
         tokens_by_role,
         next_draft: page.next,
+        expanded,
     })
 }
 

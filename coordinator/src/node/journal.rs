@@ -2,7 +2,9 @@
 //! a job is `job`, its agents `agent`, their attempts `attempt`, and so on everywhere; what people or models
 //! wrote is in neither.
 
-use conclave_coordinator_core::{Reply, contemplate, job::Job, view};
+use conclave_coordinator_core::{
+    Reply, contemplate, contemplate::expand::Expansion, job::Job, view,
+};
 use conclave_proto::v1::{
     AttemptError, AttemptFinished, AttemptKey, ErrorKind, Job as Shown, RegisterWorker,
     SubmitJobCommand, attempt_finished, command::Command as Body,
@@ -42,8 +44,10 @@ impl Task {
         let Some(job) = self.state.job(job_id) else {
             return;
         };
-        if contemplate::expand::would_expand(job) {
-            metrics::would_expand();
+        match contemplate::expand::of(job, &self.blobs.local) {
+            Ok(Expansion::WouldHelp) => metrics::would_expand(),
+            Ok(Expansion::Done) => metrics::expanded(),
+            Ok(Expansion::None) | Err(_) => {}
         }
         if let Ok(true) = contemplate::agreement::was_early(job, &self.blobs.local) {
             metrics::agreed_early();

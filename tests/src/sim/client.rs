@@ -7,7 +7,7 @@ use conclave_coordinator_core::{
 };
 use conclave_proto::v1::{
     Aggregator, AnswerKind, Budget, CancelJobCommand, Choices, ContemplationPolicy, Distill,
-    EarlyAgreement, JobSpec, JobState, Message, Mode, OnUnreachable, ReviewJobCommand,
+    EarlyAgreement, Expand, JobSpec, JobState, Message, Mode, OnUnreachable, ReviewJobCommand,
     SubmitJobCommand, Verdict, answer_kind::Kind, command::Command as Body,
 };
 use prost::Message as _;
@@ -110,6 +110,15 @@ fn question(rng: &mut Rng) -> JobSpec {
         policy.set_distill(Distill::Unspecified);
     }
     let answer = (rng.below(2) == 0).then(choices);
+    let seed = rng.next();
+    // Drawn from nothing, so that the rest stays as it is. Drafts short enough that two of them in full fit into
+    // the memory of the smallest worker.
+    if width == 2 && thought <= 12 && seed.is_multiple_of(2) {
+        policy.expand = Some(Expand {
+            margin: answer.is_some().then_some(1.0),
+            confidence_below: answer.is_none().then_some(1.0),
+        });
+    }
     JobSpec {
         mode: mode as i32,
         messages: vec![Message {
@@ -124,7 +133,7 @@ fn question(rng: &mut Rng) -> JobSpec {
             ..Budget::default()
         }),
         answer,
-        seed: Some(rng.next()),
+        seed: Some(seed),
         ..JobSpec::default()
     }
 }

@@ -71,6 +71,7 @@ pub const FLOORS: &[(&str, &str, u64)] = &[
     ("deeds", "applied at log version 3", 50000),
     ("deeds", "applied at log version 4", 430),
     ("deeds", "change of members applied", 21000),
+    ("deeds", "disputed drafts read in full", 180),
     ("deeds", "engine step failed", 26),
     ("deeds", "exact answers compared", 2700),
     ("deeds", "leader elected", 2700),

@@ -5,7 +5,7 @@ use conclave_proto::v1::{
 };
 
 use super::{
-    Step, budget, confidence, distill, prompt, propose, refine, round, situation::Situation,
+    Step, budget, confidence, distill, expand, prompt, propose, refine, round, situation::Situation,
 };
 use crate::agent::Agent;
 
@@ -108,16 +108,10 @@ pub(super) fn start_chair(s: &Situation<'_>) -> Step {
     }
 }
 
-/// The chair's answer, if it handed one in that counts; else why not.
-fn by_chair(s: &Situation<'_>) -> Option<Result<Answer, String>> {
-    let chair = s
-        .job
-        .agents
-        .iter()
-        .rev()
-        .find(|a| a.spec.role() == Role::Chair)?;
+/// A chair's answer, if it handed one in that counts; else why not.
+fn by_chair(s: &Situation<'_>, chair: &Agent) -> Result<Answer, String> {
     let drafts = s.pool();
-    Some(match s.draft(chair.spec.agent) {
+    match s.draft(chair.spec.agent) {
         Some(draft) if chair.state == AgentState::Done => {
             if draft.answer.trim().is_empty() || !(draft.valid || s.policy.free_text) {
                 Err("the chair's answer is not valid".into())
@@ -134,7 +128,29 @@ fn by_chair(s: &Situation<'_>) -> Option<Result<Answer, String>> {
         }
         _ if chair.error.is_empty() => Err("the chair handed nothing in".into()),
         _ => Err(format!("the chair failed ({})", chair.error)),
-    })
+    }
+}
+
+/// The answer as things are, of the last chair that has one or of the drafts, and what fell short of it.
+pub(super) fn answer(s: &Situation<'_>) -> (Option<Answer>, Vec<String>) {
+    let mut short = Vec::new();
+    let agents = s.job.agents.iter().rev();
+    for chair in agents.filter(|a| a.spec.role() == Role::Chair) {
+        match by_chair(s, chair) {
+            Ok(answer) => return (Some(answer), short),
+            Err(why) if expand::is_reader(s, chair) => {
+                short.push(format!(
+                    "{why} over the drafts in full: the first answer stands"
+                ));
+            }
+            Err(why) => short.push(format!("{why}: the drafts' majority answers")),
+        }
+    }
+    let fallback = match s.policy.aggregator {
+        Aggregator::Synthesis | Aggregator::Unspecified => Aggregator::Majority,
+        other => other,
+    };
+    (by_drafts(&s.pool(), fallback), short)
 }
 
 /// Ends the job with the answer that its drafts give, and says what fell short.
@@ -162,21 +178,8 @@ pub(super) fn failed(message: String) -> Step {
 }
 
 fn end(s: &Situation<'_>, mut short: Vec<String>) -> Step {
-    let drafts = s.pool();
-    let policy = s.policy.aggregator;
-    let answer = match by_chair(s) {
-        Some(Ok(answer)) => Some(answer),
-        other => {
-            if let Some(Err(why)) = other {
-                short.push(format!("{why}: the drafts' majority answers"));
-            }
-            let fallback = match policy {
-                Aggregator::Synthesis | Aggregator::Unspecified => Aggregator::Majority,
-                other => other,
-            };
-            by_drafts(&drafts, fallback)
-        }
-    };
+    let (answer, fell_short) = answer(s);
+    short.extend(fell_short);
     let Some(answer) = answer else {
         short.push(match s.first_error() {
             Some(error) => format!("no agent handed in a draft that counts: {error}"),

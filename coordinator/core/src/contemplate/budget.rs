@@ -39,3 +39,8 @@ pub(super) fn affordable(s: &Situation<'_>, wanted: u32, cost: u64) -> u32 {
 pub(super) fn pays_chair(s: &Situation<'_>) -> bool {
     remaining(s).is_none_or(|left| left >= s.policy.chair_tokens())
 }
+
+/// One who reads drafts in full can be paid.
+pub(super) fn pays_reader(s: &Situation<'_>) -> bool {
+    remaining(s).is_none_or(|left| left >= s.policy.reader_tokens())
+}

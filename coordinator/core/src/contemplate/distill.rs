@@ -85,17 +85,33 @@ fn distilled<'b>(s: &'b Situation<'_>, source: u32) -> Option<&'b Draft> {
 /// Tokens for each entry: the policy's, or fewer where the model's context would overflow.
 fn tokens_each(s: &Situation<'_>, entries: u32) -> u32 {
     let wanted = s.policy.workspace_tokens;
-    let Some(prepared) = s.job.prepared.as_ref().filter(|p| p.context_tokens > 0) else {
-        return wanted;
-    };
-    let taken =
-        u64::from(prepared.prompt_tokens) + s.policy.agent_tokens() + u64::from(FRAME_TOKENS);
+    match room_each(s, s.policy.agent_tokens(), entries) {
+        None => wanted,
+        Some(each) => wanted.min(each).max(LEAST_TOKENS),
+    }
+}
+
+/// Tokens for each of some entries in the model's context, beside the question and `taken` tokens; `None` if its
+/// length is not known.
+pub(super) fn room_each(s: &Situation<'_>, taken: u64, entries: u32) -> Option<u32> {
+    let prepared = s.job.prepared.as_ref().filter(|p| p.context_tokens > 0)?;
+    let taken = u64::from(prepared.prompt_tokens) + taken + u64::from(FRAME_TOKENS);
     let left = u64::from(prepared.context_tokens).saturating_sub(taken);
     // Each entry brings its number and line break.
     let each = (left / u64::from(entries.max(1))).saturating_sub(4);
-    wanted
-        .min(u32::try_from(each).unwrap_or(u32::MAX))
-        .max(LEAST_TOKENS)
+    Some(u32::try_from(each).unwrap_or(u32::MAX))
+}
+
+/// A draft as it was handed in, or, if it is longer than so many tokens by estimate, its answer and the end of its
+/// thought.
+pub(super) fn in_full(draft: &Draft, tokens: u32) -> String {
+    let room = bytes_for(draft, tokens);
+    let answer = head_of(draft.answer.trim(), room);
+    let thought = tail_of(draft.thought.trim(), room.saturating_sub(answer.len())).trim();
+    match thought.is_empty() {
+        true => answer.to_owned(),
+        false => format!("{thought}\nAnswer: {answer}"),
+    }
 }
 
 /// Bytes that so many tokens of this draft take, by the draft's own ratio.
@@ -215,6 +231,14 @@ mod tests {
             text,
             "6 Steps: We know 6 = 2 * 3. Therefore the answer is 6."
         );
+    }
+
+    #[test]
+    fn a_draft_in_full_loses_the_beginning_of_its_thought_first() {
+        let whole = draft("One. Two. Three.", " 6 ", 17);
+        assert_eq!(in_full(&whole, 100), "One. Two. Three.\nAnswer: 6");
+        assert_eq!(in_full(&whole, 8), "Three.\nAnswer: 6");
+        assert_eq!(in_full(&draft("", "6", 1), 100), "6");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a job does next. Asked by the leader; the answer is proposed as `Decide`.
 //!
 //! One pure function, [`next`]. Rounds follow each other as
-//! propose → (distill → refine)* → (distill →) aggregate; a round ends when its quorum of drafts is
+//! propose → (distill → refine)* → (distill →) aggregate → (expand); a round ends when its quorum of drafts is
 //! in, when enough drafts agree early, when nothing more can come, or at the deadline. Drafts are
 //! read in the order of their agents, never of their arrival.
 
@@ -101,7 +101,7 @@ fn after(s: &Situation<'_>) -> Step {
     use conclave_proto::v1::JobState;
     let state = s.last_round().map_or(JobState::Unspecified, |r| r.state());
     if state == JobState::Aggregating {
-        return aggregate::finish(s);
+        return expand_or_finish(s);
     }
     let distilled = state == JobState::Distilling;
     if refine::is_due(s) {
@@ -116,7 +116,12 @@ fn after(s: &Situation<'_>) -> Step {
         }
         return aggregate::start_chair(s);
     }
-    aggregate::finish(s)
+    expand_or_finish(s)
+}
+
+/// The end, unless the answer is uncertain and the job asked for a closer look then.
+fn expand_or_finish(s: &Situation<'_>) -> Step {
+    expand::start(s).unwrap_or_else(|| aggregate::finish(s))
 }
 
 #[cfg(test)]

@@ -26,6 +26,10 @@ pub(super) const REFINE: &str =
 pub(super) const CHAIR: &str =
     "The drafts above may contain mistakes. Write the best final answer to the question.";
 
+/// What a chair does with drafts that disagree, and that it reads in full.
+pub(super) const EXPAND: &str = "The drafts above disagree. Check their steps, find where they go wrong, and write the correct \
+                                 final answer to the question.";
+
 /// The workspace as a round's shared context: numbered from 1, in the order of the drafts.
 pub(super) fn workspace(entries: &[String]) -> String {
     let mut text = String::from("Drafts:");

@@ -9,7 +9,7 @@ mod sampling;
 
 use conclave_proto::v1::{JobSpec, Mode};
 
-pub use policy::Policy;
+pub use policy::{EXPAND_MARGIN, Policy};
 
 /// A spec that cannot be run (INVALID_ARGUMENT). The message names the field and the fix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +62,7 @@ pub const FEATURES: &[&str] = &[
     "distill",
     "early_agreement",
     "exact",
+    "expand",
     "json_schema",
     "quorum",
     "refine",

@@ -1,8 +1,8 @@
 //! How a job contemplates, and what it may spend.
 
 use conclave_proto::v1::{
-    Aggregator, AnswerKind, Budget, ConfidencePolicy, ContemplationPolicy, Distill, JobSpec, Mode,
-    OnUnreachable, Sampling,
+    Aggregator, AnswerKind, Budget, ConfidencePolicy, ContemplationPolicy, Distill, Expand,
+    JobSpec, Mode, OnUnreachable, Sampling,
 };
 
 use super::{SpecError, answer, in_range};
@@ -10,6 +10,8 @@ use super::{SpecError, answer, in_range};
 const MAX_WIDTH: u32 = 64;
 const MAX_STRATEGIES: usize = 64;
 const MAX_STRATEGY_BYTES: usize = 1024;
+/// A lead over the runner-up below this share of all weight is uncertain.
+pub const EXPAND_MARGIN: f32 = 0.2;
 /// Most tokens of one phase of one agent.
 const MAX_AGENT_TOKENS: u32 = 1 << 20;
 /// 30 days.
@@ -34,6 +36,8 @@ pub struct Policy {
     pub aggregator: Aggregator,
     /// Drafts that must agree before refining is skipped.
     pub early_agreement: Option<u32>,
+    /// When the disputed drafts are read in full.
+    pub expand: Option<Expand>,
     /// DeepConf's parameters.
     pub confidence: ConfidencePolicy,
     /// An unreachable quorum fails the job.
@@ -80,6 +84,7 @@ impl Policy {
             workspace_tokens: policy.workspace_tokens.unwrap_or(96),
             aggregator: policy.aggregator(),
             early_agreement: policy.early_agreement.map(|e| e.drafts),
+            expand: policy.expand,
             confidence: policy.confidence.unwrap_or_default(),
             fail_unreachable: policy.on_unreachable() == OnUnreachable::Fail,
             review: policy.review,
@@ -110,10 +115,15 @@ impl Policy {
     /// The most that the chair generates, tokens; 0 if there is none.
     pub fn chair_tokens(&self) -> u64 {
         if self.aggregator == Aggregator::Synthesis && self.width > 1 {
-            u64::from(self.chair_thought_tokens()) + u64::from(self.answer_tokens)
+            self.reader_tokens()
         } else {
             0
         }
+    }
+
+    /// The most that one who reads drafts and answers generates, tokens: the chair, or who reads them in full.
+    pub fn reader_tokens(&self) -> u64 {
+        u64::from(self.chair_thought_tokens()) + u64::from(self.answer_tokens)
     }
 }
 
@@ -177,6 +187,9 @@ pub(super) fn effective_policy(
         1024,
     )?;
     counts(&mut policy, width)?;
+    if let Some(expand) = &mut policy.expand {
+        effective_expand(expand, width, free_text)?;
+    }
     enums(&mut policy, alone, free_text)?;
     policy.confidence = Some(confidence(policy.confidence)?);
     let strategies = &policy.strategies;
@@ -211,6 +224,48 @@ fn counts(policy: &mut ContemplationPolicy, width: u32) -> Result<(), SpecError>
             ),
         )),
         _ => Ok(()),
+    }
+}
+
+/// When an answer is so uncertain that drafts are read in full.
+fn effective_expand(expand: &mut Expand, width: u32, free_text: bool) -> Result<(), SpecError> {
+    if width == 1 {
+        return Err(SpecError::new(
+            "policy.expand",
+            "one agent disputes nothing: leave it out, or use CONTEMPLATING with a width of 2 or more",
+        ));
+    }
+    match expand.confidence_below {
+        None if free_text => {
+            return Err(SpecError::new(
+                "policy.expand.confidence_below",
+                "free text has no votes to count: say below which confidence, in nats, an answer is uncertain",
+            ));
+        }
+        Some(below) if !below.is_finite() || below <= 0.0 => {
+            return Err(SpecError::new(
+                "policy.expand.confidence_below",
+                format!("{below} is no confidence that one can be below: they are above 0"),
+            ));
+        }
+        _ => {}
+    }
+    if free_text {
+        return match expand.margin {
+            None => Ok(()),
+            Some(_) => Err(SpecError::new(
+                "policy.expand.margin",
+                "free text has no votes to count: leave it out",
+            )),
+        };
+    }
+    let margin = *expand.margin.get_or_insert(EXPAND_MARGIN);
+    match margin > 0.0 && margin <= 1.0 {
+        true => Ok(()),
+        false => Err(SpecError::new(
+            "policy.expand.margin",
+            format!("{margin} is no share: above 0 to 1"),
+        )),
     }
 }
 

@@ -1,5 +1,5 @@
 use conclave_proto::v1::{
-    Aggregator, AnswerKind, Budget, Choices, ContemplationPolicy, EarlyAgreement, Message,
+    Aggregator, AnswerKind, Budget, Choices, ContemplationPolicy, EarlyAgreement, Expand, Message,
     Sampling, answer_kind::Kind,
 };
 
@@ -123,6 +123,43 @@ fn contradictory_policies_name_the_field() {
         ..policy()
     };
     assert!(refused(&with_policy(early)).starts_with("policy.early_agreement.drafts"));
+    let expand = |margin, confidence_below| {
+        Some(Expand {
+            margin,
+            confidence_below,
+        })
+    };
+    for (width, expand, field) in [
+        (1, expand(None, Some(0.5)), "policy.expand: one agent"),
+        (
+            4,
+            expand(None, None),
+            "policy.expand.confidence_below: free text",
+        ),
+        (
+            4,
+            expand(None, Some(0.0)),
+            "policy.expand.confidence_below: 0 is no",
+        ),
+        (
+            4,
+            expand(None, Some(f32::NAN)),
+            "policy.expand.confidence_below: NaN",
+        ),
+        (
+            4,
+            expand(Some(0.5), Some(0.5)),
+            "policy.expand.margin: free text",
+        ),
+    ] {
+        let policy = ContemplationPolicy {
+            width: Some(width),
+            expand,
+            ..policy()
+        };
+        let problem = refused(&with_policy(policy));
+        assert!(problem.starts_with(field), "{problem}");
+    }
     let exact = ContemplationPolicy {
         exact: true,
         ..policy()

@@ -88,6 +88,12 @@ impl Cx {
             let check = lost.expired(&c.job_ids, sealed, due, state);
             self.ledger.hold("no acknowledged job is lost", check);
         }
+        if let Some(Body::Decide(c)) = &command.command
+            && applied.reply == Reply::Ok
+            && c.reason.starts_with("expands: ")
+        {
+            self.coverage.hit("deeds", "disputed drafts read in full");
+        }
         let touched = self.ledger.touched(command, applied);
         for job_id in touched {
             let Some(job) = state.job(&job_id) else {

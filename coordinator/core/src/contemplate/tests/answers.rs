@@ -5,7 +5,9 @@ use conclave_proto::v1::{
 };
 
 use super::{super::*, answer, context};
+use crate::payload::InlineOnly;
 use crate::testkit::{World, choice, draft, question, width};
+use expand::Expansion;
 
 #[test]
 fn proposers_share_a_prefix_and_differ_in_seed_and_tail() {
@@ -111,7 +113,8 @@ fn majority_counts_canonical_forms_and_ties_go_to_confidence() {
         .collect();
     assert_eq!(votes, [("yes", vec![1, 3]), ("no", vec![2, 4])]);
     assert_eq!(answer.votes[0].weight_micro, 2_000_000);
-    assert!(expand::is_uncertain(&answer), "a tie would be expanded");
+    let expansion = expand::of(world.job("j"), &InlineOnly);
+    assert_eq!(expansion, Ok(Expansion::WouldHelp), "a tie");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a job does next, asked of whole jobs.
 
 mod answers;
+mod expansion;
 mod rounds;
 
 use conclave_proto::v1::Role;
