@@ -303,31 +303,33 @@ async fn metric(http: &str, line: &str) -> f64 {
 #[tokio::test]
 async fn a_collector_that_hangs_or_is_away_slows_no_job_and_loses_spans_only() {
     let collector = Collector::start().await;
-    let settings = ", timeout_ms = 500, queue_spans = 64";
-    let cluster = Cluster::start_at(traced(1, 0, &collector.endpoint, settings)).await;
+    let timeout = Duration::from_secs(2);
+    let settings = format!(", timeout_ms = {}, queue_spans = 64", timeout.as_millis());
+    let cluster = Cluster::start_at(traced(1, 0, &collector.endpoint, &settings)).await;
     let mock = MockWorker::spawn(MockOptions::new("mock", cluster.endpoints()));
     mock.set_rate(5_000.0);
     let client = cluster.client();
     let http = cluster.coordinators[0].as_ref().unwrap().http.clone();
     let run = async |name: &str| {
-        let began = Instant::now();
+        let mut took = Vec::new();
         for seed in 0..12 {
+            let began = Instant::now();
             let id = client
                 .submit(&format!("{name}{seed}"), &exact_job(seed))
                 .await
                 .unwrap();
             assert_eq!(client.finished(&id).await.state(), JobState::Done);
+            took.push(began.elapsed());
         }
-        began.elapsed()
+        took.sort_unstable();
+        took
     };
-    let warm = run("warm").await;
-    let well = run("well").await.max(warm / 2);
+    run("well").await;
     collector.hang(true);
+    // A job that waited for the collector would wait until it counts as lost. One or another may be slow for
+    // what else the machine does.
     let hung = run("hung").await;
-    assert!(
-        hung < well * 3,
-        "{hung:?} with a collector that hangs, {well:?} with one that works"
-    );
+    assert!(hung[hung.len() / 2] < timeout, "{hung:?}");
     let reasons = ["queue_full", "export_failed"];
     let lost = async |http: &str| {
         let mut lost = 0.0;
@@ -337,7 +339,7 @@ async fn a_collector_that_hangs_or_is_away_slows_no_job_and_loses_spans_only() {
         }
         lost
     };
-    // It has half a second before it counts as lost. Pages of metrics have no event to wait for.
+    // Pages of metrics have no event to wait for.
     let began = Instant::now();
     while lost(&http).await <= 0.0 {
         assert!(
