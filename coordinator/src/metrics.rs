@@ -1,6 +1,7 @@
 //! Every metric of a coordinator: name, unit and meaning stand here, and
 //! nowhere else is one named. Raft families use etcd's words.
 
+pub mod answers;
 pub mod tenants;
 
 use std::{sync::Arc, time::Duration};
@@ -34,6 +35,7 @@ pub fn describe() {
     describe_clock();
     describe_jobs();
     describe_workers();
+    answers::describe();
     tenants::describe();
     begin_at_zero();
     describe_histogram!(
@@ -64,9 +66,6 @@ fn begin_at_zero() {
         "conclave_leases_renewed_total",
         "conclave_leases_withheld_total",
         "conclave_leases_lost_total",
-        "conclave_jobs_would_expand_total",
-        "conclave_jobs_expanded_total",
-        "conclave_jobs_agreed_early_total",
     ] {
         counter!(name).increment(0);
     }
@@ -85,9 +84,6 @@ fn begin_at_zero() {
     }
     for kind in ["prompt", "cached", "thought", "answer"] {
         tokens(kind, 0);
-    }
-    for verdict in ["approve", "edit", "reject"] {
-        counter!("conclave_reviews_total", "verdict" => verdict).increment(0);
     }
     for role in ["proposer", "refiner", "distiller", "chair"] {
         tokens_by_role(role.to_owned(), 0);
@@ -243,26 +239,6 @@ fn describe_jobs() {
         "conclave_submissions_refused_total",
         Unit::Count,
         "Submissions refused, by reason"
-    );
-    describe_counter!(
-        "conclave_jobs_would_expand_total",
-        Unit::Count,
-        "Jobs that ended while this member led with votes that left the answer open, and had not asked to be expanded"
-    );
-    describe_counter!(
-        "conclave_jobs_expanded_total",
-        Unit::Count,
-        "Jobs that ended while this member led of which a chair read the disputed drafts in full"
-    );
-    describe_counter!(
-        "conclave_jobs_agreed_early_total",
-        Unit::Count,
-        "Jobs that ended while this member led before their plan did, because their drafts agreed"
-    );
-    describe_counter!(
-        "conclave_reviews_total",
-        Unit::Count,
-        "Answers that people reviewed while this member led, by verdict (approve, edit, reject)"
     );
 }
 
@@ -433,26 +409,6 @@ pub fn in_state(node: &Label, family: &'static str, state: &'static str, count: 
 pub fn nothing_led(node: &Label) {
     workers(node, 0, 0);
     crate::api::convert::count_live(node, &conclave_coordinator_core::State::new());
-}
-
-/// A job ended with votes that leave its answer open, and had not asked for more.
-pub fn would_expand() {
-    counter!("conclave_jobs_would_expand_total").increment(1);
-}
-
-/// A job ended of which a chair read the disputed drafts in full.
-pub fn expanded() {
-    counter!("conclave_jobs_expanded_total").increment(1);
-}
-
-/// A job was answered before its plan ended: its drafts agreed.
-pub fn agreed_early() {
-    counter!("conclave_jobs_agreed_early_total").increment(1);
-}
-
-/// A person decided on an answer.
-pub fn reviewed(verdict: &'static str) {
-    counter!("conclave_reviews_total", "verdict" => verdict).increment(1);
 }
 
 /// Workers with a lease, and sessions open here.

@@ -233,7 +233,7 @@ impl Api {
         };
         self.change_job(Body::ReviewJob(review), &job_id, wait)
             .await?;
-        metrics::reviewed(named);
+        metrics::answers::reviewed(named);
         self.show(&caller, &job_id, 0, wait).await
     }
 

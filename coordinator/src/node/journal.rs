@@ -45,12 +45,12 @@ impl Task {
             return;
         };
         match contemplate::expand::of(job, &self.blobs.local) {
-            Ok(Expansion::WouldHelp) => metrics::would_expand(),
-            Ok(Expansion::Done) => metrics::expanded(),
+            Ok(Expansion::WouldHelp) => metrics::answers::would_expand(),
+            Ok(Expansion::Done) => metrics::answers::expanded(),
             Ok(Expansion::None) | Err(_) => {}
         }
         if let Ok(true) = contemplate::agreement::was_early(job, &self.blobs.local) {
-            metrics::agreed_early();
+            metrics::answers::agreed_early();
         }
         let Ok(shown) = view::job(job, &self.blobs.local, None) else {
             return;

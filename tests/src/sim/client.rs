@@ -61,6 +61,15 @@ fn choices() -> AnswerKind {
     }
 }
 
+/// For drafts short enough that two of them in full fit into the memory of the smallest worker. Drawn from nothing,
+/// so that the rest stays as it is.
+fn expanding(seed: u64, free_text: bool) -> Option<Expand> {
+    seed.is_multiple_of(2).then_some(Expand {
+        margin: (!free_text).then_some(1.0),
+        confidence_below: free_text.then_some(1.0),
+    })
+}
+
 /// A question; numbers choose its policy.
 fn question(rng: &mut Rng) -> JobSpec {
     let exact = rng.below(3) > 0;
@@ -111,13 +120,8 @@ fn question(rng: &mut Rng) -> JobSpec {
     }
     let answer = (rng.below(2) == 0).then(choices);
     let seed = rng.next();
-    // Drawn from nothing, so that the rest stays as it is. Drafts short enough that two of them in full fit into
-    // the memory of the smallest worker.
-    if width == 2 && thought <= 12 && seed.is_multiple_of(2) {
-        policy.expand = Some(Expand {
-            margin: answer.is_some().then_some(1.0),
-            confidence_below: answer.is_none().then_some(1.0),
-        });
+    if width == 2 && thought <= 12 {
+        policy.expand = expanding(seed, answer.is_none());
     }
     JobSpec {
         mode: mode as i32,

@@ -123,43 +123,6 @@ fn contradictory_policies_name_the_field() {
         ..policy()
     };
     assert!(refused(&with_policy(early)).starts_with("policy.early_agreement.drafts"));
-    let expand = |margin, confidence_below| {
-        Some(Expand {
-            margin,
-            confidence_below,
-        })
-    };
-    for (width, expand, field) in [
-        (1, expand(None, Some(0.5)), "policy.expand: one agent"),
-        (
-            4,
-            expand(None, None),
-            "policy.expand.confidence_below: free text",
-        ),
-        (
-            4,
-            expand(None, Some(0.0)),
-            "policy.expand.confidence_below: 0 is no",
-        ),
-        (
-            4,
-            expand(None, Some(f32::NAN)),
-            "policy.expand.confidence_below: NaN",
-        ),
-        (
-            4,
-            expand(Some(0.5), Some(0.5)),
-            "policy.expand.margin: free text",
-        ),
-    ] {
-        let policy = ContemplationPolicy {
-            width: Some(width),
-            expand,
-            ..policy()
-        };
-        let problem = refused(&with_policy(policy));
-        assert!(problem.starts_with(field), "{problem}");
-    }
     let exact = ContemplationPolicy {
         exact: true,
         ..policy()
@@ -267,6 +230,47 @@ fn answer_kinds_are_bounded() {
     assert!(refused(&with(Kind::JsonSchema("{\"type\":".into()))).contains("not JSON"));
     assert!(refused(&with(Kind::JsonSchema("3".into()))).contains("a schema is"));
     assert!(refused(&with(Kind::JsonSchema("x".repeat(70_000)))).contains("the limit"));
+}
+
+#[test]
+fn an_expansion_that_cannot_be_judged_names_the_field() {
+    let expand = |margin, confidence_below| {
+        Some(Expand {
+            margin,
+            confidence_below,
+        })
+    };
+    for (width, expand, field) in [
+        (1, expand(None, Some(0.5)), "policy.expand: one agent"),
+        (
+            4,
+            expand(None, None),
+            "policy.expand.confidence_below: free text",
+        ),
+        (
+            4,
+            expand(None, Some(0.0)),
+            "policy.expand.confidence_below: 0 is no",
+        ),
+        (
+            4,
+            expand(None, Some(f32::NAN)),
+            "policy.expand.confidence_below: NaN",
+        ),
+        (
+            4,
+            expand(Some(0.5), Some(0.5)),
+            "policy.expand.margin: free text",
+        ),
+    ] {
+        let policy = ContemplationPolicy {
+            width: Some(width),
+            expand,
+            ..ContemplationPolicy::default()
+        };
+        let problem = refused(&with_policy(policy));
+        assert!(problem.starts_with(field), "{problem}");
+    }
 }
 
 #[test]
