@@ -10,6 +10,8 @@ struct Entry {
     const char* name;
     void (*call)(void** arguments);
     unsigned arguments;
+    // Bytes of each argument.
+    const unsigned* sizes;
 };
 
 template <auto kernel>
@@ -19,6 +21,7 @@ struct Caller;
 template <typename... A, void (*kernel)(A...)>
 struct Caller<kernel> {
     static const unsigned count = sizeof...(A);
+    static constexpr unsigned sizes[] = {sizeof(A)...};
     static void call(void** arguments) { spread(arguments, std::make_index_sequence<sizeof...(A)>()); }
     template <size_t... I>
     static void spread(void** arguments, std::index_sequence<I...>) {
@@ -26,6 +29,8 @@ struct Caller<kernel> {
     }
 };
 
-#define ENTRY(kernel) {#kernel, emulator::Caller<&kernel>::call, emulator::Caller<&kernel>::count}
+#define ENTRY(kernel)                                                                 \
+    {#kernel, emulator::Caller<&kernel>::call, emulator::Caller<&kernel>::count, \
+     emulator::Caller<&kernel>::sizes}
 
 }  // namespace emulator

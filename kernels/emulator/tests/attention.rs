@@ -269,3 +269,9 @@ fn a_row_gives_the_same_bits_whatever_rows_are_beside_it() {
         assert_same_bits(out, &together[row.at * width..][..width], "backwards");
     }
 }
+
+#[cfg(feature = "cuda")]
+#[test]
+fn all_of_this_holds_through_the_interface_of_nvidia_s_driver() {
+    devices::run_on_the_stand_in(&["--skip", "through_the_interface"]);
+}

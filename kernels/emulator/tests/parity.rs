@@ -346,3 +346,9 @@ fn the_cache_rounds_to_nearest_even_and_copies_blocks() {
         }
     }
 }
+
+#[cfg(feature = "cuda")]
+#[test]
+fn all_of_this_holds_through_the_interface_of_nvidia_s_driver() {
+    devices::run_on_the_stand_in(&["--skip", "through_the_interface"]);
+}
