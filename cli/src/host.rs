@@ -16,6 +16,7 @@ use conclave_proto::v1::{StatusRequest, StatusResponse};
 use conclave_traces::Settings as TraceSettings;
 use conclave_worker::{
     Config as WorkerConfig, ModelConfig, StartError as WorkerError, Worker, config::ActivationKind,
+    device::DeviceKind,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 use tempfile::TempDir;
@@ -54,6 +55,8 @@ pub struct Plan {
     pub model_name: String,
     /// Rounding of activations.
     pub activation: ActivationKind,
+    /// What workers compute on.
+    pub device: DeviceKind,
     /// Where spans go: a collector's OTLP/gRPC port, as a URL.
     pub traces: Option<String>,
 }
@@ -173,6 +176,7 @@ impl LocalCluster {
                     path: plan.model.clone(),
                 }],
                 activation: plan.activation,
+                device: plan.device,
                 traces: plan.traces(),
                 ..WorkerConfig::default()
             };

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use conclave_worker::{
     config::ActivationKind,
+    device::DeviceKind,
     model::{
         ModelError,
         pull::{PullError, models_dir, pull, resolve},
@@ -26,6 +27,9 @@ pub struct ModelArgs {
     /// Rounding of activations in hosted workers; decides bits
     #[arg(long, value_enum, default_value = "int8")]
     pub activation: Activation,
+    /// What hosted workers compute on: cpu, cuda (the first GPU) or cuda:N; decides bits
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub device: DeviceKind,
 }
 
 /// Rounding of activations.
@@ -149,6 +153,7 @@ mod tests {
         let args = |model: Option<&str>| ModelArgs {
             model: model.map(str::to_owned),
             activation: Activation::Int8,
+            device: DeviceKind::Cpu,
         };
         assert_eq!(args(None).name_for_cluster().unwrap(), "");
         // Named is meant, the default's name too: another model would answer otherwise.

@@ -7,8 +7,10 @@ use std::time::Duration;
 use conclave_traces::SettingsError;
 use serde::Deserialize;
 
+use crate::device::DeviceKind;
+
 /// Every key of the file, in the order of the documentation.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 22] = [
     "worker_id",
     "data_dir",
     "coordinators",
@@ -16,6 +18,7 @@ const KEYS: [&str; 21] = [
     "models",
     "activation",
     "kv_dtype",
+    "device",
     "isa",
     "kv_blocks",
     "kv_memory_mib",
@@ -148,11 +151,13 @@ pub struct Config {
     pub activation: ActivationKind,
     /// Storage of keys and values; part of the numeric class.
     pub kv_dtype: KvKind,
-    /// Instruction set; part of the numeric class.
+    /// What the model is computed on; part of the numeric class.
+    pub device: DeviceKind,
+    /// Instruction set of the processor, where the device is that; part of the numeric class.
     pub isa: IsaKind,
     /// KV blocks of 16 tokens for each model. 0: as many as `kv_memory_mib` holds.
     pub kv_blocks: u32,
-    /// Memory for KV blocks for each model, MiB; used if `kv_blocks` is 0.
+    /// Memory of the device for KV blocks for each model, MiB; used if `kv_blocks` is 0.
     pub kv_memory_mib: u32,
     /// Sequences that run side by side on each model.
     pub max_sequences: u32,
@@ -189,6 +194,7 @@ impl Default for Config {
             models: Vec::new(),
             activation: ActivationKind::default(),
             kv_dtype: KvKind::default(),
+            device: DeviceKind::default(),
             isa: IsaKind::default(),
             kv_blocks: 0,
             kv_memory_mib: 256,

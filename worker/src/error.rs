@@ -9,6 +9,7 @@ use conclave_credentials::dial::BadName;
 use conclave_credentials::watched::FirstError;
 
 use crate::config::ConfigError;
+use crate::device::OpenError;
 use crate::model::ModelError;
 
 /// A token that cannot be sent.
@@ -89,6 +90,9 @@ pub enum StartError {
         /// The best there is.
         has: &'static str,
     },
+    /// What the model was to be computed on is not there.
+    #[error(transparent)]
+    Device(#[from] OpenError),
     /// The system gives no thread.
     #[error("the engine's thread cannot be started: {0}")]
     Thread(io::Error),

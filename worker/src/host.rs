@@ -204,7 +204,7 @@ impl Opened {
             let _end = end;
             session.run().await;
         });
-        tracing::info!(worker = worker_id, %http_addr, "worker started");
+        tracing::info!(worker = worker_id, %http_addr, device = %config.device, "worker started");
         Ok(Worker {
             worker_id,
             http_addr,

@@ -23,6 +23,7 @@ pub mod answer;
 pub mod backend;
 pub mod confidence;
 pub mod config;
+pub mod device;
 pub mod engine_thread;
 pub mod error;
 pub mod generation;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use conclave_kernels::{Activation, Isa, KvDtype};
 
 use crate::config::{ActivationKind, Config, IsaKind, KvKind, ModelConfig};
+use crate::device;
 use crate::error::StartError;
 use crate::model::{LoadOptions, Model, ModelError, pull};
 use crate::model_backend::{KvSize, ModelBackend, RunOptions, process_pool};
@@ -16,6 +17,7 @@ use crate::model_backend::{KvSize, ModelBackend, RunOptions, process_pool};
 /// [`StartError`] for the first model that cannot be run.
 pub fn backends(config: &Config, max_waiting: usize) -> Result<Vec<Arc<ModelBackend>>, StartError> {
     let isa = isa(config.isa)?;
+    let device = device::open(config.device)?;
     let run = RunOptions {
         kv: match config.kv_dtype {
             KvKind::F16 => KvDtype::F16,
@@ -34,31 +36,44 @@ pub fn backends(config: &Config, max_waiting: usize) -> Result<Vec<Arc<ModelBack
         ActivationKind::F32 => Activation::F32,
     };
     let threads = config.threads as usize;
+    let options = LoadOptions {
+        activation,
+        isa,
+        device,
+        name: None,
+    };
     let models = config.models.iter();
-    models
-        .map(|model| backend(model, activation, isa, threads, run).map(Arc::new))
-        .collect()
+    let backends = models
+        .map(|model| backend(model, &options, threads, run).map(Arc::new))
+        .collect::<Result<Vec<_>, _>>()?;
+    if let Some(device) = &options.device {
+        let free_mib = device.memory().map(|memory| memory.free >> 20).ok();
+        tracing::info!(
+            device = device.name(),
+            free_mib,
+            "the models are on the device"
+        );
+    }
+    Ok(backends)
 }
 
 fn backend(
     model: &ModelConfig,
-    activation: Activation,
-    isa: Isa,
+    options: &LoadOptions,
     threads: usize,
     run: RunOptions,
 ) -> Result<ModelBackend, StartError> {
     let (path, name) = find(model, pull::models_dir().ok().as_deref())?;
     let options = LoadOptions {
-        activation,
-        isa,
         name,
+        ..options.clone()
     };
     let refused = |source| StartError::Model {
         path: path.clone(),
         source,
     };
     let loaded = Model::shared(&path, &options).map_err(refused)?;
-    ModelBackend::new(loaded, isa, process_pool(threads), run).map_err(refused)
+    ModelBackend::new(loaded, options.isa, process_pool(threads), run).map_err(refused)
 }
 
 /// The file or folder, and the name to serve it by: `path`, which may also be a name in the cache `models`;

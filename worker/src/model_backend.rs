@@ -1,7 +1,7 @@
 //! A model of ours as a [`Backend`].
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use conclave_kernels::{BLOCK, Kernels, KvDtype, Pool};
 use conclave_proto::v1::{AttemptError, Draft, ModelInfo, Prepare, Prepared, Start, TokenDelta};
@@ -65,6 +65,9 @@ pub struct ModelBackend {
     pool: Arc<Pool>,
     kv: KvDtype,
     limits: Limits,
+    /// Memory on a device, for the first runner: what does not fit is told before the worker starts, and nobody
+    /// else takes it meanwhile.
+    taken: Mutex<Option<Forward>>,
 }
 
 impl ModelBackend {
@@ -101,13 +104,32 @@ impl ModelBackend {
             max_waiting: options.max_waiting,
             max_context: model.info().context_tokens,
         };
-        Ok(Self {
+        let backend = Self {
             factory: AgentFactory::shared(model, probe.numeric_class()),
             kernels,
             pool,
             kv: options.kv,
             limits,
-        })
+            taken: Mutex::default(),
+        };
+        drop(probe);
+        if backend.factory.model().device().is_some() {
+            *backend.taken() = Some(backend.forward()?);
+        }
+        Ok(backend)
+    }
+
+    /// Memory for the largest step that the limits allow.
+    fn forward(&self) -> Result<Forward, ModelError> {
+        let (model, kernels) = (self.factory.model(), &self.kernels);
+        let blocks = self.limits.blocks as usize;
+        let mut forward = Forward::new(Arc::clone(model), Arc::clone(kernels), blocks, self.kv)?;
+        forward.reserve(self.limits.step_tokens, self.limits.max_running)?;
+        Ok(forward)
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Option<Forward>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -130,11 +152,9 @@ impl Backend for ModelBackend {
     }
 
     fn runner(&self) -> Result<ModelAgents, String> {
-        let model = Arc::clone(self.factory.model());
-        let kernels = Arc::clone(&self.kernels);
-        let blocks = self.limits.blocks as usize;
-        let forward =
-            Forward::new(model, kernels, blocks, self.kv).map_err(|error| error.to_string())?;
+        let taken = self.taken().take();
+        let forward = taken.map_or_else(|| self.forward(), Ok);
+        let forward = forward.map_err(|error| error.to_string())?;
         Ok(ModelAgents {
             runner: ModelRunner::new(forward, Arc::clone(&self.pool)),
             factory: Arc::clone(&self.factory),

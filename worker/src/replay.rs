@@ -12,7 +12,8 @@ use conclave_proto::v1::{AgentSpec, AttemptKey, Draft, Message, Start, StopReaso
 use conclave_worker_core::{Engine, Event, Finished, Report, Request, SeqId};
 
 use crate::backend::{AgentRunner, Backend};
-use crate::model::{LoadOptions, Model, ModelError};
+use crate::device::{self, DeviceKind};
+use crate::model::{Device, LoadOptions, Model, ModelError};
 use crate::model_backend::{KvSize, ModelBackend, RunOptions, process_pool};
 
 /// The most memory for the replay's KV cache, bytes.
@@ -125,10 +126,17 @@ pub enum ReplayError {
 
 /// What a numeric class says of how a model must be loaded and run to be in it.
 ///
-/// `None` if the class is not of this build's form; replaying will then say [`ReplayResult::WrongClass`].
+/// `None` if the class is not of this build's form, or of a device that is not here; replaying will then say
+/// [`ReplayResult::WrongClass`].
 pub fn settings_of(class: &str) -> Option<(LoadOptions, KvDtype)> {
     let mut parts = class.split('-').skip(1);
-    let isa = Isa::from_name(parts.next()?)?;
+    let (isa, device) = match parts.next()? {
+        Device::CLASS => (
+            conclave_kernels::detect(),
+            Some(device::open(DeviceKind::Cuda(0)).ok()??),
+        ),
+        isa => (Isa::from_name(isa)?, None),
+    };
     let activation = parts.next()?;
     let activation = [Activation::F32, Activation::Int8]
         .into_iter()
@@ -140,6 +148,7 @@ pub fn settings_of(class: &str) -> Option<(LoadOptions, KvDtype)> {
     let options = LoadOptions {
         activation,
         isa,
+        device,
         name: None,
     };
     isa.available().then_some((options, kv))

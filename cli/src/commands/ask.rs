@@ -108,6 +108,7 @@ pub async fn run(global: &Global, args: AskArgs) -> Result<(), CliError> {
         model: model.path,
         model_name: model.name,
         activation: args.model.activation(),
+        device: args.model.device,
         traces: None,
     };
     if !args.json {

@@ -2,10 +2,13 @@
 use std::{collections::BTreeSet, path::PathBuf, time::Instant};
 
 use clap::{Args, Subcommand};
-use conclave_worker::model::{
-    LoadOptions,
-    check::{CheckOptions, CheckReport, run_check},
-    pull::{self, ENTRIES, models_dir, resolve_in},
+use conclave_worker::{
+    device::{self, DeviceKind},
+    model::{
+        LoadOptions,
+        check::{CheckOptions, CheckReport, run_check},
+        pull::{self, ENTRIES, models_dir, resolve_in},
+    },
 };
 use serde_json::{Value, json};
 
@@ -76,6 +79,9 @@ pub struct CheckArgs {
     /// Only this rounding of activations [default: both]
     #[arg(long, value_enum, value_name = "KIND")]
     pub activation: Option<model_source::Activation>,
+    /// What computes: cpu, cuda (the first GPU) or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub device: DeviceKind,
     /// Compute threads [default: what the machine grants]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -135,12 +141,16 @@ async fn check(args: CheckArgs) -> Result<(), CliError> {
         let wanted = activation == model_source::Activation::Int8;
         options.activations.retain(|kind| (*kind == int8) == wanted);
     }
-    let reference = args.reference.clone();
+    let (reference, asked) = (args.reference.clone(), args.device);
     // The check computes for seconds to minutes: not on the runtime's threads.
-    let report = tokio::task::spawn_blocking(move || run_check(&model, &reference, &options))
+    let check = move || {
+        options.device = device::open(asked).map_err(|error| error.to_string())?;
+        run_check(&model, &reference, &options).map_err(|error| error.to_string())
+    };
+    let report = tokio::task::spawn_blocking(check)
         .await
         .map_err(|error| CliError::Hosting(format!("the check stopped: {error}")))?
-        .map_err(|error| CliError::usage(error.to_string()))?;
+        .map_err(CliError::usage)?;
     if args.json {
         out::document(&document(&report))?;
     } else {

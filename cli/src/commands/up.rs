@@ -65,6 +65,7 @@ pub async fn run(global: &Global, args: UpArgs) -> Result<(), CliError> {
         model: model.path,
         model_name: model.name,
         activation: args.model.activation(),
+        device: args.model.device,
         traces: args.traces.clone(),
     };
     let (cluster, _) = unless_interrupted(LocalCluster::start(&plan, global, &metrics)).await?;

@@ -40,6 +40,9 @@ pub struct WorkerArgs {
     /// Rounding of activations, int8 or f32; decides bits [default: int8]
     #[arg(long, value_name = "KIND")]
     pub activation: Option<String>,
+    /// What it computes on: cpu, cuda (the first GPU) or cuda:N; decides bits [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Compute threads [default: what the machine or cgroup grants]
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
@@ -65,6 +68,7 @@ back what does not end in time, and then ends; a second signal ends it at once.
 Examples:
   conclave worker --coordinator 127.0.0.1:7400 --model smol=/models/smollm2.gguf
   conclave worker --config worker.toml --threads 4 --set kv_memory_mib=1024
+  conclave worker --config worker.toml --device cuda --set kv_memory_mib=8192
 
 A file:
   coordinators = [\"10.0.0.5:7400\", \"10.0.0.6:7400\"]
@@ -94,6 +98,7 @@ impl WorkerArgs {
             )
             .set("http_listen", self.http_listen.clone())
             .set("activation", self.activation.clone())
+            .set("device", self.device.clone())
             .set("threads", self.threads.map(i64::from))
             .set("max_sequences", self.max_sequences.map(i64::from))
             .set_path("token_file", global.token_file.as_deref())
@@ -179,6 +184,7 @@ pub fn is_request_wrong(error: &StartError) -> bool {
             | StartError::Model { .. }
             | StartError::ModelTwice { .. }
             | StartError::Isa { .. }
+            | StartError::Device(_)
     )
 }
 
@@ -193,6 +199,7 @@ fn start_error(error: StartError) -> CliError {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use conclave_worker::device::DeviceKind;
 
     use super::*;
 
@@ -216,6 +223,8 @@ mod tests {
             "/m/b=c.gguf",
             "--threads",
             "2",
+            "--device",
+            "cuda:1",
             "--set",
             "kv_memory_mib=64",
         ]);
@@ -236,5 +245,6 @@ mod tests {
             ("", "/m/b=c.gguf".as_ref())
         );
         assert_eq!((config.threads, config.kv_memory_mib), (2, 64));
+        assert_eq!(config.device, DeviceKind::Cuda(1));
     }
 }

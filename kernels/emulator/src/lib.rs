@@ -42,6 +42,9 @@ struct State {
     launches: u64,
     /// The launch from which on all fail.
     failing_from: Option<u64>,
+    allocations: u64,
+    /// The allocation from which on all are refused.
+    refusing_from: Option<u64>,
     /// What went wrong where no error could be given.
     late: Option<DeviceError>,
 }
@@ -92,9 +95,21 @@ impl Emulator {
         state.failing_from = Some(state.launches + launches);
     }
 
-    /// Lets launches succeed again.
+    /// Allocations so far, whether freed or not.
+    pub fn allocated(&self) -> u64 {
+        lock(&self.state).allocations
+    }
+
+    /// Makes the memory run out after so many more allocations.
+    pub fn refuse_after(&self, allocations: u64) {
+        let mut state = lock(&self.state);
+        state.refusing_from = Some(state.allocations + allocations);
+    }
+
+    /// Lets launches and allocations succeed again.
     pub fn recover(&self) {
-        lock(&self.state).failing_from = None;
+        let mut state = lock(&self.state);
+        (state.failing_from, state.refusing_from) = (None, None);
     }
 
     /// Runs one of the kernels that the emulator must find fault with, on one block of 64 threads that write to
@@ -185,6 +200,15 @@ impl Driver for Emulator {
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
+        {
+            let mut state = lock(&self.state);
+            state.allocations += 1;
+            let allocations = state.allocations;
+            if state.refusing_from.is_some_and(|from| allocations > from) {
+                let (asked, free) = (bytes, 0);
+                return Err(DeviceError::OutOfMemory { asked, free });
+            }
+        }
         lock(&self.heap).alloc(bytes)
     }
 

@@ -78,8 +78,12 @@ impl<B: Backend> Slot<B> {
     }
 
     fn try_start(&mut self, request: Request, plan: B::Plan) -> Result<(), AttemptError> {
-        if self.engine.is_none() {
-            self.start_engine().map_err(transient)?;
+        if self.engine.is_none()
+            && let Err(why) = self.start_engine()
+        {
+            // Who cannot start again is no engine that agents should be sent to.
+            self.restarts += 1;
+            return Err(transient(why));
         }
         let Some(engine) = &mut self.engine else {
             return Err(transient("the engine is down"));

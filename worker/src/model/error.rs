@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use conclave_kernels::PackError;
+use conclave_kernels::cuda::DeviceError;
 use thiserror::Error;
 
 /// Why a model could not be loaded or run.
@@ -124,6 +125,29 @@ pub enum ModelError {
     /// The chat template cannot be read.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// The architecture is written for the processor only.
+    #[error("models of architecture {architecture} do not run on a GPU yet: use device = \"cpu\"")]
+    NotOnDevice {
+        /// Its name.
+        architecture: &'static str,
+    },
+    /// What must lie on the device is more than it has free.
+    #[error("{what} take {need_mib} MiB on {device}, which has {free_mib} MiB free: {fix}")]
+    DeviceMemory {
+        /// What was to be put there.
+        what: &'static str,
+        /// The device's name.
+        device: String,
+        /// MiB that it takes.
+        need_mib: u64,
+        /// MiB that are free.
+        free_mib: u64,
+        /// What to do.
+        fix: &'static str,
+    },
+    /// The device failed.
+    #[error("the device failed: {0}")]
+    Device(#[from] DeviceError),
     /// The batch asks for what cannot be computed.
     #[error("the batch cannot be run: {problem}")]
     Batch {

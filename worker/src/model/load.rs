@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use conclave_kernels::KERNEL_VERSION;
 use serde::Deserialize;
 
+use super::device::{Device, DeviceModel};
 use super::family::Family;
 use super::gguf::Gguf;
 use super::llama::{Llama, LlamaConfig, LlamaWeights, Names};
@@ -13,7 +14,7 @@ use super::muse::{Member, Muse, MuseConfig, MuseWeights};
 use super::safetensors::Folder;
 use super::settings::setting;
 use super::source::TensorSource;
-use super::{ChatTemplate, LoadOptions, Model, ModelError, ModelInfo, Tokenizer};
+use super::{ChatTemplate, LoadOptions, Model, ModelError, ModelInfo, Tokenizer, Weights};
 
 /// Marks that end a turn or a text in the vocabularies of chat models, beside the one that a file names.
 const END_MARKS: [&str; 8] = [
@@ -108,7 +109,7 @@ fn load_gguf(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
         template,
         family: Family::Llama(Llama { config, weights }),
     };
-    Ok(assemble(path, opts, parts))
+    assemble(path, opts, parts)
 }
 
 fn load_folder(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
@@ -133,7 +134,7 @@ fn load_folder(path: &Path, opts: &LoadOptions) -> Result<Model, ModelError> {
         template,
         family,
     };
-    Ok(assemble(path, opts, parts))
+    assemble(path, opts, parts)
 }
 
 /// The model of a folder, as its `config.json` says.
@@ -194,7 +195,7 @@ struct Parts {
     family: Family,
 }
 
-fn assemble(path: &Path, opts: &LoadOptions, parts: Parts) -> Model {
+fn assemble(path: &Path, opts: &LoadOptions, parts: Parts) -> Result<Model, ModelError> {
     let Parts {
         name,
         digest,
@@ -217,23 +218,27 @@ fn assemble(path: &Path, opts: &LoadOptions, parts: Parts) -> Model {
     ends.dedup();
     let ids = |mark| tokenizer.token_id(mark).map(|id| vec![id]);
     let thought = ids(THOUGHT.0).zip(ids(THOUGHT.1));
+    let class = match opts.device {
+        None => opts.isa.name(),
+        Some(_) => Device::CLASS,
+    };
     let info = ModelInfo {
         name: opts.name.clone().or(name).or(file).unwrap_or_default(),
         digest,
-        numeric_class: format!(
-            "k{KERNEL_VERSION}-{}-{}",
-            opts.isa.name(),
-            opts.activation.name()
-        ),
+        numeric_class: format!("k{KERNEL_VERSION}-{class}-{}", opts.activation.name()),
         context_tokens: family.context(),
         vocab_size: family.vocab(),
         end_of_generation: ends,
     };
-    Model {
+    let weights = match &opts.device {
+        None => Weights::Host(Arc::new(family)),
+        Some(device) => Weights::Device(Arc::new(DeviceModel::upload(family, device)?)),
+    };
+    Ok(Model {
         info,
         tokenizer,
         template,
         thought,
-        family,
-    }
+        weights,
+    })
 }

@@ -8,6 +8,7 @@
 //! | [`family`] | the architectures; each has settings, weights and what its layers compute |
 //! | [`llama`] | that of llama |
 //! | [`muse`] | the text part of those of Muse |
+//! | [`device`] | the same on a GPU: weights, KV cache and steps there |
 //! | [`ops`] | the only bridge to the kernels: scratch and KV cache of one worker |
 //! | [`pull`] | the cache of models and what fills it |
 //! | [`check`] | agreement with a reference implementation |
@@ -16,6 +17,7 @@
 //! [`Batch`]: conclave_worker_core::Batch
 
 pub mod check;
+pub mod device;
 mod error;
 pub mod family;
 mod forward;
@@ -42,6 +44,8 @@ use std::sync::Arc;
 
 use conclave_kernels::{Activation, Isa};
 
+use device::DeviceModel;
+pub use device::{Device, WeakDevice};
 pub use error::{ModelError, TemplateError, TokenizerError};
 use family::Family;
 pub use forward::{Forward, Logits};
@@ -56,6 +60,8 @@ pub struct LoadOptions {
     pub activation: Activation,
     /// The instruction set that weights are packed for.
     pub isa: Isa,
+    /// Where the weights are put and met; `None`: in the processor's memory, by the processor.
+    pub device: Option<Device>,
     /// The name it goes by; by default the one in the file, or the file's.
     pub name: Option<String>,
 }
@@ -65,6 +71,7 @@ impl Default for LoadOptions {
         LoadOptions {
             activation: Activation::Int8,
             isa: conclave_kernels::detect(),
+            device: None,
             name: None,
         }
     }
@@ -93,7 +100,13 @@ pub struct Model {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     thought: Option<(Vec<u32>, Vec<u32>)>,
-    family: Family,
+    weights: Weights,
+}
+
+/// Settings and weights of a model, where they lie.
+enum Weights {
+    Host(Arc<Family>),
+    Device(Arc<DeviceModel>),
 }
 
 impl fmt::Debug for Model {
@@ -141,13 +154,27 @@ impl Model {
         self.thought.clone()
     }
 
-    /// Settings and weights.
-    pub fn family(&self) -> &Family {
-        &self.family
+    /// Settings and weights; `None` if those are on a device.
+    pub fn family(&self) -> Option<&Family> {
+        match &self.weights {
+            Weights::Host(family) => Some(family),
+            Weights::Device(_) => None,
+        }
     }
 
-    /// Memory of the packed weights, in bytes.
+    /// The device that holds the weights; `None`: they are in the processor's memory.
+    pub fn device(&self) -> Option<&Device> {
+        match &self.weights {
+            Weights::Host(_) => None,
+            Weights::Device(model) => Some(model.device()),
+        }
+    }
+
+    /// Memory of the packed weights, in bytes, wherever they are.
     pub fn weight_bytes(&self) -> usize {
-        self.family.weight_bytes()
+        match &self.weights {
+            Weights::Host(family) => family.weight_bytes(),
+            Weights::Device(model) => model.weight_bytes(),
+        }
     }
 }

@@ -26,10 +26,32 @@ pub(crate) struct Step {
     pub(crate) slots: Vec<u32>,
     /// Rows whose logits are wanted, ascending.
     pub(crate) sampled: Vec<usize>,
-    tables: Vec<u32>,
+    /// Blocks of all sequences, one list behind the other.
+    pub(crate) tables: Vec<u32>,
     entries: Vec<Entry>,
     /// Entries in the order in which attention takes them.
     forest: Vec<Branch>,
+}
+
+/// What rows attend to, row by row.
+#[derive(Debug, Default)]
+pub(crate) struct Sights {
+    /// How many slots of its sequence a row sees: its own and all before.
+    pub(crate) lengths: Vec<u32>,
+    /// Where the sequence's blocks begin in [`Step::tables`].
+    pub(crate) offsets: Vec<u32>,
+}
+
+impl Sights {
+    fn push(&mut self, entry: &Entry, slots: usize) {
+        self.lengths.push(slots as u32);
+        self.offsets.push(entry.table.start as u32);
+    }
+
+    fn clear(&mut self) {
+        self.lengths.clear();
+        self.offsets.clear();
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -147,6 +169,24 @@ impl Step {
                 shared = usize::MAX;
             }
         }
+    }
+}
+
+impl Step {
+    /// What each row attends to, in the order of the rows: for devices, which take rows by themselves.
+    pub(crate) fn sights(&self, sights: &mut Sights) {
+        sights.clear();
+        for entry in &self.entries {
+            let before = entry.kv_len - entry.rows.len();
+            (1..=entry.rows.len()).for_each(|row| sights.push(entry, before + row));
+        }
+    }
+
+    /// As [`Step::sights`], of the sampled rows alone.
+    pub(crate) fn sampled_sights(&self, sights: &mut Sights) {
+        sights.clear();
+        let sampled = self.entries.iter().filter(|entry| entry.sampled.is_some());
+        sampled.for_each(|entry| sights.push(entry, entry.kv_len));
     }
 }
 

@@ -39,7 +39,7 @@ pub fn print(bench: &Bench) -> Result<(), Box<dyn Error>> {
 
 /// The matrices in the order in which a step uses them, the head last.
 fn matrices(model: &Model) -> Result<Vec<&PackedMatrix>, Box<dyn Error>> {
-    let Family::Llama(Llama { weights, .. }) = model.family() else {
+    let Some(Family::Llama(Llama { weights, .. })) = model.family() else {
         return Err("the bare kernels are shown on llama models only".into());
     };
     let layers = weights

@@ -68,7 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             true => Activation::F32,
             false => Activation::Int8,
         },
-        name: None,
+        ..LoadOptions::default()
     };
     let started = Instant::now();
     let model = Model::load(&arguments.model, &options)?;

@@ -19,7 +19,7 @@ pub use fixture::{Case, Fixture};
 pub use report::{CaseReport, CheckReport, ClassReport, Tolerance};
 use teacher::{Seen, Teacher};
 
-use super::{Forward, LoadOptions, Model, ModelError, TemplateError, TokenizerError};
+use super::{Device, Forward, LoadOptions, Model, ModelError, TemplateError, TokenizerError};
 
 /// Sequences computed side by side.
 const RUNNING: usize = 16;
@@ -31,6 +31,8 @@ pub struct CheckOptions {
     pub activations: Vec<Activation>,
     /// The instruction set.
     pub isa: Isa,
+    /// What computes; `None`: the processor.
+    pub device: Option<Device>,
     /// Threads of the compute pool.
     pub threads: usize,
 }
@@ -40,6 +42,7 @@ impl Default for CheckOptions {
         CheckOptions {
             activations: vec![Activation::F32, Activation::Int8],
             isa: conclave_kernels::detect(),
+            device: None,
             threads: Pool::default_threads(),
         }
     }
@@ -94,6 +97,7 @@ pub fn run_check(
         let load = LoadOptions {
             activation: *activation,
             isa: opts.isa,
+            device: opts.device.clone(),
             name: None,
         };
         let model = Model::load(path, &load)?;

@@ -1,12 +1,14 @@
 //! The llama architecture (transformers, `modeling_llama.py`): settings, weights, forward pass.
 
 mod config;
+mod device;
 mod weights;
 
 use conclave_kernels::{KvCache, KvDtype, Norm, RopeTable, SeqSpan, Tokens};
 
 pub(in crate::model) use config::HfRope;
 pub use config::LlamaConfig;
+pub(super) use device::DeviceLlama;
 pub(crate) use weights::Names;
 pub use weights::{Layer, LlamaWeights};
 

@@ -7,38 +7,38 @@ use crate::model::ModelError;
 use crate::model::packing::Packing;
 use crate::model::source::TensorSource;
 
-/// Weights of all layers.
-pub struct LlamaWeights {
+/// Weights of all layers: matrices `M` and vectors `V`, in the processor's memory or a device's.
+pub struct LlamaWeights<M = PackedMatrix, V = Vec<f32>> {
     /// `vocab x hidden`; also the output matrix if `head` is `None`.
-    pub embedding: PackedMatrix,
+    pub embedding: M,
     /// The blocks, first to last.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<Layer<M, V>>,
     /// Weight of the last norm, `hidden`.
-    pub norm: Vec<f32>,
+    pub norm: V,
     /// `vocab x hidden`, where it is not tied to the embedding.
-    pub head: Option<PackedMatrix>,
+    pub head: Option<M>,
 }
 
 /// Weights of one block.
-pub struct Layer {
+pub struct Layer<M = PackedMatrix, V = Vec<f32>> {
     /// Norm before attention, `hidden`.
-    pub attn_norm: Vec<f32>,
+    pub attn_norm: V,
     /// `heads * head_dim x hidden`.
-    pub q: PackedMatrix,
+    pub q: M,
     /// `kv_heads * head_dim x hidden`.
-    pub k: PackedMatrix,
+    pub k: M,
     /// `kv_heads * head_dim x hidden`.
-    pub v: PackedMatrix,
+    pub v: M,
     /// `hidden x heads * head_dim`.
-    pub o: PackedMatrix,
+    pub o: M,
     /// Norm before the feed-forward part, `hidden`.
-    pub ffn_norm: Vec<f32>,
+    pub ffn_norm: V,
     /// `ffn x hidden`.
-    pub gate: PackedMatrix,
+    pub gate: M,
     /// `ffn x hidden`.
-    pub up: PackedMatrix,
+    pub up: M,
     /// `hidden x ffn`.
-    pub down: PackedMatrix,
+    pub down: M,
 }
 
 /// What the tensors are called.
@@ -80,22 +80,57 @@ impl LlamaWeights {
 
     /// Memory of the packed matrices, in bytes.
     pub fn bytes(&self) -> usize {
+        self.matrices().map(PackedMatrix::bytes).sum()
+    }
+}
+
+impl<M, V> LlamaWeights<M, V> {
+    /// Every matrix.
+    fn matrices(&self) -> impl Iterator<Item = &M> {
         let layers = self.layers.iter().flat_map(|layer| {
-            [
-                &layer.q,
-                &layer.k,
-                &layer.v,
-                &layer.o,
-                &layer.gate,
-                &layer.up,
-                &layer.down,
-            ]
+            let Layer {
+                q,
+                k,
+                v,
+                o,
+                gate,
+                up,
+                down,
+                ..
+            } = layer;
+            [q, k, v, o, gate, up, down]
         });
-        layers
-            .chain([&self.embedding])
-            .chain(&self.head)
-            .map(PackedMatrix::bytes)
-            .sum()
+        layers.chain([&self.embedding]).chain(&self.head)
+    }
+
+    /// The same weights in another memory. Each is let go as soon as it is there.
+    ///
+    /// # Errors
+    /// The first that `matrix` or `vector` gives.
+    pub(crate) fn moved<N, W, E>(
+        self,
+        matrix: impl Fn(M) -> Result<N, E>,
+        vector: impl Fn(V) -> Result<W, E>,
+    ) -> Result<LlamaWeights<N, W>, E> {
+        let layers = self.layers.into_iter().map(|layer| {
+            Ok(Layer {
+                attn_norm: vector(layer.attn_norm)?,
+                q: matrix(layer.q)?,
+                k: matrix(layer.k)?,
+                v: matrix(layer.v)?,
+                o: matrix(layer.o)?,
+                ffn_norm: vector(layer.ffn_norm)?,
+                gate: matrix(layer.gate)?,
+                up: matrix(layer.up)?,
+                down: matrix(layer.down)?,
+            })
+        });
+        Ok(LlamaWeights {
+            layers: layers.collect::<Result<_, _>>()?,
+            embedding: matrix(self.embedding)?,
+            norm: vector(self.norm)?,
+            head: self.head.map(matrix).transpose()?,
+        })
     }
 }
 
