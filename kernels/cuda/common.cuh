@@ -42,6 +42,24 @@ static __device__ __forceinline__ u16 float_to_half(float value) {
 }
 #endif
 
+// Products of 8-bit integers by a warp's tensor cores (PTX ISA, mma.m16n8k32 and m16n8k16), exact. With g = lane / 4
+// and t = lane % 4: a[0] has inputs 4t.. of output g, a[1] those of output g + 8, a[2] and a[3] inputs 16 + 4t..; b[0]
+// has inputs 4t.. of row g, b[1] inputs 16 + 4t..; c is of output g and rows 2t, 2t + 1, then of output g + 8.
+#ifndef CONCLAVE_EMULATOR
+static __device__ __forceinline__ void mma_32(int* c, const u32* a, const u32* b) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Of 16 inputs: a[0], a[1] and b[0] only.
+static __device__ __forceinline__ void mma_16(int* c, const u32* a, const u32* b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+}
+#endif
+
 // reference.rs: exp
 static __device__ __forceinline__ float exp_ref(float x) {
     float clamped = 88.0f < x ? 88.0f : x;

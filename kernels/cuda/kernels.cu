@@ -4,6 +4,7 @@
 #include "embed.cu"
 #include "matmul_f32.cu"
 #include "matmul_int8.cu"
+#include "matmul_tensor.cu"
 #include "rms_norm.cu"
 #include "rope.cu"
 #include "round.cu"

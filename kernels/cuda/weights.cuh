@@ -27,41 +27,42 @@ struct Quantized {
     static const bool MIN = MIN_;
     static const int ZERO = ZERO_;
 
-    // The integers of block `index` of output `lane`, less ZERO: input 4g + b in byte b of q[g].
-    static __device__ __forceinline__ void integers(const Tiles& w, const u8* tile, u32 index, u32 lane, u32* q) {
+    // Of block `index` of output `lane`, groups `t` and `t + 4` of four inputs each: their integers less ZERO, a byte
+    // an input. (A nibble's word has both.)
+    static __device__ __forceinline__ void groups(const Tiles& w, const u8* tile, u32 index, u32 lane, u32 t, u32* low,
+                                                  u32* high) {
+        const u32* words = reinterpret_cast<const u32*>(tile + (u64)index * (EXTRA < 0 ? 512 : 256)) + lane;
         if (EXTRA < 0) {
-            const u32* words = reinterpret_cast<const u32*>(tile + (u64)index * 512) + lane;
-#pragma unroll
-            for (int g = 0; g < 8; g++) q[g] = __ldg(words + g * TILE) ^ 0x80808080u;
+            *low = __ldg(words + t * TILE) ^ 0x80808080u;
+            *high = __ldg(words + (t + 4) * TILE) ^ 0x80808080u;
             return;
         }
-        const u32* words = reinterpret_cast<const u32*>(tile + (u64)index * 256) + lane;
-#pragma unroll
-        for (int g = 0; g < 4; g++) {
-            u32 word = __ldg(words + g * TILE);
-            q[g] = word & 0x0f0f0f0fu;
-            q[g + 4] = (word >> 4) & 0x0f0f0f0fu;
-        }
-        const u32* planes = reinterpret_cast<const u32*>(tile + w.plane + (u64)index * 64 * (EXTRA > 0 ? EXTRA : 0)) + lane;
+        const u32 word = __ldg(words + t * TILE);
+        *low = word & 0x0f0f0f0fu;
+        *high = (word >> 4) & 0x0f0f0f0fu;
+        const u32* planes =
+            reinterpret_cast<const u32*>(tile + w.plane + (u64)index * 64 * (EXTRA > 0 ? EXTRA : 0)) + lane;
         if (EXTRA == 1) {
-            u32 plane = __ldg(planes);
-#pragma unroll
-            for (int g = 0; g < 8; g++) q[g] |= ((plane >> g) & 0x01010101u) << 4;
+            const u32 plane = __ldg(planes);
+            *low |= ((plane >> t) & 0x01010101u) << 4;
+            *high |= ((plane >> (t + 4)) & 0x01010101u) << 4;
         }
         if (EXTRA == 2) {
-#pragma unroll
-            for (int p = 0; p < 2; p++) {
-                u32 plane = __ldg(planes + p * TILE);
-#pragma unroll
-                for (int g = 0; g < 4; g++) q[4 * p + g] |= ((plane >> (2 * g)) & 0x03030303u) << 4;
-            }
+            *low |= ((__ldg(planes) >> (2 * t)) & 0x03030303u) << 4;
+            *high |= ((__ldg(planes + TILE) >> (2 * t)) & 0x03030303u) << 4;
         }
         if (ZERO > 0) {
             // Byte by byte: the integers are below 128, so that no byte borrows from the next.
             const u32 zero = ZERO * 0x01010101u;
-#pragma unroll
-            for (int g = 0; g < 8; g++) q[g] = ((q[g] | 0x80808080u) - zero) ^ 0x80808080u;
+            *low = ((*low | 0x80808080u) - zero) ^ 0x80808080u;
+            *high = ((*high | 0x80808080u) - zero) ^ 0x80808080u;
         }
+    }
+
+    // All integers of block `index` of output `lane`, less ZERO: input 4g + b in byte b of q[g].
+    static __device__ __forceinline__ void integers(const Tiles& w, const u8* tile, u32 index, u32 lane, u32* q) {
+#pragma unroll
+        for (int t = 0; t < 4; t++) groups(w, tile, index, lane, t, q + t, q + t + 4);
     }
 
     static __device__ __forceinline__ float scale(const Tiles& w, const u8* tile, u32 index, u32 part, u32 lane) {

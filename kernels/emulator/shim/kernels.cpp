@@ -7,7 +7,8 @@ using emulator::Entry;
 
 #define QUANTIZED_ENTRIES(T, name) \
     ENTRY(embed_##name), ENTRY(matmul_f32_##name), \
-    ENTRY(matmul_int8_row_##name), ENTRY(matmul_int8_few_##name), ENTRY(matmul_int8_many_##name),
+    ENTRY(matmul_int8_row_##name), ENTRY(matmul_int8_few_##name), ENTRY(matmul_int8_many_##name), \
+    ENTRY(matmul_int8_tensor_##name),
 #define FLOAT_ENTRIES(T, name) ENTRY(embed_##name), ENTRY(matmul_f32_##name),
 
 static const Entry ENTRIES[] = {

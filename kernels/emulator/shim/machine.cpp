@@ -204,6 +204,24 @@ const uint64_t* exchange(unsigned line, unsigned mask, uint64_t mine) {
     return all;
 }
 
+void mma(unsigned line, int* c, const unsigned* a, const unsigned* b, unsigned halves) {
+    // Each half's words of all lanes: output g, output g + 8, row g.
+    uint64_t outputs[2][WARP], rows[2][WARP];
+    for (unsigned half = 0; half < halves; half++) {
+        memcpy(outputs[half], exchange(line, ~0u, a[2 * half] | (uint64_t)a[2 * half + 1] << 32), sizeof outputs[half]);
+        memcpy(rows[half], exchange(line, ~0u, b[half]), sizeof rows[half]);
+    }
+    unsigned g = lane() / 4, t = lane() % 4;
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned row = 2 * t + i % 2;
+        for (unsigned word = 0; word < 4 * halves; word++) {
+            unsigned from = word % 4;
+            unsigned weights = (unsigned)(outputs[word / 4][4 * g + from] >> (i / 2 * 32));
+            c[i] = __dp4a((int)weights, (int)rows[word / 4][4 * row + from], c[i]);
+        }
+    }
+}
+
 float half_to_float(uint16_t bits) {
     struct Table {
         float values[65536];

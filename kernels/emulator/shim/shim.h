@@ -53,6 +53,9 @@ inline unsigned ballot(unsigned line, unsigned mask, bool mine) {
     return bits;
 }
 
+// Adds the products of `halves` times 16 inputs to c, as tensor cores do (see common.cuh).
+void mma(unsigned line, int* c, const unsigned* a, const unsigned* b, unsigned halves);
+
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float value);
 
@@ -87,6 +90,9 @@ static inline int __dp4a(int a, int b, int sum) {
     for (int byte = 0; byte < 4; byte++) sum += (int8_t)(a >> (8 * byte)) * (int8_t)(b >> (8 * byte));
     return sum;
 }
+
+#define mma_32(c, a, b) emulator::mma(__LINE__, c, a, b, 2)
+#define mma_16(c, a, b) emulator::mma(__LINE__, c, a, b, 1)
 
 static inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz((unsigned)bits); }
 

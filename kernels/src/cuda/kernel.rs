@@ -12,17 +12,26 @@ pub enum RowsAtOnce {
     Eight,
     /// For up to 32.
     ThirtyTwo,
+    /// For up to 128, by tensor cores.
+    Tensor,
 }
 
 impl RowsAtOnce {
-    const ALL: [RowsAtOnce; 3] = [RowsAtOnce::One, RowsAtOnce::Eight, RowsAtOnce::ThirtyTwo];
+    const ALL: [RowsAtOnce; 4] = [
+        RowsAtOnce::One,
+        RowsAtOnce::Eight,
+        RowsAtOnce::ThirtyTwo,
+        RowsAtOnce::Tensor,
+    ];
 
-    /// The narrowest that takes `rows` at once, or the widest.
+    /// What suits `rows`. A warp on tensor cores walks a whole row of weights by itself: with few rows there are too
+    /// few of them to keep a device's memory busy, and the others divide the row among more threads.
     pub(super) fn of(rows: usize) -> RowsAtOnce {
         match rows {
             0 | 1 => RowsAtOnce::One,
             2..=8 => RowsAtOnce::Eight,
-            _ => RowsAtOnce::ThirtyTwo,
+            9..=64 => RowsAtOnce::ThirtyTwo,
+            _ => RowsAtOnce::Tensor,
         }
     }
 
@@ -32,6 +41,7 @@ impl RowsAtOnce {
             RowsAtOnce::One => 1,
             RowsAtOnce::Eight => 8,
             RowsAtOnce::ThirtyTwo => 32,
+            RowsAtOnce::Tensor => 128,
         }
     }
 }
@@ -96,6 +106,7 @@ impl Kernel {
             Kernel::MatmulInt8(ty, RowsAtOnce::One) => of("matmul_int8_row", ty),
             Kernel::MatmulInt8(ty, RowsAtOnce::Eight) => of("matmul_int8_few", ty),
             Kernel::MatmulInt8(ty, RowsAtOnce::ThirtyTwo) => of("matmul_int8_many", ty),
+            Kernel::MatmulInt8(ty, RowsAtOnce::Tensor) => of("matmul_int8_tensor", ty),
             Kernel::MatmulF32(ty) => of("matmul_f32", ty),
             Kernel::Rope => "rope".to_owned(),
             Kernel::WriteKv(dtype) => format!("write_kv_{}", dtype.name()),

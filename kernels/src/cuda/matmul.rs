@@ -12,6 +12,8 @@ const WALK_ROWS: usize = 8;
 const ROW_THREADS: u32 = 256;
 /// `ROW_PART` of `matmul_int8.cu`.
 const ROW_PART: usize = 128;
+/// 32 threads for each of `TENSOR_WARPS` of `matmul_tensor.cu`.
+const TENSOR_THREADS: u32 = 128;
 /// `DOTS` of `matmul_int8.cu`.
 const DOTS: usize = 8192;
 /// `WALK_PART` of `matmul_f32.cu`.
@@ -176,18 +178,26 @@ impl CudaKernels {
 
 /// The blocks of a product with 8-bit inputs.
 fn int8_blocks(w: &Matrix, rows: usize, at_once: RowsAtOnce) -> Blocks {
-    if at_once == RowsAtOnce::One {
-        // Two factors a product, and a second product where a block has two scales or a minimum.
-        let factors = if w.has_two_products() { 4 } else { 2 };
-        return Blocks {
+    let grid = [rows.div_ceil(at_once.count()), w.tiles(), 1];
+    match at_once {
+        RowsAtOnce::One => Blocks {
             grid: [w.tiles() * rows, 1, 1],
             threads: ROW_THREADS,
-            shared: ROW_PART * TILE * factors * size_of::<f32>(),
-        };
-    }
-    Blocks {
-        grid: [rows.div_ceil(at_once.count()), w.tiles(), 1],
-        threads: (at_once.count() * TILE) as u32,
-        shared: DOTS * size_of::<i32>(),
+            // Two factors a product, and a second product where a block has two scales or a minimum.
+            shared: ROW_PART
+                * TILE
+                * size_of::<[f32; 2]>()
+                * (1 + usize::from(w.has_two_products())),
+        },
+        RowsAtOnce::Eight | RowsAtOnce::ThirtyTwo => Blocks {
+            grid,
+            threads: (at_once.count() * TILE) as u32,
+            shared: DOTS * size_of::<i32>(),
+        },
+        RowsAtOnce::Tensor => Blocks {
+            grid,
+            threads: TENSOR_THREADS,
+            shared: 0,
+        },
     }
 }

@@ -35,10 +35,7 @@ impl Matrix {
     /// [`DeviceError::OutOfMemory`], or what the driver says.
     pub fn upload(kernels: &CudaKernels, weights: &PackedMatrix) -> Result<Matrix, DeviceError> {
         let layout = weights.layout();
-        let mut data = Buf::new(kernels.driver(), weights.bytes())?;
-        for tile in 0..weights.tiles() {
-            data.upload_at(tile * layout.stride, weights.tile(tile))?;
-        }
+        let data = Buf::of(kernels.driver(), weights.packed())?;
         Ok(Matrix {
             ty: weights.weight_type(),
             act: weights.activation(),

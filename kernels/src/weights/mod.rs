@@ -207,6 +207,11 @@ impl PackedMatrix {
         &self.layout
     }
 
+    /// The bytes of all tiles, one after another.
+    pub(crate) fn packed(&self) -> &[u8] {
+        self.data.bytes()
+    }
+
     /// The bytes of a tile, on a 64-byte boundary.
     pub(crate) fn tile(&self, index: usize) -> &[u8] {
         &self.data.bytes()[index * self.layout.stride..][..self.layout.stride]
