@@ -37,6 +37,31 @@ pub struct Attn<'a> {
     pub longest: usize,
 }
 
+impl Attn<'_> {
+    /// Spans that a row sees at most.
+    fn spans(&self) -> usize {
+        let all = self.longest.div_ceil(SPAN);
+        // A window may begin within a span: it touches one more than it is long.
+        self.window
+            .map_or(all, |w| all.min(w.max(1).div_ceil(SPAN) + 1))
+    }
+
+    /// The call from row `first_row` on, with room for `spans` states a row and head.
+    fn shape(&self, spans: usize, first_row: usize) -> Shape {
+        let window = self.window.map_or(0, |w| w.clamp(1, u32::MAX as usize));
+        Shape {
+            heads: self.heads as u32,
+            kv_heads: self.kv_heads as u32,
+            dim: self.dim as u32,
+            window: window as u32,
+            scale: self.scale,
+            softcap: self.softcap.unwrap_or(0.0),
+            spans: spans as u32,
+            first_row: first_row as u32,
+        }
+    }
+}
+
 /// Room for the states of spans. It grows to what a step needs and is then reused.
 pub struct AttnScratch {
     states: Buf<f32>,
@@ -126,26 +151,14 @@ impl CudaKernels {
         let len = rows * heads * dim;
         assert!(len <= q.len() && len <= out.len());
         assert!(rows <= plan.lengths.len() && rows <= plan.offsets.len());
-        // A window may begin within a span: it touches one more than it is long.
-        let all = plan.longest.div_ceil(SPAN);
-        let window = plan.window.map(|w| w.max(1));
-        let spans = window.map_or(all, |w| all.min(w.div_ceil(SPAN) + 1));
+        let spans = plan.spans();
         let at_once = scratch.states.len() / row_states(spans, heads, dim).max(1);
         assert!(rows == 0 || at_once > 0, "scratch has no room for a row");
         let parts = (heads / kv_heads).div_ceil(HEADS);
         assert!(kv_heads * parts <= GRID && heads <= GRID && spans <= GRID);
         for first_row in (0..rows).step_by(at_once.max(1)) {
             let count = at_once.min(rows - first_row);
-            let shape = Shape {
-                heads: heads as u32,
-                kv_heads: kv_heads as u32,
-                dim: dim as u32,
-                window: window.map_or(0, |w| w.min(u32::MAX as usize) as u32),
-                scale: plan.scale,
-                softcap: plan.softcap.unwrap_or(0.0),
-                spans: spans as u32,
-                first_row: first_row as u32,
-            };
+            let shape = plan.shape(spans, first_row);
             let attend = Blocks {
                 grid: [count, kv_heads * parts, spans],
                 threads: SPAN as u32,
