@@ -104,6 +104,7 @@ impl Task {
         }
         match waiter {
             Some(Waiter::Call(reply)) => {
+                self.publish_counts();
                 let _ = reply.send(Ok(applied.reply));
             }
             Some(Waiter::Leader { term, purpose }) => {

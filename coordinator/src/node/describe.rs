@@ -87,6 +87,16 @@ impl Task {
         });
     }
 
+    /// What bounds submissions, before one of them is answered: whoever heard the answer counts with it, and
+    /// the turn may go on for long. It is no news.
+    pub(super) fn publish_counts(&self) {
+        let (live_jobs, keys) = (self.state.live_jobs(), self.state.key_count());
+        self.status.send_if_modified(|status| {
+            (status.live_jobs, status.keys) = (live_jobs, keys);
+            false
+        });
+    }
+
     fn describe(&mut self) -> NodeStatus {
         if self.public_key.is_empty() {
             self.public_key = crate::api::audit::public_key(self.state.signing_seed());
