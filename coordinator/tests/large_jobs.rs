@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use conclave_proto::v1::{
     GetJobRequest, Job, JobState, ListJobsRequest, SubmitJobRequest, WatchJobRequest,
-    contemplation_client::ContemplationClient, watch_job_response::Update,
+    contemplation_client::ContemplationClient, export_job_response::Item,
+    watch_job_response::Update,
 };
 use harness::{Cluster, PATIENCE, assert_done, done, export, request, worker::Mock};
 use prost::Message as _;
@@ -78,8 +79,20 @@ async fn a_job_longer_than_a_message_is_read_by_a_client_that_was_told_nothing()
     assert_eq!(found, all.collect(), "in {pages} pages");
     let list = client.list_jobs(ListJobsRequest::default()).await.unwrap();
     assert_eq!(list.into_inner().jobs.len(), 1);
-    let records = export(&cluster, 0, &job_id).await;
-    assert!(records.iter().all(|item| item.encoded_len() < CLIENT));
+    // In parts, joined without a seam.
+    let items = export(&cluster, 0, &job_id).await;
+    assert!(items.iter().all(|item| item.encoded_len() < CLIENT));
+    let (mut records, mut head) = (Vec::new(), None);
+    for item in items {
+        assert!(head.is_none(), "the head is the last");
+        match item {
+            Item::Record(record) => records.push(record),
+            Item::Head(signed) => head = Some(signed),
+        }
+    }
+    let found = conclave_coordinator::audit::verify_complete(&records, head.as_ref());
+    assert_eq!(found, Ok(()));
+    assert!(head.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -148,16 +148,34 @@ impl Chain {
 /// # Errors
 /// A body is a blob that is not here.
 pub fn export(job: &Job, blobs: &dyn Payloads) -> Result<Vec<AuditRecord>, MissingBlob> {
-    job.audit
-        .records()
-        .iter()
-        .map(|record| {
-            Ok(AuditRecord {
-                body: body(job, record, blobs)?,
-                ..record.clone()
-            })
-        })
-        .collect()
+    export_part(job, blobs, 0, usize::MAX)
+}
+
+/// A part of [`export`]: from the `from`th record (0 is the first) on, until what they bring takes `bytes`; at
+/// least one, and none only behind the last.
+///
+/// # Errors
+/// As [`export`].
+pub fn export_part(
+    job: &Job,
+    blobs: &dyn Payloads,
+    from: usize,
+    bytes: usize,
+) -> Result<Vec<AuditRecord>, MissingBlob> {
+    let mut part = Vec::new();
+    let mut taken = 0;
+    for record in job.audit.records().iter().skip(from) {
+        let body = body(job, record, blobs)?;
+        taken += record.payload.len() + body.len();
+        part.push(AuditRecord {
+            body,
+            ..record.clone()
+        });
+        if taken >= bytes {
+            break;
+        }
+    }
+    Ok(part)
 }
 
 /// The body of one record: found by what the event names.

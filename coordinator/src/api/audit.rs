@@ -7,17 +7,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_coordinator_core::{MissingBlob, audit};
+use conclave_coordinator_core::{MissingBlob, audit, job::Job};
 use conclave_proto::v1::{
     AuditHead, ExportJobRequest, ExportJobResponse, audit_server::Audit, export_job_response::Item,
 };
 use ed25519_dalek::{Signer as _, SigningKey};
-use futures::Stream;
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use tonic::{Request, Response, Status};
 
 use super::{Api, contemplation::Seen, convert};
 use crate::auth::Role;
 
+/// Records of an export that are made at a time, bytes; one more record may be over it.
+const PART: usize = 256 << 10;
 /// How long the disk may take for one view, whatever the caller's wait.
 const DISK: Duration = Duration::from_secs(5);
 
@@ -67,18 +69,50 @@ impl Audit for AuditService {
         let job_id = request.into_inner().job_id;
         let Seen { job, seed, .. } = self.0.job(&caller, &job_id, wait).await?;
         let head = sign(&seed, &job_id, job.audit.head());
-        let local = self.0.blobs.local.clone();
-        let records = self
-            .0
-            .with_blobs(wait, move || audit::export(&job, &local))
-            .await?
-            .into_iter()
-            .map(Item::Record);
-        let items: Vec<_> = records
-            .chain([Item::Head(head)])
-            .map(|item| Ok(ExportJobResponse { item: Some(item) }))
-            .collect();
-        Ok(Response::new(Box::pin(futures::stream::iter(items))))
+        let export = Export {
+            api: Arc::clone(&self.0),
+            job: Arc::new(job),
+            head,
+            wait,
+        };
+        // Before the answer begins, so that most of what can be missing is told as its status.
+        let (first, next) = export.part(0).await?;
+        let rest = stream::try_unfold((export, next), async |(export, next)| {
+            let Some(from) = next else { return Ok(None) };
+            let (items, next) = export.part(from).await?;
+            Ok(Some((items, (export, next))))
+        });
+        let parts = stream::iter([Ok::<_, Status>(first)]).chain(rest);
+        let items = parts.map_ok(|items: Vec<Item>| {
+            let item = |item| Ok(ExportJobResponse { item: Some(item) });
+            stream::iter(items.into_iter().map(item))
+        });
+        Ok(Response::new(Box::pin(items.try_flatten())))
+    }
+}
+
+/// An export under way: a part of the records is in memory at a time, however long the job.
+struct Export {
+    api: Arc<Api>,
+    job: Arc<Job>,
+    head: AuditHead,
+    /// For payloads that have to be fetched for a part.
+    wait: Duration,
+}
+
+impl Export {
+    /// Records from `from` on, the head behind the last of them; and where the next part begins.
+    async fn part(&self, from: usize) -> Result<(Vec<Item>, Option<usize>), Status> {
+        let (job, local) = (Arc::clone(&self.job), self.api.blobs.local.clone());
+        let view = move || audit::export_part(&job, &local, from, PART);
+        let records = self.api.with_blobs(self.wait, view).await?;
+        let next = from + records.len();
+        let mut items: Vec<Item> = records.into_iter().map(Item::Record).collect();
+        if next < self.job.audit.records().len() {
+            return Ok((items, Some(next)));
+        }
+        items.push(Item::Head(self.head.clone()));
+        Ok((items, None))
     }
 }
 

@@ -102,3 +102,30 @@ fn the_hash_is_the_published_formula() {
         *blake3::hash(&bytes).as_bytes()
     );
 }
+
+#[test]
+fn parts_of_an_export_are_the_whole_of_it() {
+    let mut world = World::with_job(&question(width(3)));
+    world.go("j");
+    world.all_answer("j", "42");
+    world.go("j");
+    let job = world.job("j");
+    let whole = export(job, &InlineOnly).expect("all is inline");
+    for bytes in [1, 200, usize::MAX] {
+        let (mut joined, mut longest) = (Vec::new(), 0);
+        loop {
+            let part = export_part(job, &InlineOnly, joined.len(), bytes).expect("all is inline");
+            if part.is_empty() {
+                break;
+            }
+            longest = longest.max(part.len());
+            joined.extend(part);
+        }
+        assert_eq!(joined, whole, "{bytes}");
+        match bytes {
+            1 => assert_eq!(longest, 1),
+            usize::MAX => assert_eq!(longest, whole.len()),
+            _ => assert!(longest > 1 && longest < whole.len(), "{longest}"),
+        }
+    }
+}
