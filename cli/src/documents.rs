@@ -42,8 +42,8 @@ fn commands(text: &str) -> Vec<String> {
     let spans = spans.filter_map(|span| span.strip_prefix("conclave "));
     let lines = joined.lines().filter_map(|line| {
         let line = line.trim_start();
-        line.strip_prefix("op ")
-            .or_else(|| line.strip_prefix("conclave "))
+        let mut starts = ["op ", "conclave ", "ExecStart=/usr/local/bin/conclave "].iter();
+        starts.find_map(|start| line.strip_prefix(start))
     });
     spans.chain(lines).map(str::to_owned).collect()
 }

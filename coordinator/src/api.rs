@@ -10,6 +10,7 @@ pub mod members;
 pub mod save;
 mod stranger;
 pub mod submit;
+pub mod told;
 pub mod upgrade;
 pub mod watch;
 pub mod workers;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
 
 use hop::look_again;
+use told::Told;
 
 use crate::{
     auth::Auth,
@@ -81,6 +83,8 @@ pub struct Api {
     pub certificate: Option<Arc<Watched<Material>>>,
     /// Where spans of calls go; `None`: nothing is traced.
     pub traces: Option<Traces>,
+    /// What workers of sessions here tell of their files.
+    pub told: Told,
 }
 
 /// A change's turn; the next one's when it is dropped.
@@ -377,6 +381,7 @@ pub(crate) mod tests {
             changing: Arc::default(),
             certificate: None,
             traces: None,
+            told: Told::default(),
             config,
         };
         (api, folder)

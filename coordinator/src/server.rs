@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use secrets::Secrets;
 
 use crate::{
-    api::Api,
+    api::{Api, told::Told},
     auth::{TokensError, jwt::JwksError},
     config::{Config, ConfigError},
     disk::{
@@ -188,6 +188,7 @@ impl Coordinator {
             saves: Arc::new(Semaphore::new(1)),
             changing: Arc::default(),
             traces: opened.traces,
+            told: Told::default(),
             certificate: tls.clone(),
         });
         let peers = PeerService {

@@ -9,7 +9,11 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint, Error, Uri};
 use tower::service_fn;
 
-use crate::{material::Material, misfit::NO_TLS, watched::Watched};
+use crate::{
+    material::Material,
+    misfit::NO_TLS,
+    watched::{Refused, Watched},
+};
 
 /// How connections are opened. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +50,11 @@ impl Dial {
     /// Whether connections are encrypted.
     pub fn is_tls(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// Files of TLS that cannot be used as they are now; `None`: they can, or there are none.
+    pub fn refused(&self) -> Option<Refused> {
+        self.0.as_ref()?.material.refused()
     }
 
     /// An endpoint of `address`: `host:port`, or with a scheme before it, which decides nothing.

@@ -36,6 +36,14 @@ pub struct Refused {
     pub why: String,
 }
 
+impl Refused {
+    /// The files, as people write them.
+    pub fn paths(&self) -> Vec<String> {
+        let files = self.files.iter();
+        files.map(|path| path.display().to_string()).collect()
+    }
+}
+
 impl<T> Watched<T> {
     /// A value that stays.
     pub fn fixed(value: T) -> Arc<Self> {

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use conclave_tests::{Cluster, MockOptions, MockWorker, Process, conclave_binary, free_port};
+use conclave_tests::{
+    Cluster, MockOptions, MockWorker, Process, conclave_binary, free_port, model_path,
+};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::Value;
 use tokio::process::Command;
@@ -128,6 +130,42 @@ fn certify(folder: &Path, ca: &CertifiedIssuer<'_, KeyPair>, days: u64) {
     let certificate = params.signed_by(&key, ca).expect("a certificate");
     fs::write(folder.join("node.key"), key.serialize_pem()).expect("a file");
     fs::write(folder.join("node.crt"), certificate.pem()).expect("a file");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workers_token_file_that_cannot_be_read_again_is_told_until_it_is_mended() {
+    let cluster = Cluster::start(1, 0).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let token = path("token");
+    fs::write(&token, "a token that nobody asks for").expect("a file");
+    let endpoints = cluster.endpoints();
+    let model = model_path().display().to_string();
+    let args = [
+        "worker",
+        "--json",
+        "--worker-id=w1",
+        "--coordinator",
+        &endpoints[0],
+        "--model",
+        &model,
+        "--token-file",
+        &token,
+    ];
+    let _worker = Process::start(&args, &folder.path().join("worker.log")).await;
+    cluster.until_workers(1).await;
+    for (text, told) in [("two\nlines", true), ("mended", false)] {
+        fs::write(&token, text).expect("a file");
+        let started = Instant::now();
+        loop {
+            let (_, document) = doctor(&endpoints).await;
+            let names = |problem: &String| problem.starts_with("w1: token_file changed");
+            if problems(&document).iter().any(names) == told {
+                break;
+            }
+            assert!(started.elapsed() < DIAGNOSIS, "{document:#}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -57,7 +57,12 @@ pub fn dial(tls: Option<&TlsConfig>, worker_id: &str) -> Result<Dial, StartError
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use conclave_credentials::watched::LOOK;
+
     use super::*;
+    use crate::session::link::Dialer;
 
     #[tokio::test]
     async fn a_token_comes_from_the_file_without_its_newline() {
@@ -70,5 +75,38 @@ mod tests {
         let shown = token(&config).unwrap().now();
         assert_eq!(shown.as_ref().as_ref().unwrap(), "Bearer secret");
         assert!(token(&Config::default()).unwrap().now().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_token_file_that_cannot_be_used_any_more_is_told_with_its_path() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "secret").unwrap();
+        let config = Config {
+            token_file: Some(file.path().to_owned()),
+            ..Config::default()
+        };
+        let dialer = Dialer {
+            dial: dial(None, "w").unwrap(),
+            token: token(&config).unwrap(),
+            timeout: Duration::ZERO,
+            keepalive: Duration::ZERO,
+            silence: Duration::ZERO,
+        };
+        assert_eq!(dialer.refused_files(), []);
+        std::fs::write(file.path(), "two\nlines").unwrap();
+        // Nobody tells when the file was looked at.
+        let told = async {
+            while dialer.refused_files().is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(LOOK * 6, told).await.unwrap();
+        let told = dialer.refused_files();
+        assert_eq!(told[0].setting, "token_file");
+        assert_eq!(told[0].paths, [file.path().display().to_string()]);
+        assert!(
+            !told[0].why.is_empty() && !told[0].why.contains("two"),
+            "{told:?}"
+        );
     }
 }

@@ -270,6 +270,7 @@ pub fn worker(worker: &WorkerStatus) -> Value {
         "draining": worker.draining,
         "lease_remaining_ms": worker.lease_remaining_ms,
         "numeric_class": worker.numeric_class,
+        "refused_files": worker.refused_files.iter().map(refused_file).collect::<Vec<_>>(),
     })
 }
 

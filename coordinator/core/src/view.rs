@@ -272,6 +272,8 @@ fn worker_status(state: &State, worker: &Worker) -> WorkerStatus {
             .models
             .first()
             .map_or_else(String::new, |m| m.numeric_class.clone()),
+        // Told by the leader, who hears it.
+        refused_files: Vec::new(),
     }
 }
 

@@ -220,11 +220,7 @@ impl Api {
         found
             .map(|(setting, refused)| RefusedFile {
                 setting: setting.to_owned(),
-                paths: refused
-                    .files
-                    .iter()
-                    .map(|p| p.display().to_string())
-                    .collect(),
+                paths: refused.paths(),
                 why: refused.why,
             })
             .collect()
@@ -347,7 +343,8 @@ impl Cluster for ClusterService {
     ) -> Result<Response<ListWorkersResponse>, Status> {
         self.0.observer(request.metadata())?;
         let wait = self.0.patience(request.metadata());
-        let workers = timed("ListWorkers", self.0.read(wait, view::workers)).await?;
+        let mut workers = timed("ListWorkers", self.0.read(wait, view::workers)).await?;
+        self.0.told.show(&mut workers);
         let back = |lost: &LostWorker| workers.iter().any(|w| w.worker_id == lost.worker_id);
         let lost = self.0.node.now().lost_workers;
         let lost = lost.iter().filter(|lost| !back(lost)).cloned().collect();

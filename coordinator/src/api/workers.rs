@@ -1,6 +1,7 @@
 //! Worker sessions: the stream's side of [`crate::dispatch`].
 
 use std::{
+    mem,
     pin::Pin,
     sync::{
         Arc,
@@ -72,6 +73,8 @@ impl Workers for WorkersService {
 struct Session {
     api: Arc<Api>,
     id: u64,
+    /// Empty before it said hello.
+    worker_id: String,
     outbox: Outbox,
     /// Cancelled when the loop drops the session.
     dropped: CancellationToken,
@@ -96,6 +99,7 @@ impl Session {
         Self {
             api,
             id,
+            worker_id: String::new(),
             outbox,
             dropped: CancellationToken::new(),
             asked: None,
@@ -106,6 +110,7 @@ impl Session {
         let result = self.talk(&mut messages).await;
         let session = self.id;
         let _ = self.tell(SessionInput::Closed { session }).await;
+        self.api.told.forget(session);
         if let Err(status) = result {
             // A worker that is gone, or hangs, does not read this.
             let _ = timeout(SEND, self.outbox.send(Err(status))).await;
@@ -128,11 +133,12 @@ impl Session {
         if !self.may_lead(&hello) {
             return self.refuse().await;
         }
-        let mut finished = std::mem::take(&mut hello.finished);
+        let mut finished = mem::take(&mut hello.finished);
         if is_foreign(&hello, &self.api.node.status().borrow()) {
             // Another cluster's: they name other work here. Its worker is told whose this is.
             finished.clear();
         }
+        self.worker_id.clone_from(&hello.worker_id);
         // The loop needs the keys only; the results follow one by one.
         hello.finished = finished
             .iter()
@@ -224,7 +230,9 @@ impl Session {
                 Ok(())
             }
             Some(FromWorker::Result(result)) => self.finished(result).await,
-            Some(FromWorker::Heartbeat(beat)) => {
+            Some(FromWorker::Heartbeat(mut beat)) => {
+                let files = mem::take(&mut beat.refused_files);
+                self.api.told.hear(session, &self.worker_id, files);
                 self.tell(SessionInput::Alive { session, beat }).await
             }
             Some(FromWorker::Draining(_)) => self.tell(SessionInput::Draining { session }).await,

@@ -382,6 +382,7 @@ impl Session {
                     running: self.desk.running() as u32,
                     waiting: 0,
                     kv_blocks_free: 1 << 20,
+                    ..Heartbeat::default()
                 })
             } else {
                 let Some(message) = self.desk.next_message(now) else {

@@ -319,6 +319,7 @@ impl Worker {
             running: stats.running as u32,
             waiting: stats.waiting as u32,
             kv_blocks_free: stats.blocks_free as u32,
+            ..Heartbeat::default()
         };
         let message = WorkerMessage {
             message: Some(FromWorker::Heartbeat(beat)),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use conclave_credentials::{Dial, Watched};
 use conclave_proto::v1::workers_client::WorkersClient;
-use conclave_proto::v1::{CoordinatorMessage, Hello, WorkerMessage, worker_message};
+use conclave_proto::v1::{CoordinatorMessage, Hello, RefusedFile, WorkerMessage, worker_message};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -105,6 +105,24 @@ pub struct Link {
 }
 
 impl Dialer {
+    /// Files that changed and cannot be used as they are, each with its setting.
+    pub fn refused_files(&self) -> Vec<RefusedFile> {
+        let found = [
+            ("token_file", self.token.refused()),
+            ("[tls]", self.dial.refused()),
+        ];
+        let found = found
+            .into_iter()
+            .filter_map(|(setting, refused)| Some((setting, refused?)));
+        found
+            .map(|(setting, refused)| RefusedFile {
+                setting: setting.to_owned(),
+                paths: refused.paths(),
+                why: refused.why,
+            })
+            .collect()
+    }
+
     /// Dials and says hello.
     ///
     /// # Errors

@@ -81,6 +81,7 @@ impl<B: Backend> Session<B> {
             running,
             waiting,
             kv_blocks_free,
+            refused_files: self.parts.dialer.refused_files(),
         }
     }
 }

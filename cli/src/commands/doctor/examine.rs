@@ -10,7 +10,7 @@ use conclave_proto::v1::{LostWorker, Member, MembersResponse, StatusResponse, Wo
 
 use self::{
     machine::{certificate, clocks, disk, files},
-    outage::{leaderless, nobody, none_created},
+    outage::{leaderless, nobody, none_created, several},
     workers::workers,
 };
 use crate::host::count;
@@ -271,12 +271,7 @@ fn leadership(seen: &Seen, found: &mut Findings) {
         .map(|(_, answer)| answer.status.cluster_id.as_str())
         .collect();
     if clusters.len() > 1 {
-        found.problem(
-            "the cluster",
-            format!("{} clusters answer at these endpoints", clusters.len()),
-            "ask the members of one only; two that came out of one another must not both serve",
-        );
-        return;
+        return several(&members, found);
     }
     let leaders: BTreeSet<u64> = members.iter().map(|(_, a)| a.status.leader_id).collect();
     let named: Vec<String> = members
@@ -423,7 +418,7 @@ fn node(seen: &Seen, address: &str, answer: &Answer, alone: bool, found: &mut Fi
     }
     disk(address, status, found);
     certificate(address, status, seen.here_unix_ms, found);
-    files(address, status, found);
+    files(address, &status.refused_files, found);
     if status.quotas_refused && status.refused_files.is_empty() {
         found.problem(
             address,

@@ -1,6 +1,6 @@
 //! What a coordinator's machine and files are like: clock, disk, certificate.
 
-use conclave_proto::v1::StatusResponse;
+use conclave_proto::v1::{RefusedFile, StatusResponse};
 
 use super::{Answer, Findings, Level};
 
@@ -63,11 +63,11 @@ pub(super) fn disk(address: &str, status: &StatusResponse, found: &mut Findings)
 }
 
 /// Files that it was to read again, and could not use.
-pub(super) fn files(address: &str, status: &StatusResponse, found: &mut Findings) {
-    for file in &status.refused_files {
+pub(super) fn files(about: &str, refused: &[RefusedFile], found: &mut Findings) {
+    for file in refused {
         let paths = file.paths.join(", ");
         found.problem(
-            address,
+            about,
             format!(
                 "{} changed and cannot be used, what it said before goes on: {}",
                 file.setting, file.why

@@ -147,6 +147,38 @@ fn why_unled(seen: &Seen) -> (&'static str, String, String) {
     )
 }
 
+/// Members of more than one cluster answer: a cluster that was begun anew names the one that it came out of.
+pub(super) fn several(members: &[(&str, &Answer)], found: &mut Findings) {
+    let mut clusters: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (address, answer) in members {
+        let of = clusters.entry(&answer.status.cluster_id).or_default();
+        of.push(address);
+    }
+    let came = members.iter().flat_map(|(_, a)| &a.status.lineage);
+    let mut came = came.filter(|from| clusters.contains_key(from.cluster_id.as_str()));
+    let older = came.find_map(|from| {
+        let left = clusters.get(from.from_cluster_id.as_str())?;
+        Some((from, left))
+    });
+    let cure = match older {
+        Some((from, left)) => format!(
+            "{} came out of {}, and only the newer may go on: stop {}, empty their folders, and `conclave \
+             cluster add` them",
+            from.cluster_id,
+            from.from_cluster_id,
+            left.join(" and ")
+        ),
+        None => "ask the members of one only".to_owned(),
+    };
+    let lines = clusters
+        .iter()
+        .map(|(id, at)| format!("{id}: {}", at.join(", ")));
+    let what = format!("{} clusters answer at these endpoints", clusters.len());
+    found
+        .0
+        .push(cause("the cluster", what, cure, lines.collect()));
+}
+
 fn are(addresses: &[&str]) -> String {
     let verb = if addresses.len() == 1 { "is" } else { "are" };
     format!("{} {verb}", addresses.join(", "))

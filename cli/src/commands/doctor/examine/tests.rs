@@ -1,4 +1,4 @@
-use conclave_proto::v1::RefusedFile;
+use conclave_proto::v1::{LineageRecord, RefusedFile};
 
 use super::*;
 
@@ -433,4 +433,36 @@ fn a_member_whose_address_another_one_has_is_told() {
         ghost.is_some_and(|f| f.what.contains("0000000000000009 answers there")),
         "{found:?}"
     );
+}
+
+#[test]
+fn a_workers_file_that_cannot_be_used_is_told() {
+    let refused = |seen: &mut Seen| {
+        let file = RefusedFile {
+            setting: "token_file".to_owned(),
+            paths: vec!["/etc/worker-token".to_owned()],
+            why: "no token".to_owned(),
+        };
+        let workers = seen.workers.as_mut().expect("they are known");
+        workers[0].refused_files.push(file);
+    };
+    one(refused, "Problem w1: token_file changed and cannot be used");
+}
+
+#[test]
+fn of_two_clusters_the_one_that_came_out_of_the_other_goes_on() {
+    let mut seen = healthy();
+    changed(&mut seen, 0, |status| {
+        status.cluster_id = "new".to_owned();
+        status.lineage.push(LineageRecord {
+            from_cluster_id: "c".to_owned(),
+            cluster_id: "new".to_owned(),
+            ..LineageRecord::default()
+        });
+    });
+    let found = examine(&seen);
+    let two = found.iter().find(|f| f.what.starts_with("2 clusters"));
+    let two = two.expect("it is told");
+    assert!(two.cure.contains("new came out of c") && two.cure.contains("stop host-2 and host-3"));
+    assert_eq!(two.with_it, ["c: host-2, host-3", "new: host-1"]);
 }

@@ -2,7 +2,7 @@
 
 use conclave_proto::v1::WorkerStatus;
 
-use super::{Findings, Level, Seen};
+use super::{Findings, Level, Seen, machine::files};
 
 /// A worker's lease is renewed each second; with less left of its six, it was not heard of.
 const UNHEARD_MS: i64 = 3_000;
@@ -37,6 +37,7 @@ pub(super) fn workers(seen: &Seen, found: &mut Findings) {
         );
     }
     for worker in workers {
+        files(&worker.worker_id, &worker.refused_files, found);
         if worker.lease_remaining_ms < UNHEARD_MS {
             found.problem(
                 &worker.worker_id,
