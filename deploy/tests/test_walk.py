@@ -40,6 +40,8 @@ class Walk(unittest.TestCase):
             self.assertIn("conclave ", commands, heading)
 
     def test_its_commands_do_what_it_says(self):
+        for tool in ("bash", "curl", "openssl"):
+            self.assertTrue(shutil.which(tool), f"the walk needs {tool}: install it")
         folder = pathlib.Path(tempfile.mkdtemp(prefix="conclave-walk-"))
         (folder / "bin").mkdir()
         (folder / "bin/conclave").symlink_to(BINARY.resolve())
