@@ -167,8 +167,7 @@ impl Coordinator {
         let http_addr = http_listener.as_ref().map(TcpListener::local_addr);
         let http_addr = http_addr.transpose()?;
         let address = advertised(&config, grpc_addr);
-        let stop = CancellationToken::new();
-        let serve = CancellationToken::new();
+        let (stop, serve) = (CancellationToken::new(), CancellationToken::new());
         let Secrets { auth, dial, tls } = Secrets::read(&config, &address)?;
         let network = Network::new(auth.clone(), dial, config.max_message_bytes + ENVELOPE);
         let opened = Opened::open(&config, address.clone(), &network, &stop, files)?;
