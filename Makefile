@@ -4,7 +4,7 @@ CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
 
-.PHONY: help test model binary tests deploy-test image image-test chaos faults simulate laws fuzz deaths load deny fmt lint doc bench bench-peers bench-coordinator
+.PHONY: help test model binary tests deploy-test cuda-check image image-test chaos faults simulate laws fuzz deaths load deny fmt lint doc bench bench-peers bench-coordinator
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -26,8 +26,15 @@ deploy-test: binary model ## chart, rules and dashboards: schemas, policies, pro
 	tools="$$(deploy/tests/fetch-tools)" && CONCLAVE_TOOLS="$$tools" CONCLAVE_BINARY="$(CONCLAVE)" \
 		"$$tools/python/bin/python" -B -m unittest discover -s deploy/tests -p 'test_*.py'
 
-# IMAGE_ARGS=--local-base where no registry of images is reached.
-image: ## the images and their SBOM, with buildah, podman or docker [IMAGE_ARGS=--local-base]
+# No GPU is needed. With the packages and targets that keep other people's crates as they were built; the binary with
+# the feature lies where the one without did, until that is asked for again.
+cuda-check: binary model ## kernels and binary with the feature `cuda`; what it says where there is no driver, no device
+	tools="$$(deploy/tests/fetch-tools)" && CUDA_HOME="$$(deploy/cuda/fetch-nvcc)" && export CUDA_HOME && \
+		cargo build --workspace --bin conclave --test tidy --features conclave/cuda --locked && \
+		CONCLAVE_TOOLS="$$tools" "$$tools/python/bin/python" -B deploy/tests/cuda_build.py "$(CONCLAVE)"
+
+# IMAGE_ARGS=--local-base where no registry of images is reached, --cuda for the one with kernels for GPUs too.
+image: ## the images and their SBOM, with buildah, podman or docker [IMAGE_ARGS="--cuda --local-base"]
 	deploy/images/build $(IMAGE_ARGS)
 
 image-test: model ## what `make image` built: what is in it, what it says of itself, a release that runs in it

@@ -1,6 +1,7 @@
 """What `make image` built, as its OCI archives say it; then the tests of test_image.py on what is in them.
 
-Usage: built_image.py FOLDER     (with conclave.oci.tar, conclave-fetch.oci.tar, conclave.cdx.json)
+Usage: built_image.py FOLDER     (with conclave.oci.tar, conclave-fetch.oci.tar, conclave.cdx.json; of `--cuda` too, if it
+                                  is there: conclave-cuda.oci.tar, conclave-cuda.cdx.json)
 """
 
 import json
@@ -15,6 +16,7 @@ import unittest
 
 import yaml
 
+import cuda_build
 from boxes import USER, Boxed
 from chart import CHART, ROOT, one
 
@@ -59,22 +61,25 @@ def git(*words):
 class Image(unittest.TestCase):
     """What is not in the root: settings, labels, times."""
 
+    name = "conclave"
+    environment = ["PATH=/usr/bin"]
+
     def setUp(self):
-        self.image = Archive(FOLDER / "conclave.oci.tar")
+        self.image = Archive(FOLDER / f"{self.name}.oci.tar")
         self.addCleanup(self.image.tar.close)
 
     def test_settings(self):
         config = self.image.config["config"]
         self.assertEqual(f"{USER}:{USER}", config["User"])
         self.assertEqual(["/usr/bin/conclave"], config["Entrypoint"])
-        self.assertEqual(["PATH=/usr/bin"], config["Env"])
+        self.assertEqual(self.environment, config["Env"])
         self.assertNotIn("Cmd", config)
         self.assertNotIn("Volumes", config)
 
     def test_labels(self):
         labels = self.image.config["config"]["Labels"].items()
         labels = {name.removeprefix("org.opencontainers.image."): value for name, value in labels}
-        self.assertEqual("Apache-2.0", labels["licenses"])
+        self.assertEqual((self.name, "Apache-2.0"), (labels["title"], labels["licenses"]))
         self.assertEqual(yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"], labels["version"])
         # The commit; what was not committed is told.
         self.assertIn(labels["revision"].removesuffix("-dirty"), git("rev-list", "-n", "50", "HEAD").splitlines())
@@ -89,13 +94,25 @@ class Image(unittest.TestCase):
             self.assertEqual({epoch}, {int(member.mtime) for member in layer})
 
     def test_the_digest_is_the_one_that_is_told(self):
-        self.assertEqual(self.image.manifest_digest, (FOLDER / "conclave.oci.tar.digest").read_text().strip())
+        self.assertEqual(self.image.manifest_digest, (FOLDER / f"{self.name}.oci.tar.digest").read_text().strip())
 
     def test_the_sbom_beside_it_is_the_one_in_it(self):
         (digest,) = self.image.layers
         with self.image.layer(digest) as layer:
             inside = layer.extractfile("usr/share/conclave/conclave.cdx.json").read()
-        self.assertEqual((FOLDER / "conclave.cdx.json").read_bytes(), inside)
+        self.assertEqual((FOLDER / f"{self.name}.cdx.json").read_bytes(), inside)
+
+
+class CudaImage(Image):
+    """The one for workers with a GPU."""
+
+    name = "conclave-cuda"
+    environment = [
+        "PATH=/usr/bin",
+        "NVIDIA_VISIBLE_DEVICES=all",
+        "NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+        "LD_LIBRARY_PATH=/usr/local/nvidia/lib64:/usr/lib64",
+    ]
 
 
 class Fetch(unittest.TestCase):
@@ -131,15 +148,29 @@ class Empty(Boxed):
         return here
 
 
-def main():
+def looked_at(name, features, *suites):
+    """Whether an image passes these and the tests of what its root holds."""
     with tempfile.TemporaryDirectory(prefix="conclave-root-") as folder:
-        image = Archive(FOLDER / "conclave.oci.tar")
-        os.environ["CONCLAVE_ROOTFS"] = str(image.unpack(pathlib.Path(folder, "root")))
-        print(image.manifest_digest, image.config["config"]["Labels"])
+        image = Archive(FOLDER / f"{name}.oci.tar")
+        root = image.unpack(pathlib.Path(folder, "root"))
+        os.environ["CONCLAVE_ROOTFS"], os.environ["CONCLAVE_FEATURES"] = str(root), features
+        print(f"{name}: {image.manifest_digest} {image.config['config']['Labels']}", flush=True)
         load = unittest.defaultTestLoader
-        both = [load.loadTestsFromModule(sys.modules[__name__]), load.loadTestsFromName("test_image")]
-        done = unittest.TextTestRunner().run(unittest.TestSuite(both))
-    sys.exit(not done.wasSuccessful())
+        tests = [load.loadTestsFromTestCase(suite) for suite in suites]
+        if features:
+            cuda_build.BINARY = root / "usr/bin/conclave"
+            tests.append(load.loadTestsFromModule(cuda_build))
+        tests.append(load.loadTestsFromName("test_image"))
+        return unittest.TextTestRunner().run(unittest.TestSuite(tests)).wasSuccessful()
+
+
+def main():
+    passed = looked_at("conclave", "", Image, Fetch)
+    if (FOLDER / "conclave-cuda.oci.tar").exists():
+        passed &= looked_at("conclave-cuda", "cuda", CudaImage)
+    else:
+        print("conclave-cuda: not built (make image IMAGE_ARGS=--cuda)")
+    sys.exit(not passed)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The image: what the root of its final stage holds, and that the chart's pods run in it.
 
 The root is staged here by the script that the Dockerfile runs, from the binary under test; with CONCLAVE_ROOTFS it is
-that of a built image (`make image-test`).
+that of a built image (`make image-test`), of a binary with the features CONCLAVE_FEATURES.
 """
 
 import json
@@ -16,6 +16,7 @@ import unittest
 
 import yaml
 
+import driver
 from boxes import USER, Boxed
 from chart import CHART, ROOT, TOOLS, containers, one, pod_specs, render, rendered
 
@@ -23,13 +24,17 @@ IMAGES = ROOT / "deploy/images"
 DOCKERFILE = (IMAGES / "Dockerfile").read_text()
 # Room that the image may take, bytes; the release binary is most of it.
 LARGEST = 128 << 20
+# Of the binary: of cargo's, separated by commas.
+FEATURES = ""
+# Stages of the images that run pods, and those that build them.
+RUNTIMES = {"runtime": "build", "runtime-cuda": "build-cuda"}
 
 
 def setUpModule():
     """One root for all tests."""
-    global ROOTFS
+    global ROOTFS, FEATURES
     if given := os.environ.get("CONCLAVE_ROOTFS"):
-        ROOTFS = pathlib.Path(given)
+        ROOTFS, FEATURES = pathlib.Path(given), os.environ.get("CONCLAVE_FEATURES", "")
         return
     folder = pathlib.Path(tempfile.mkdtemp(prefix="conclave-image-"))
     unittest.addModuleCleanup(shutil.rmtree, folder)
@@ -92,7 +97,7 @@ class Materials(unittest.TestCase):
         self.sbom = json.loads((ROOTFS / "usr/share/conclave/conclave.cdx.json").read_text())
 
     def test_it_lists_what_is_built_in(self):
-        words = ["cargo", "tree", "--locked", "-p", "conclave", "--edges", "normal,no-proc-macro"]
+        words = ["cargo", "tree", "--locked", "-p", "conclave", f"--features={FEATURES}", "--edges", "normal,no-proc-macro"]
         words += ["--prefix", "none", "--format", "{p}"]
         said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
         built = {tuple(re.match(r"(\S+) v(\S+)", line).groups()) for line in said.splitlines() if line}
@@ -118,16 +123,24 @@ class Built(unittest.TestCase):
     def stage(self, name):
         return next(s for s in re.split(r"(?m)^(?=FROM )", DOCKERFILE) if re.match(rf"FROM \S+ AS {name}\n", s))
 
-    def test_the_final_stage_is_the_staged_root_and_nothing_else(self):
-        runtime = self.stage("runtime")
-        self.assertTrue(runtime.startswith("FROM scratch "))
-        self.assertEqual(["COPY --from=build /rootfs/ /"], re.findall(r"(?m)^(?:COPY|ADD|RUN).*", runtime))
-        self.assertIn('ENTRYPOINT ["/usr/bin/conclave"]', runtime)
-        self.assertIn("ENV PATH=/usr/bin", runtime, "the chart's command is a bare name")
-        self.assertTrue(DOCKERFILE.rstrip().endswith(runtime.rstrip()), "what is built when no target is named")
+    def test_the_final_stages_are_staged_roots_and_nothing_else(self):
+        for name, build in RUNTIMES.items():
+            runtime = self.stage(name)
+            self.assertTrue(runtime.startswith("FROM scratch "))
+            self.assertEqual([f"COPY --from={build} /rootfs/ /"], re.findall(r"(?m)^(?:COPY|ADD|RUN).*", runtime))
+            self.assertIn('ENTRYPOINT ["/usr/bin/conclave"]', runtime)
+            self.assertIn("ENV PATH=/usr/bin", runtime, "the chart's command is a bare name")
+        default = self.stage("runtime").rstrip()
+        self.assertTrue(DOCKERFILE.rstrip().endswith(default), "what is built when no target is named")
+
+    def test_they_are_built_alike(self):
+        stages = (self.stage(build).split("\n", 1)[1] for build in RUNTIMES.values())
+        plain, cuda = (re.sub(r"(?m)^ *#.*\n", "", stage).strip() for stage in stages)
+        self.assertEqual(2, cuda.count(" --features cuda"), "the binary, and what it is made of")
+        self.assertEqual(plain, cuda.replace(" --features cuda", "").replace(" --nvidia", ""))
 
     def test_users_are_the_charts(self):
-        for name in ("runtime", "fetch"):
+        for name in (*RUNTIMES, "fetch"):
             self.assertIn(f"USER {USER}:{USER}\n", self.stage(name))
         for _, _, spec in pod_specs(rendered("minimal.yaml")):
             own = spec["securityContext"]
@@ -135,15 +148,17 @@ class Built(unittest.TestCase):
 
     def test_the_charts_images_are_those_that_are_built(self):
         version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
-        built = dict(re.findall(r"(?m)^build (\w+) ([\w-]+)$", (IMAGES / "build").read_text()))
+        built = re.findall(r"(?m)^\t?build ([\w-]+) ([\w-]+)(?: (-\w+))?$", (IMAGES / "build").read_text())
+        built = {target: f"{name}:{version}{suffix}" for target, name, suffix in built}
+        self.assertEqual({*RUNTIMES, "fetch"}, set(built))
         asked = {}
-        for o, _, spec in pod_specs(rendered("minimal.yaml")):
+        for o, _, spec in pod_specs(rendered("pools.yaml")):
             for container in containers(spec):
                 self.assertEqual(["conclave"], container["command"])
                 asked.setdefault(container["image"], set()).add(container["name"])
-        wanted = {f"{built['runtime']}:{version}", f"{built['fetch']}:{version}"}
-        self.assertEqual(wanted, set(asked))
-        self.assertEqual({"model"}, asked[f"{built['fetch']}:{version}"], "pip is in the one that needs it")
+        self.assertEqual(set(built.values()), set(asked))
+        self.assertEqual({"model"}, asked[built["fetch"]], "pip is in the one that needs it")
+        self.assertEqual({"worker"}, asked[built["runtime-cuda"]], "kernels for GPUs, too")
 
     def test_another_registry_a_digest_and_another_source(self):
         digest = "sha256:" + "a" * 64
@@ -167,7 +182,56 @@ class Built(unittest.TestCase):
         members = re.search(r"members = \[(.*?)\]", (ROOT / "Cargo.toml").read_text(), re.S)[1]
         folders = {member.split("/")[0] for member in re.findall(r'"(.*?)"', members)}
         taken = set(re.findall(r"(?m)^!(\S+)$", (ROOT / ".dockerignore").read_text()))
-        self.assertLessEqual(folders | {"Cargo.toml", "Cargo.lock", "LICENSE", "deploy/images/rootfs", "deploy/images/sbom"}, taken)
+        self.assertLessEqual(folders | {"Cargo.toml", "Cargo.lock", "LICENSE", "deploy/cuda", "deploy/images/rootfs", "deploy/images/sbom"}, taken)
+
+
+class Nvidia(unittest.TestCase):
+    """NVIDIA's container toolkit brings the driver's libraries into a root that is staged for it."""
+
+    def setUp(self):
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="conclave-nvidia-"))
+        self.addCleanup(shutil.rmtree, folder)
+        self.library = driver.built(folder)
+        root = ROOTFS
+        if "cuda" not in FEATURES:
+            root = folder / "staged"
+            words = [ROOTFS / "usr/bin/conclave", ROOTFS / "usr/share/conclave/conclave.cdx.json", root]
+            subprocess.run([IMAGES / "rootfs", "--nvidia", *words], check=True, timeout=60)
+        self.box = Boxed(folder, root, "-f", CHART / "ci/single.yaml")
+        self.root = self.box.root
+
+    def preloaded(self):
+        """What a program says that asks for the driver by its name."""
+        environment = re.search(r"ENV ((?:.*\\\n)*.*)", Built().stage("runtime-cuda"))[1]
+        variables = re.findall(r"(\w+)=(\S+)", environment)
+        own = [word for name, value in variables for word in ("--setenv", name, value)]
+        loader = f"/{next(self.root.glob('lib*/ld-linux*')).relative_to(self.root)}"
+        words = [*self.box.box(), *own, loader, "--preload", driver.NAME, "/usr/bin/conclave", "--version"]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60).stderr
+
+    def test_nothing_of_nvidias_is_in_it(self):
+        found = [path for path in self.root.rglob("*") if re.search("cuda.*\\.so|nvidia", path.name)]
+        self.assertEqual([], found)
+        self.assertIn("cannot be preloaded", self.preloaded())
+
+    def test_the_driver_is_found_where_the_toolkit_puts_it(self):
+        # What it takes for a Debian, whatever its own system is; what it takes for another; what GKE has.
+        self.assertTrue((self.root / "etc/debian_version").exists())
+        multiarch = next(self.root.glob("lib/*-linux-gnu")).name
+        for folder in (f"/usr/lib/{multiarch}", "/usr/lib64", "/usr/local/nvidia/lib64"):
+            with self.subTest(folder=folder):
+                driver.installed(self.library, self.root, folder)
+                self.assertEqual(driver.LOADED, self.preloaded())
+                (self.root / folder.lstrip("/") / driver.NAME).unlink()
+
+    def test_a_folder_that_it_names_is_searched(self):
+        # As its hook does: a file beside ld.so.conf's, and ldconfig.
+        driver.installed(self.library, self.root, "/opt/driver")
+        (self.root / "etc/ld.so.conf.d/00-nvcr-1.conf").write_text("/opt/driver\n")
+        own = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+        words = ["ldconfig", "-r", self.root, "-f", "/etc/ld.so.conf", "-C", "/etc/ld.so.cache"]
+        subprocess.run(words, env=own, check=True, timeout=60, capture_output=True)
+        self.assertEqual(driver.LOADED, self.preloaded())
 
 
 class Runs(unittest.TestCase):

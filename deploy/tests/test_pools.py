@@ -1,6 +1,8 @@
-"""Pools of workers."""
+"""Pools of workers: on processors and on GPUs."""
 
+import json
 import re
+import tomllib
 import unittest
 
 from chart import RULES, Refused, of_kind, one, render, rendered
@@ -68,6 +70,76 @@ class Workers(unittest.TestCase):
         ]:
             with self.assertRaisesRegex(Refused, why):
                 render(*words)
+
+
+class Gpus(unittest.TestCase):
+    """Pools that ask for a GPU."""
+
+    def pool(self, *words, name="gpu", **values):
+        """(settings, pod) of a pool beside the default one."""
+        values = {"resources": {"limits": {"nvidia.com/gpu": 1}}, **values}
+        objects = render("--set-json", f"workerPools.{name}={json.dumps(values)}", *words)
+        settings = tomllib.loads(one(objects, "ConfigMap", f"-worker-{name}")["data"]["worker.toml"])
+        return settings, one(objects, "Deployment", f"-worker-{name}")["spec"]["template"]["spec"]
+
+    def image(self, *words):
+        return self.pool(*words)[1]["containers"][0]["image"]
+
+    def test_they_run_the_image_that_computes_on_it(self):
+        settings, pod = self.pool()
+        self.assertEqual("cuda", settings["device"])
+        self.assertEqual("conclave:0.1.0-cuda", pod["containers"][0]["image"])
+        plain, pod = self.pool(name="plain", resources={})
+        self.assertNotIn("device", plain)
+        self.assertEqual("conclave:0.1.0", pod["containers"][0]["image"])
+        # A slice is asked for by another name.
+        self.assertEqual("cuda", self.pool(resources={"limits": {"nvidia.com/mig-1g.10gb": "1"}})[0]["device"])
+        self.assertEqual("cuda:0", self.pool(settings={"device": "cuda:0"})[0]["device"], "settings win")
+
+    def test_which_image_that_is_can_be_said(self):
+        digest, other = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+        for wanted, words in [
+            ("r/conclave:0.1.0-abc-cuda", "image.repository=r/conclave,image.tag=0.1.0-abc"),
+            ("r/gpu:v1", "image.cuda.repository=r/gpu,image.cuda.tag=v1"),
+            (f"conclave@{digest}", f"image.cuda.digest={digest}"),
+            (f"conclave@{digest}", f"image.digest={other},image.cuda.digest={digest}"),
+            ("conclave:v1-cuda", f"image.digest={other},image.cuda.tag=v1-cuda"),
+        ]:
+            self.assertEqual(wanted, self.image("--set", words))
+        for words, why in [
+            (f"image.digest={other}", "give image.cuda.digest"),
+            (f"image.digest={other},image.cuda.digest={other}", "is that of the image without CUDA"),
+            ("image.cuda.tag=latest", "image.cuda.tag|image/cuda/tag"),
+        ]:
+            with self.assertRaisesRegex(Refused, why):
+                self.image("--set", words)
+
+    def test_they_tolerate_the_taint_of_such_nodes(self):
+        own = [{"key": "dedicated", "operator": "Equal", "value": "inference", "effect": "NoSchedule"}]
+        taint = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        self.assertEqual(taint, self.pool()[1]["tolerations"])
+        self.assertEqual(own, self.pool(tolerations=own)[1]["tolerations"])
+        self.assertNotIn("tolerations", self.pool(resources={})[1])
+
+    def test_what_only_fetches_holds_no_gpu(self):
+        resources = {"requests": {"cpu": "4", "nvidia.com/gpu": 1}, "limits": {"memory": "8Gi", "nvidia.com/gpu": 1}}
+        _, pod = self.pool(resources=resources)
+        self.assertEqual(1, pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+        fetch = pod["initContainers"][0]
+        self.assertEqual({"cpu": "4", "memory": "1Gi"}, fetch["resources"]["requests"])
+        self.assertEqual({"memory": "8Gi"}, fetch["resources"]["limits"])
+        self.assertEqual("conclave-fetch:0.1.0", fetch["image"])
+
+    def test_contradictions_are_refused(self):
+        for values, why in [
+            ({"settings": {"device": "cpu"}}, "asks for a GPU, and settings.device is cpu"),
+            ({"resources": {}, "settings": {"device": "cuda"}}, "no GPU is asked for: add nvidia.com/gpu: 1"),
+            ({"resources": {"requests": {"nvidia.com/gpu": 1}}}, "nvidia.com/gpu stands in limits"),
+            ({"resources": {"limits": {"nvidia.com/gpu": 2}}}, "computes on one GPU, and 2 are asked for"),
+            ({"settings": {"device": "gpu"}}, "device"),
+        ]:
+            with self.assertRaisesRegex(Refused, why):
+                self.pool(**values)
 
 
 if __name__ == "__main__":

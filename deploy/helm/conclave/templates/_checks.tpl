@@ -48,8 +48,38 @@
 {{- if ge (include "conclave.seconds" $pool.drain | int) (int $pool.terminationGracePeriodSeconds) -}}
 {{- fail (printf "workerPools.%s: drain (%s) must be shorter than terminationGracePeriodSeconds (%d): what runs would be killed before it is given back" $name $pool.drain (int $pool.terminationGracePeriodSeconds)) -}}
 {{- end -}}
+{{- include "conclave.gpuChecks" (dict "root" $ "name" $name "pool" $pool) -}}
 {{- if and (not $pool.model.fetch.enabled) (or (not $pool.model.volume.existingClaim) (not $pool.model.volume.path)) -}}
 {{- fail (printf "workerPools.%s.model: fetch.enabled, or volume.existingClaim and volume.path" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What a pool asks of GPUs, and what its workers compute on. dict "root" . "name" $name "pool" $pool */}}
+{{- define "conclave.gpuChecks" -}}
+{{- $where := printf "workerPools.%s" .name -}}
+{{- $gpus := include "conclave.gpus" .pool | int -}}
+{{- $device := toString (default "" (get (default dict .pool.settings) "device")) -}}
+{{- range $resource, $_ := .pool.resources.requests -}}
+{{- if and (hasPrefix "nvidia.com/" $resource) (not $gpus) -}}
+{{- fail (printf "%s.resources: %s stands in limits; Kubernetes takes the request from there" $where $resource) -}}
+{{- end -}}
+{{- end -}}
+{{- if gt $gpus 1 -}}
+{{- fail (printf "%s.resources: a worker computes on one GPU, and %d are asked for: take 1, and as many replicas" $where $gpus) -}}
+{{- end -}}
+{{- if and $gpus (eq $device "cpu") -}}
+{{- fail (printf "%s: it asks for a GPU, and settings.device is cpu: take one of the two out" $where) -}}
+{{- end -}}
+{{- if and (not $gpus) (hasPrefix "cuda" $device) -}}
+{{- fail (printf "%s: settings.device is %s, and no GPU is asked for: add nvidia.com/gpu: 1 to resources.limits" $where $device) -}}
+{{- end -}}
+{{- with .root.Values.image -}}
+{{- if and $gpus .digest (not .cuda.digest) (not .cuda.tag) -}}
+{{- fail (printf "%s asks for a GPU, and image.digest is that of the image without CUDA: give image.cuda.digest (or image.cuda.tag)" $where) -}}
+{{- end -}}
+{{- if and $gpus .digest (eq .digest .cuda.digest) -}}
+{{- fail (printf "%s asks for a GPU: image.cuda.digest is that of the image without CUDA" $where) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

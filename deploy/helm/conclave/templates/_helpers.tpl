@@ -88,7 +88,7 @@ role_claim = {{ .roleClaim | toJson }}
 coordinators = [{{ printf "%s.%s.svc.%s:%d" (include "conclave.fullname" $root) $root.Release.Namespace $root.Values.clusterDomain (int $root.Values.service.port) | quote }}]
 http_listen = "0.0.0.0:7420"
 token_file = "/etc/conclave/tokens/worker-token"
-{{- include "conclave.toml" .pool.settings | trim | nindent 0 }}
+{{- include "conclave.workerSettings" .pool | trim | nindent 0 }}
 {{- if $root.Values.tls.enabled }}
 {{- include "conclave.tlsTable" $root | nindent 0 }}
 {{- end }}
@@ -100,6 +100,49 @@ name = {{ .pool.model.name | toJson }}
 {{- if not .pool.model.fetch.enabled }}
 path = {{ printf "/models/%s" .pool.model.volume.path | toJson }}
 {{- end }}
+{{- end -}}
+
+{{/* What a pool's workers run: with kernels for GPUs where the pool asks for one. dict "root" . "pool" $pool */}}
+{{- define "conclave.workerImage" -}}
+{{- $image := .root.Values.image -}}
+{{- if not (include "conclave.gpus" .pool) -}}
+{{- include "conclave.image" .root -}}
+{{- else if $image.cuda.digest -}}
+{{- printf "%s@%s" (default $image.repository $image.cuda.repository) $image.cuda.digest -}}
+{{- else -}}
+{{- $tag := default (printf "%s-cuda" (default .root.Chart.AppVersion $image.tag)) $image.cuda.tag -}}
+{{- printf "%s:%s" (default $image.repository $image.cuda.repository) $tag -}}
+{{- end -}}
+{{- end -}}
+
+{{/* How many devices of NVIDIA (whole, shared, or slices) one worker of a pool asks for; empty: none. */}}
+{{- define "conclave.gpus" -}}
+{{- $gpus := 0 -}}
+{{- range $name, $count := .resources.limits -}}
+{{- if hasPrefix "nvidia.com/" $name -}}
+{{- $gpus = add $gpus (int (toString $count)) -}}
+{{- end -}}
+{{- end -}}
+{{- if $gpus -}}{{- $gpus -}}{{- end -}}
+{{- end -}}
+
+{{/* The settings of a pool's workers: a GPU that is asked for is computed on. */}}
+{{- define "conclave.workerSettings" -}}
+{{- $device := ternary (dict "device" "cuda") dict (not (empty (include "conclave.gpus" .))) -}}
+{{- include "conclave.toml" (mergeOverwrite $device (deepCopy (default dict .settings))) -}}
+{{- end -}}
+
+{{/* A pool's resources without its GPU: for what only fetches. */}}
+{{- define "conclave.plainResources" -}}
+{{- $plain := dict -}}
+{{- range $kind, $quantities := .resources -}}
+{{- $kept := dict -}}
+{{- range $name, $quantity := $quantities -}}
+{{- if not (hasPrefix "nvidia.com/" $name) -}}{{- $_ := set $kept $name $quantity -}}{{- end -}}
+{{- end -}}
+{{- $_ := set $plain $kind $kept -}}
+{{- end -}}
+{{- toYaml $plain -}}
 {{- end -}}
 
 {{/* The seconds of a time such as 1m; less than one counts none. */}}
