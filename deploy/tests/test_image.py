@@ -178,6 +178,16 @@ class Built(unittest.TestCase):
         # Of the builder's release: the binary is linked with its libraries.
         self.assertIn("ARG BASE=debian:bookworm-slim\n", DOCKERFILE)
 
+    def test_nvcc_is_pinned_by_hash(self):
+        lines = (ROOT / "deploy/cuda/requirements.txt").read_text().replace("\\\n", " ").splitlines()
+        pins = [line.split() for line in lines if not line.startswith("#")]
+        self.assertIn("nvidia-cuda-nvcc", [name.partition("==")[0] for name, *_ in pins])
+        for name, *hashes in pins:
+            self.assertRegex(name, r"^nvidia-[a-z-]+==13\.0\.\d+$", "one release of CUDA")
+            self.assertEqual(2, len(set(hashes)), f"{name}: of the wheels of two architectures")
+            for one_ in hashes:
+                self.assertRegex(one_, r"^--hash=sha256:[0-9a-f]{64}$")
+
     def test_sources_of_every_crate_reach_the_builder(self):
         members = re.search(r"members = \[(.*?)\]", (ROOT / "Cargo.toml").read_text(), re.S)[1]
         folders = {member.split("/")[0] for member in re.findall(r'"(.*?)"', members)}
