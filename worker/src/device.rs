@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+#[cfg(feature = "cuda")]
+use conclave_kernels::cuda::CudarcDriver;
 use conclave_kernels::cuda::{DeviceError, Driver};
 use serde::Deserialize;
 
@@ -102,6 +104,18 @@ pub fn open(asked: DeviceKind) -> Result<Option<Device>, OpenError> {
     Ok(Some(device))
 }
 
+#[cfg(feature = "cuda")]
+fn driver(number: u32) -> Result<Arc<dyn Driver>, OpenError> {
+    match CudarcDriver::open(number as usize) {
+        Ok(driver) => Ok(Arc::new(driver)),
+        Err(source) => Err(OpenError::Refused {
+            asked: DeviceKind::Cuda(number),
+            source,
+        }),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
 fn driver(number: u32) -> Result<Arc<dyn Driver>, OpenError> {
     Err(OpenError::NotBuilt {
         asked: DeviceKind::Cuda(number),
@@ -139,6 +153,19 @@ mod tests {
         assert!(open(DeviceKind::Cpu).unwrap().is_none());
     }
 
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_device_that_is_not_there_is_told() {
+        let asked = DeviceKind::Cuda(4096);
+        let error = open(asked).unwrap_err().to_string();
+        assert!(error.contains("device = \"cuda:4096\": "), "{error}");
+        assert!(
+            error.contains("CUDA driver") || error.contains("there is no CUDA device 4096"),
+            "{error}"
+        );
+    }
+
+    #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_build_without_cuda_says_how_to_get_one() {
         let error = open(DeviceKind::Cuda(1)).unwrap_err().to_string();
