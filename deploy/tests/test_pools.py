@@ -2,10 +2,11 @@
 
 import json
 import re
+import tempfile
 import tomllib
 import unittest
 
-from chart import RULES, Refused, of_kind, one, render, rendered
+from chart import ROOT, RULES, Refused, of_kind, one, render, rendered
 
 
 class Workers(unittest.TestCase):
@@ -95,6 +96,16 @@ class Gpus(unittest.TestCase):
         # A slice is asked for by another name.
         self.assertEqual("cuda", self.pool(resources={"limits": {"nvidia.com/mig-1g.10gb": "1"}})[0]["device"])
         self.assertEqual("cuda:0", self.pool(settings={"device": "cuda:0"})[0]["device"], "settings win")
+
+    def test_the_example_that_people_are_told(self):
+        section = (ROOT / "docs/OPERATIONS.md").read_text().split("### A pool of GPUs\n")[1]
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as values:
+            values.write(section.split("```\n")[1])
+            values.flush()
+            objects = render("-f", values.name)
+        pool = one(objects, "Deployment")["spec"]
+        self.assertEqual(4, pool["replicas"])
+        self.assertEqual("conclave:0.1.0-cuda", pool["template"]["spec"]["containers"][0]["image"])
 
     def test_which_image_that_is_can_be_said(self):
         digest, other = "sha256:" + "a" * 64, "sha256:" + "b" * 64
