@@ -160,7 +160,7 @@ void run_block(Machine& m, unsigned shared, uint64_t order) {
         m.threads[i].state = State::Ready;
         m.threads[i].turn = 0;
     }
-    // An odd step that is coprime to no power of two's multiple but passes every thread: counts are padded to one.
+    // Steps of an odd length come by every index of a power of two, once each.
     unsigned padded = 1;
     while (padded < m.count) padded *= 2;
     uint64_t random = order;
