@@ -77,7 +77,7 @@ fn begin_at_zero() {
     }
     for mode in ["instant", "thinking", "contemplating"] {
         counter!("conclave_jobs_submitted_total", "mode" => mode).increment(0);
-        for outcome in ["done", "degraded", "failed", "cancelled"] {
+        for outcome in ["done", "degraded", "failed", "rejected", "cancelled"] {
             counter!("conclave_jobs_ended_total", "outcome" => outcome, "mode" => mode)
                 .increment(0);
         }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use conclave_proto::v1::{
-    self as proto, AgentState, AgentStatus, AttemptKey, Draft, JobEvent, JobSpec, Prepare, Role,
-    Start, Usage, WorkerStatus, job_event,
+    self as proto, AgentState, AgentStatus, AttemptKey, Draft, JobEvent, JobSpec, JobState,
+    Prepare, Role, Start, Usage, WorkerStatus, job_event,
 };
 
 use prost::Message as _;
@@ -255,6 +255,11 @@ fn time_left(job: &Job, now_unix_ms: i64) -> u64 {
 pub fn workers(state: &State) -> Vec<WorkerStatus> {
     let shown = state.workers().map(|worker| worker_status(state, worker));
     shown.filter(|w| !w.draining || w.agents > 0).collect()
+}
+
+/// A person refused the job's answer: it is FAILED, and nothing went wrong.
+pub fn was_rejected(job: &proto::Job) -> bool {
+    job.state() == JobState::Failed && job.message.starts_with(crate::commands::review::REJECTED)
 }
 
 fn worker_status(state: &State, worker: &Worker) -> WorkerStatus {

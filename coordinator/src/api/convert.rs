@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use conclave_coordinator_core::{MissingBlob, Reply, Stale, State, spec::SpecError};
+use conclave_coordinator_core::{MissingBlob, Reply, Stale, State, spec::SpecError, view};
 use conclave_proto::v1::{AgentState, Job, JobState, Mode};
 use tonic::{Status, metadata::AsciiMetadataValue};
 
@@ -142,11 +142,13 @@ fn agent_state_name(state: AgentState) -> &'static str {
 pub fn count_ended(job: &Job) {
     let mode = job.spec.as_ref().map_or(Mode::Unspecified, |s| s.mode());
     let took = u64::try_from(job.ended_unix_ms - job.submitted_unix_ms).unwrap_or(0);
-    metrics::job_ended(
-        job_state_name(job.state()),
-        mode_name(mode),
-        Duration::from_millis(took),
-    );
+    // Not the cluster's failure: it is in no error budget.
+    let outcome = if view::was_rejected(job) {
+        "rejected"
+    } else {
+        job_state_name(job.state())
+    };
+    metrics::job_ended(outcome, mode_name(mode), Duration::from_millis(took));
     let usage = job.usage.unwrap_or_default();
     metrics::tokens("prompt", usage.prompt_tokens);
     metrics::tokens("cached", usage.cached_tokens);

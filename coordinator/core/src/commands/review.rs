@@ -60,11 +60,14 @@ pub(crate) fn apply(state: &mut State, at: At, command: &ReviewJobCommand) -> Ap
     ))
 }
 
+/// What the message of a rejected job begins with.
+pub(crate) const REJECTED: &str = "rejected in review";
+
 fn rejection(note: &str) -> String {
     if note.is_empty() {
-        "rejected in review".into()
+        REJECTED.into()
     } else {
-        format!("rejected in review: {note}")
+        format!("{REJECTED}: {note}")
     }
 }
 
@@ -120,5 +123,10 @@ mod tests {
         let rejected = reviewed(Verdict::Reject);
         assert_eq!(rejected.job("j").state, JobState::Failed);
         assert_eq!(rejected.job("j").message, "rejected in review: wrong");
+        let shown = |world: &World| {
+            crate::view::job(world.job("j"), &crate::payload::InlineOnly, None).expect("inline")
+        };
+        assert!(crate::view::was_rejected(&shown(&rejected)));
+        assert!(!crate::view::was_rejected(&shown(&edited)));
     }
 }

@@ -1,6 +1,6 @@
 //! Expand: where the first answer is uncertain, one more chair reads the disputed drafts in full.
 //!
-//! What agents read of each other is compressed ([`super::distill`]). That saves most of their tokens, and costs where
+//! What agents read of each other is compressed (`distill`). That saves most of their tokens, and costs where
 //! drafts disagree for a reason that the summary left out. So a job that asks for it has those drafts opened: at most
 //! once, within its budget and the model's context. The first answer is superseded; the decision says so, and what it
 //! was made of stays in the audit.
