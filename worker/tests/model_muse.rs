@@ -229,6 +229,11 @@ fn settings_that_would_be_computed_wrong_are_refused_by_name() {
             "qk_scale_factor",
         ),
         (
+            "\"num_hidden_layers\": 8",
+            "\"num_hidden_layers\": 99999",
+            "num_hidden_layers",
+        ),
+        (
             "\"num_key_value_heads\": 1",
             "\"num_key_value_heads\": 3",
             "num_key_value_heads",

@@ -5,6 +5,9 @@ use super::ModelError;
 /// Dimensions beyond this are no model but a damaged or hostile header.
 const MAX_DIMENSION: u64 = 1 << 24;
 
+/// Layers and experts beyond this likewise: what is kept of each would be more than the file.
+const MAX_COUNT: u64 = 1 << 12;
+
 /// The longest head that the attention kernel takes.
 const MAX_HEAD_DIM: u64 = 256;
 
@@ -46,13 +49,19 @@ pub(super) fn divide(key: &str, whole: u64, parts: u64) -> Result<u64, ModelErro
 
 /// A dimension that a model can have.
 pub(super) fn size(key: &str, value: u64) -> Result<usize, ModelError> {
-    if value == 0 || value > MAX_DIMENSION {
-        return Err(setting(
-            key,
-            format!("{value} is not in 1..={MAX_DIMENSION}"),
-        ));
+    within(key, value, MAX_DIMENSION)
+}
+
+/// A number of layers or experts that a model can have.
+pub(super) fn count(key: &str, value: u64) -> Result<usize, ModelError> {
+    within(key, value, MAX_COUNT)
+}
+
+fn within(key: &str, value: u64, most: u64) -> Result<usize, ModelError> {
+    match (1..=most).contains(&value) {
+        true => Ok(value as usize),
+        false => Err(setting(key, format!("{value} is not in 1..={most}"))),
     }
-    Ok(value as usize)
 }
 
 /// That a setting is absent.

@@ -223,20 +223,8 @@ pub(super) fn gguf(kind: &str) -> Vec<u8> {
     out
 }
 
-/// The files of a folder, in the order in which [`super::model_folder`] writes them.
+/// The files of a folder of llama, in the order in which [`super::model_folder`] writes them.
 pub(super) fn hugging_face() -> Vec<Vec<u8>> {
-    let mut header = serde_json::Map::new();
-    let mut offset = 0u64;
-    for (_, name, shape) in tensors() {
-        let end = offset + shape.iter().product::<u64>() * 2;
-        let entry = json!({"dtype": "F16", "shape": shape, "data_offsets": [offset, end]});
-        header.insert(name.to_owned(), entry);
-        offset = end;
-    }
-    let header = serde_json::Value::Object(header).to_string().into_bytes();
-    let mut weights = (header.len() as u64).to_le_bytes().to_vec();
-    weights.extend(header);
-    weights.resize(weights.len() + offset as usize, 0x2c);
     let config = json!({
         "model_type": "llama", "num_hidden_layers": 1, "hidden_size": HIDDEN,
         "intermediate_size": FFN, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -244,6 +232,83 @@ pub(super) fn hugging_face() -> Vec<Vec<u8>> {
         "rope_scaling": {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
     });
+    let tensors = tensors().into_iter();
+    files(
+        config,
+        tensors.map(|(_, name, shape)| (name.to_owned(), shape)),
+    )
+}
+
+/// The same of `muse_spark`, with a dense layer and one of experts.
+pub(super) fn muse() -> Vec<Vec<u8>> {
+    let (hidden, width, q) = (8, 4, 8);
+    let config = json!({
+        "model_type": "muse_spark", "image_token_id": 9, "video_token_id": 9, "audio_token_id": 9,
+        "text_config": {
+            "num_hidden_layers": 2, "hidden_size": hidden, "intermediate_size": 8, "head_dim": 4,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+            "layer_types": ["sliding_attention", "full_attention"], "layer_rope_theta": [500_000.0, 0],
+            "mlp_layer_types": ["dense", "sparse"], "sliding_window": 4, "num_local_experts": 2,
+            "num_experts_per_tok": 1, "moe_hidden_size": width, "moe_intermediate_size": 4,
+            "hidden_act": "silu", "eos_token_id": 8,
+        },
+    });
+    let text = |name: &str| format!("model.language_model.{name}");
+    let mut tensors = vec![
+        ("lm_head.weight".to_owned(), vec![10, hidden]),
+        (text("embed_tokens.weight"), vec![10, hidden]),
+        (text("norm.weight"), vec![hidden]),
+    ];
+    let shared: [(&str, &[u64]); 10] = [
+        ("input_layernorm.weight", &[hidden]),
+        ("self_attn.q_proj.weight", &[q, hidden]),
+        ("self_attn.k_proj.weight", &[4, hidden]),
+        ("self_attn.v_proj.weight", &[4, hidden]),
+        ("self_attn.gate_proj.weight", &[q, hidden]),
+        ("self_attn.o_proj.weight", &[hidden, q]),
+        ("post_attention_residual_gate.gate", &[hidden]),
+        ("pre_feedforward_layernorm.weight", &[hidden]),
+        ("post_feedforward_layernorm.weight", &[hidden]),
+        ("post_feedforward_residual_gate.gate", &[hidden]),
+    ];
+    let own: [(usize, &str, &[u64]); 11] = [
+        (0, "mlp.gate_proj.weight", &[8, hidden]),
+        (0, "mlp.up_proj.weight", &[8, hidden]),
+        (0, "mlp.down_proj.weight", &[hidden, 8]),
+        (1, "mlp.gate.weight", &[2, hidden]),
+        (1, "mlp.gate.e_score_correction_bias", &[2]),
+        (1, "mlp.pre_expert_proj.weight", &[width, hidden]),
+        (1, "mlp.pre_expert_norm.weight", &[width]),
+        (1, "mlp.experts.gate_up_proj", &[2, 8, width]),
+        (1, "mlp.experts.down_proj", &[2, width, 4]),
+        (1, "mlp.experts.post_expert_norm.weight", &[width]),
+        (1, "mlp.post_expert_proj.weight", &[hidden, width]),
+    ];
+    let shared = (0..2).flat_map(|layer| shared.map(|(name, shape)| (layer, name, shape)));
+    for (layer, name, shape) in shared.chain(own) {
+        tensors.push((text(&format!("layers.{layer}.{name}")), shape.to_vec()));
+    }
+    files(config, tensors.into_iter())
+}
+
+/// The files of a folder.
+fn files(
+    config: serde_json::Value,
+    tensors: impl Iterator<Item = (String, Vec<u64>)>,
+) -> Vec<Vec<u8>> {
+    let mut header = serde_json::Map::new();
+    let mut offset = 0u64;
+    for (name, shape) in tensors {
+        let end = offset + shape.iter().product::<u64>() * 2;
+        let entry = json!({"dtype": "F16", "shape": shape, "data_offsets": [offset, end]});
+        header.insert(name, entry);
+        offset = end;
+    }
+    let header = serde_json::Value::Object(header).to_string().into_bytes();
+    let mut weights = (header.len() as u64).to_le_bytes().to_vec();
+    weights.extend(header);
+    weights.resize(weights.len() + offset as usize, 0x2c);
     let vocab: serde_json::Map<_, _> = TOKENS
         .iter()
         .zip(0..)

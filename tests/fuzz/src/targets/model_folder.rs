@@ -27,6 +27,9 @@ pub const TARGET: Target = Target {
         "{\"Regex\":\"(a*)*b\"}",
         "\"rope_theta\":",
         "\"linear\"",
+        "\"muse_glimmer\"",
+        "\"num_hidden_layers\":",
+        "\"num_local_experts\":",
     ],
     inputs: 4000,
     limits: Limits {
@@ -63,5 +66,9 @@ fn seeds() -> Vec<Vec<u8>> {
         let length = u32::try_from(bytes.len()).expect("small").to_le_bytes();
         [&length[..], bytes].concat()
     };
-    vec![model::hugging_face().iter().flat_map(framed).collect()]
+    let folders = [model::hugging_face(), model::muse()];
+    let folders = folders.iter();
+    folders
+        .map(|files| files.iter().flat_map(framed).collect())
+        .collect()
 }

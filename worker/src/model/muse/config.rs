@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::model::ModelError;
 use crate::model::llama::HfRope;
-use crate::model::settings::{base_frequencies, missing, setting, size};
+use crate::model::settings::{base_frequencies, count, missing, setting, size};
 
 /// Everything that the forward pass needs besides weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -238,9 +238,11 @@ struct HfText {
 
 impl HfText {
     fn spark(&self) -> Result<SparkConfig, ModelError> {
-        let need = |key, value: Option<u64>| size(key, value.ok_or_else(|| missing(key))?);
-        let experts = need("num_local_experts", self.num_local_experts)?;
-        let chosen = need("num_experts_per_tok", self.num_experts_per_tok)?;
+        let need = |key, value: Option<u64>| value.ok_or_else(|| missing(key));
+        let dimension = |key, value| size(key, need(key, value)?);
+        let number_of = |key, value| count(key, need(key, value)?);
+        let experts = number_of("num_local_experts", self.num_local_experts)?;
+        let chosen = number_of("num_experts_per_tok", self.num_experts_per_tok)?;
         if chosen > experts {
             let problem = format!("{chosen} of {experts} experts cannot be chosen");
             return Err(setting("num_experts_per_tok", problem));
@@ -251,8 +253,8 @@ impl HfText {
             temperature: f64::from(temperature),
             experts,
             chosen,
-            width: need("moe_hidden_size", self.moe_hidden_size)?,
-            inner: need("moe_intermediate_size", self.moe_intermediate_size)?,
+            width: dimension("moe_hidden_size", self.moe_hidden_size)?,
+            inner: dimension("moe_intermediate_size", self.moe_intermediate_size)?,
             scale: number("routed_scaling_factor", self.routed_scaling_factor, 1.0)?,
         })
     }
@@ -272,7 +274,7 @@ impl HfText {
 
     /// What each layer is. By default every fourth, counted from the last, sees all slots and turns nothing.
     fn layers(&self, theta: f64, member: Member) -> Result<Vec<LayerKind>, ModelError> {
-        let count = size("num_hidden_layers", self.num_hidden_layers)?;
+        let count = count("num_hidden_layers", self.num_hidden_layers)?;
         let fourth = |layer: usize| (count - 1 - layer).is_multiple_of(4);
         let types = listed("layer_types", self.layer_types.as_deref(), count)?;
         listed("mlp_layer_types", self.mlp_layer_types.as_deref(), count)?;
