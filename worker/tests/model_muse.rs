@@ -245,6 +245,10 @@ fn settings_that_would_be_computed_wrong_are_refused_by_name() {
             assert!(error.to_string().contains(key), "{name}, {key}: {error}");
         }
     }
+}
+
+#[test]
+fn settings_of_experts_and_unknown_architectures_are_refused_by_name() {
     for (from, to, key) in [
         ("\"dense\"", "\"shared\"", "mlp_layer_types"),
         ("\"dense\",", "", "mlp_layer_types"),
