@@ -29,7 +29,7 @@ deploy-test: binary model ## chart, rules and dashboards: schemas, policies, pro
 # No GPU is needed. With the packages and targets that keep other people's crates as they were built; the binary with
 # the feature lies where the one without did, until that is asked for again.
 cuda-check: binary model ## kernels and binary with the feature `cuda`; what it says where there is no driver, no device
-	tools="$$(deploy/tests/fetch-tools)" && CUDA_HOME="$$(deploy/cuda/fetch-nvcc)" && export CUDA_HOME && \
+	tools="$$(deploy/tests/fetch-tools)" && CUDA_HOME="$${CUDA_HOME:-$$(deploy/cuda/fetch-nvcc)}" && export CUDA_HOME && \
 		cargo build --workspace --bin conclave --test tidy --features conclave/cuda --locked && \
 		CONCLAVE_TOOLS="$$tools" "$$tools/python/bin/python" -B deploy/tests/cuda_build.py "$(CONCLAVE)"
 
