@@ -219,7 +219,7 @@ class Live(unittest.TestCase):
 
 
 class Settings(unittest.TestCase):
-    """The program takes the settings of every values file: it ends for want of tokens or a model, and not before."""
+    """The program takes the settings of every values file: it ends for want of tokens, a model or a GPU, and not before."""
 
     def refusal(self, part, text):
         with tempfile.TemporaryDirectory() as folder:
@@ -237,7 +237,7 @@ class Settings(unittest.TestCase):
         self.assertGreater(len(texts), 5)
         for name, text in sorted(texts):
             with self.subTest(config=text):
-                self.assertRegex(self.refusal(name.removesuffix(".toml"), text), "tokens_file|no model at|not in the cache")
+                self.assertRegex(self.refusal(name.removesuffix(".toml"), text), "tokens_file|no model at|not in the cache|no CUDA")
         wrong = self.refusal("worker", 'coordinators = ["a:1"]\nthread = 1\ntoken_file = "/etc/conclave/t"')
         self.assertIn("did you mean `threads`", wrong, "a setting that it does not know is refused before")
 
