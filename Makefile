@@ -1,5 +1,5 @@
-# `make test` needs a Rust toolchain, a C compiler, Python with pip, curl and openssl, and npm and apt (or root to install
-# npm); it fetches the rest.
+# `make test` needs a Rust toolchain, a C and C++ compiler, Python with pip, curl and openssl, and npm and apt (or root
+# to install npm); it fetches the rest.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/conclave/target
 export CARGO_TARGET_DIR
 CONCLAVE := $(CARGO_TARGET_DIR)/debug/conclave
