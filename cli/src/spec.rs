@@ -217,13 +217,19 @@ impl SpecArgs {
     /// The job, for `model` (empty: the cluster's only one). Reads standard
     /// input and the schema file where the flags say so.
     pub fn to_spec(&self, model: &str) -> Result<JobSpec, CliError> {
+        let answer = self.answer()?;
+        if self.expand && self.expand_below.is_none() && answer.is_none() {
+            return Err(CliError::usage(
+                "free text has no votes to be open: --expand-below NATS says below which confidence an answer is uncertain; or give the answer a form, e.g. --choices",
+            ));
+        }
         let mut spec = JobSpec {
             model: model.to_owned(),
             messages: self.messages()?,
             sampling: Some(self.sampling()),
             policy: Some(self.policy()),
             budget: Some(self.budget()),
-            answer: self.answer()?,
+            answer,
             seed: self.seed,
             labels: self.labels.iter().cloned().collect::<BTreeMap<_, _>>(),
             ..Default::default()
@@ -463,6 +469,16 @@ mod tests {
         assert!(
             text.contains("in quotes") && !text.contains("ask"),
             "{text}"
+        );
+        assert!(parse(&["q", "--expand-margin", "0.5"]).is_err());
+        let free = parse(&["q", "--expand"]).unwrap();
+        let free = free.to_spec("").unwrap_err().to_string();
+        assert!(free.contains("--expand-below NATS"), "{free}");
+        assert!(
+            parse(&["q", "--expand", "--expand-below", "2"])
+                .unwrap()
+                .to_spec("")
+                .is_ok()
         );
     }
 
