@@ -26,10 +26,13 @@ deploy-test: binary model ## chart, rules and dashboards: schemas, policies, pro
 	tools="$$(deploy/tests/fetch-tools)" && CONCLAVE_TOOLS="$$tools" CONCLAVE_BINARY="$(CONCLAVE)" \
 		"$$tools/python/bin/python" -B -m unittest discover -s deploy/tests -p 'test_*.py'
 
-# No GPU is needed. With the packages and targets that keep other people's crates as they were built; the binary with
-# the feature lies where the one without did, until that is asked for again.
-cuda-check: binary model ## kernels and binary with the feature `cuda`; what it says where there is no driver, no device
+# No GPU is needed; where there is one, the kernels' tests run on it, too. With the packages and targets that keep other
+# people's crates as they were built; the binary with the feature lies where the one without did, until that is asked for
+# again.
+cuda-check: binary model ## lints, kernels' tests and binary with the feature `cuda`; what it says without a driver or device
 	tools="$$(deploy/tests/fetch-tools)" && CUDA_HOME="$${CUDA_HOME:-$$(deploy/cuda/fetch-nvcc)}" && export CUDA_HOME && \
+		cargo clippy --workspace --lib --bin conclave --features conclave/cuda --locked -- -D warnings && \
+		cargo test -p conclave-cuda-emulator -p conclave-kernels --features conclave-cuda-emulator/cuda,conclave-kernels/cuda --locked && \
 		cargo build --workspace --bin conclave --test tidy --features conclave/cuda --locked && \
 		CONCLAVE_TOOLS="$$tools" "$$tools/python/bin/python" -B deploy/tests/cuda_build.py "$(CONCLAVE)"
 
